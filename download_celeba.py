@@ -1,0 +1,295 @@
+"""Fetch CelebA: the official archive of aligned faces, checked and unpacked to data/celeba/img_align_celeba/.
+
+    python3 download_celeba.py                                          # 1.4 GB from Google Drive
+    python3 download_celeba.py --from-zip img_align_celeba.zip          # an archive that you fetched by hand
+    python3 download_celeba.py --url https://example.org/celeba.zip     # a mirror
+
+Stop it at any time: the same command goes on with the download, or unpacks afresh. Work in progress stays in
+data/celeba.download/; img_align_celeba/ appears by one rename, when every image of it is there.
+
+Exit codes: 0 done or nothing to do, 1 failure (network, archive, disk), 2 wrong arguments, 130 stopped by Ctrl-C.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import sys
+import time
+import zipfile
+import zlib
+from collections.abc import Iterator
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+import filelock
+import gdown
+from PIL import Image
+from tqdm import tqdm
+
+
+@dataclasses.dataclass(frozen=True)
+class Archive:
+    """Where an archive is and what it must be; None accepts anything."""
+
+    url: str
+    size: int | None  # bytes
+    md5: str | None
+    images: int | None
+
+
+CELEBA = Archive(
+    url="https://drive.google.com/file/d/0B7EVK8r0v71pZjFTYXZWM3FlRnM/view?resourcekey=0-dYn9z10tMJOBAkviAcfdyQ",
+    size=1_443_490_838,
+    md5="00d2c5bc6d35e252742224ab0c1e8fcb",
+    images=202_599,
+)
+HOMEPAGE = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
+DATA_DIR = Path("data/celeba")
+FOLDER = "img_align_celeba"  # in the archive and on disk
+MARKER = ".complete.json"
+TIMEOUT = (10, 60)  # seconds to connect, and between two pieces of the answer
+RETRIES = 10  # Drive cuts long downloads, some of them more than once
+MAX_UNPACKED = 4_000_000_000  # bytes; the official images are 1.4 GB
+MAX_RATIO = 20  # unpacked to packed; JPEGs hardly shrink, so the official archive is near 1
+
+
+class Failure(Exception):
+    """What went wrong and how to mend it, for the person at the terminal."""
+
+
+class BadArchive(Exception):
+    """What is wrong with an archive; reading it again will not help."""
+
+
+def main(argv: list[str] | None = None, archive: Archive = CELEBA) -> int:
+    args = parse_arguments(argv)
+    if args.url:
+        archive = dataclasses.replace(archive, url=args.url)
+    if args.any_archive:
+        archive = dataclasses.replace(archive, size=None, md5=None, images=None)
+    try:
+        install(archive, args.data_dir, args.from_zip, args.keep_zip)
+    except KeyboardInterrupt:
+        print("\nStopped; the same command goes on from here.", file=sys.stderr)
+        return 130
+    except Failure as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error}; mend that and run the same command again", file=sys.stderr)
+        return 1
+    return 0
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Fetch, check and unpack the CelebA faces.", allow_abbrev=False)
+    parser.add_argument("--data-dir", type=Path, default=DATA_DIR, help="folder for the images (default: %(default)s)")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--from-zip", type=Path, metavar="PATH", help="use this archive, and leave it where it is")
+    source.add_argument("--url", help="download from a mirror, not from Google Drive")
+    parser.add_argument("--any-archive", action="store_true", help="accept any size and md5, but decode every image")
+    parser.add_argument("--keep-zip", action="store_true", help="do not delete the downloaded archive at the end")
+    args = parser.parse_args(argv)
+    if args.from_zip and not args.from_zip.is_file():
+        parser.error(f"--from-zip: there is no file {args.from_zip}")
+    if args.url and not args.url.startswith(("http://", "https://")):
+        parser.error(f"--url: {args.url} must start with http:// or https://")
+    return args
+
+
+def install(archive: Archive, data_dir: Path, from_zip: Path | None, keep_zip: bool) -> None:
+    if say_if_complete(data_dir):  # before the lock, which a read-only folder would refuse
+        return
+    with work_folder(data_dir) as work:
+        if say_if_complete(data_dir):  # thanks to the process that we waited for
+            return
+        if any((data_dir / FOLDER).glob("*")) or any(data_dir.glob("*.jpg")):
+            raise Failure(f"{data_dir} has other images or part of a set: use them, or move them away and run again")
+        path = from_zip or download(archive, work, data_dir)
+        folder = work / f"{FOLDER}.tmp-{os.getpid()}"
+        try:
+            record = {"source": str(from_zip or archive.url), **verify(path, archive)}
+            record["images"] = unpack(path, archive, folder)
+            publish(folder, record, data_dir)
+        except BadArchive as error:
+            if not from_zip:
+                path = path.replace(path.with_name(path.name + ".bad"))
+            raise Failure(f"{path} is {error}. {by_hand(archive, data_dir)}") from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        if not from_zip and not keep_zip:
+            path.unlink()
+    print(f"{record['images']:,} images are in {data_dir / FOLDER}")
+    print(f"CelebA is for non-commercial research only and must not be passed on: {HOMEPAGE}")
+    print("Next: python3 train.py" + ("" if data_dir == DATA_DIR else f' --data "{data_dir}"'))
+
+
+def say_if_complete(data_dir: Path) -> bool:
+    """True, and a sentence, if an earlier run left its marker and all its images are still there."""
+    folder = data_dir / FOLDER
+    try:
+        record = json.loads((data_dir / MARKER).read_text(encoding="utf-8"))
+        if record["images"] != sum(entry.name.endswith(".jpg") for entry in os.scandir(folder)):
+            return False
+        print(f"Nothing to do: {folder} holds all {record['images']:,} images of {record['source']}")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def work_folder(data_dir: Path) -> Iterator[Path]:
+    """The folder of the work in progress, for one process at a time; it goes when nothing in it is worth keeping."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(data_dir / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        print(f"Waiting for another process that fills {data_dir}", flush=True)
+        lock.acquire()
+    work = Path(f"{data_dir.resolve()}.download")  # a rename works within one disk only, so go where a link points
+    try:
+        work.mkdir(exist_ok=True)
+        for leftover in work.glob(f"{FOLDER}.tmp-*"):  # we hold the lock, so the run that made it is dead
+            shutil.rmtree(leftover)
+        yield work
+    finally:
+        with contextlib.suppress(OSError):
+            work.rmdir()
+        lock.release()
+
+
+def require_space(folder: Path, needed: float) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise Failure(f"{folder} needs {needed / 1e9:.2f} GB and has {free / 1e9:.2f} GB: make room, or use --data-dir")
+
+
+def by_hand(archive: Archive, data_dir: Path) -> str:
+    command = f'python3 download_celeba.py --data-dir "{data_dir}" --from-zip PATH'
+    return f"Open {archive.url} in a browser, save the file, and run: {command} (if repacked, with --any-archive)"
+
+
+def download(archive: Archive, work: Path, data_dir: Path) -> Path:
+    """Path of the archive in `work`; what an earlier run fetched of it is not fetched again."""
+    # Without an md5 nothing would notice that the halves of two different files were joined: one name per address.
+    path = work / f"{FOLDER if archive.md5 else hashlib.sha256(archive.url.encode()).hexdigest()[:16]}.zip"
+    if path.exists():
+        return path
+    if archive.size:
+        need = 2.5 * archive.size  # the archive, and the images in whole blocks of a disk
+        require_space(work, need - sum(part.stat().st_size for part in work.glob(f"{path.name}*.part")))
+    for attempt in (1, 2):
+        try:
+            gdown.download(archive.url, str(path), resume=True, retries=RETRIES, timeout=TIMEOUT, use_cookies=False)
+            break
+        except gdown.FileURLRetrievalError as error:
+            raise Failure(f"Google Drive refuses, often for its daily quota. {by_hand(archive, data_dir)}") from error
+        except (gdown.DownloadError, OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            if attempt == 2 or "byte range" not in reason:
+                raise Failure(f"{archive.url} stopped ({reason}): run the same command again to go on") from error
+        for part in work.glob(f"{path.name}*.part"):  # the server cannot go on in the middle, so begin anew
+            part.unlink()
+    return path
+
+
+def verify(path: Path, archive: Archive) -> dict:
+    """Size and md5 of the file, which must be the archive's."""
+    with open(path, "rb") as file:
+        head = file.read(8192)
+    if not head.startswith(b"PK\x03\x04"):
+        title = re.search(r"<title[^>]*>([^<]*)|$", head.decode(errors="replace"), re.IGNORECASE)[1] or "no title"
+        raise BadArchive(f"no zip archive but perhaps a web page ({''.join(filter(str.isprintable, title[:80]))})")
+    size = path.stat().st_size
+    if archive.size not in (None, size):
+        raise BadArchive(f"not the right archive: it has {size:,} bytes, not {archive.size:,}")
+    digest = hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as file, tqdm(total=size, unit="B", unit_scale=True, desc="Checking") as bar:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+            bar.update(len(piece))
+    md5 = digest.hexdigest()
+    if archive.md5 not in (None, md5):
+        raise BadArchive(f"not the right archive: its md5 is {md5}, not {archive.md5}")
+    return {"size": size, "md5": md5}
+
+
+def unpack(path: Path, archive: Archive, folder: Path) -> int:
+    """Unpack the images of the archive into a new folder; returns how many they are."""
+    try:
+        with zipfile.ZipFile(path) as source:
+            members = image_members(source.infolist(), path.stat().st_size, archive.images)
+            require_space(folder.parent, sum(member.file_size + 4096 for member in members))  # a disk rounds up
+            folder.mkdir()
+            for member in tqdm(members, unit=" images", desc="Unpacking"):
+                with source.open(member) as packed, open(folder / Path(member.filename).name, "xb") as image:
+                    shutil.copyfileobj(packed, image)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+        raise BadArchive(f"damaged ({error})") from error
+    if archive.md5 is None:
+        decode_all(folder)
+    return len(members)
+
+
+def image_members(infos: list[zipfile.ZipInfo], packed_size: int, images: int | None) -> list[zipfile.ZipInfo]:
+    """The images among the members, if all is as in the official archive: nothing else, nothing twice, no bomb."""
+    members = [info for info in infos if info.orig_filename != f"{FOLDER}/"]
+    seen = set()
+    for info in members:
+        name = info.orig_filename  # zipfile mends slashes and null bytes in `filename`
+        if not re.fullmatch(FOLDER + r"/[0-9]{6}\.jpg", name):
+            raise BadArchive(f"unsafe: its member {name!r} is not {FOLDER}/NNNNNN.jpg")
+        encrypted = info.flag_bits & 1
+        if encrypted or stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
+            raise BadArchive(f"unsafe: its member {name} is {'encrypted' if encrypted else 'a link or a device'}")
+        if name in seen:
+            raise BadArchive(f"unsafe: its member {name} is there twice")
+        seen.add(name)
+    unpacked_size = sum(info.file_size for info in members)
+    # Compared with the file itself, because members can share bytes in it and so declare more than it has.
+    if unpacked_size > min(MAX_UNPACKED, MAX_RATIO * packed_size):
+        raise BadArchive(f"unsafe: its {packed_size:,} bytes would unpack to {unpacked_size:,}")
+    if not members or images not in (None, len(members)):
+        raise BadArchive(f"not the right archive: it has {len(members):,} images, not {images or 'one or more'}")
+    return members
+
+
+def decode_all(folder: Path) -> None:
+    images = sorted(folder.iterdir())
+    with ThreadPool() as pool:
+        for error in tqdm(pool.imap(decoding_error, images, chunksize=64), total=len(images), desc="Decoding"):
+            if error:
+                raise BadArchive(f"damaged: {error}")
+
+
+def decoding_error(path: Path) -> str | None:
+    try:
+        with Image.open(path, formats=("JPEG",)) as image:
+            image.load()
+    except Exception as error:  # Pillow has no common base for what a broken file raises
+        return f"{FOLDER}/{path.name} does not decode as a JPEG ({type(error).__name__})"
+    return None
+
+
+def publish(folder: Path, record: dict, data_dir: Path) -> None:
+    """Give the complete folder its final name."""
+    record["date"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    marker = folder.with_suffix(".json")
+    marker.write_text(json.dumps(record, indent=2), encoding="utf-8")
+    # The marker goes first: without its images it means nothing, while images without it would look like somebody
+    # else's after a kill between the two renames.
+    os.replace(marker, data_dir / MARKER)
+    with contextlib.suppress(FileNotFoundError):
+        (data_dir / FOLDER).rmdir()  # it is empty, but Windows does not rename onto it
+    os.replace(folder, data_dir / FOLDER)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

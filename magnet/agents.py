@@ -1,0 +1,236 @@
+"""The two kinds of agent: each has an actor and a critic, their targets and optimizers, and learns by one `update`.
+
+DDPG (Lillicrap et al. 2015, arXiv 1509.02971) for each agent, as in MADDPG (Lowe et al. 2017, arXiv 1706.02275), with
+two changes that the README measures: critics are taught the slope of the return as well as the return, and an actor
+follows lambda * dr/da + (1 - lambda) * dQ/da instead of dQ/da alone (`returns.ascent_direction`).
+"""
+
+import copy
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from magnet import returns
+from magnet.networks import Critic, DiscriminatorActor, Generator, GeneratorActor
+
+Metrics = dict[str, Tensor]
+
+
+def stream(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A random generator of its own for `name`, so that no part's draws move another's."""
+    return torch.Generator(device).manual_seed(random.Random(f"{seed}/{name}").getrandbits(63))
+
+
+@contextmanager
+def frozen(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Within, no parameter of `modules` gets a gradient; gradients still pass through to what they judge."""
+    parameters = [p for module in modules for p in module.parameters()]
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in parameters:
+            p.requires_grad_(True)
+
+
+@torch.no_grad()
+def soft_update(target: nn.Module, online: nn.Module, tau: float) -> None:
+    """target <- tau * online + (1 - tau) * target; BatchNorm's statistics are copied, they are averages already."""
+    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), tau)
+    for moved, source in zip(target.buffers(), online.buffers(), strict=True):
+        moved.copy_(source)
+
+
+class Agent:
+    """What both kinds share: networks by name, a target and an optimizer for each, random numbers of their own."""
+
+    def __init__(self, name: str, config, device: torch.device, networks: dict[str, nn.Module]):
+        self.name, self.config, self.device = name, config, device
+        self.random = stream(config.seed, name, device)
+        place = {"device": device, "memory_format": torch.channels_last}
+        self.networks = {key: network.to(**place) for key, network in networks.items()}
+        self.targets = {key: copy.deepcopy(net).requires_grad_(False) for key, net in self.networks.items()}
+        self.optimizers = {
+            key: torch.optim.Adam(net.parameters(), lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+            for key, net in self.networks.items()
+        }
+
+    def descend(self, key: str) -> Tensor:
+        """One optimizer step on the gradients that `key` holds, which are then cleared. Returns their norm, ()."""
+        norm = nn.utils.get_total_norm(p.grad for p in self.networks[key].parameters())
+        self.optimizers[key].step()
+        self.optimizers[key].zero_grad()
+        return norm
+
+    def update_targets(self) -> None:
+        """Every target moves by tau: the last line of Algorithm 1."""
+        for key, target in self.targets.items():
+            soft_update(target, self.networks[key], self.config.tau)
+
+    def state_dict(self) -> dict:
+        """Networks, targets, optimizers and random state."""
+        parts = {"networks": self.networks, "targets": self.targets, "optimizers": self.optimizers}
+        saved = {part: {key: one.state_dict() for key, one in members.items()} for part, members in parts.items()}
+        return saved | {"random": self.random.get_state()}
+
+    def load_state_dict(self, saved: dict) -> None:
+        """Takes over what `state_dict` gave."""
+        for part in ("networks", "targets", "optimizers"):
+            for key, one in getattr(self, part).items():
+                one.load_state_dict(saved[part][key])
+        self.random.set_state(saved["random"].cpu())
+
+    def teach_critic(self, encoded: Tensor, actions: Tensor, reward: Tensor, return_slope: Tensor, next_value) -> tuple:
+        """The critic's loss and step: value towards the TD target, slope towards the return's.
+
+        encoded (B, hidden) by the critic, with its graph; actions and return_slope (B, A); reward and next_value (B,),
+        the latter None if gamma = 0. Returns the critic's slope before the step, dQ/da (B, A), and its metrics.
+        """
+        actions = actions.detach().requires_grad_()
+        value = self.networks["critic"].value(encoded, actions)
+        (slope,) = torch.autograd.grad(value.sum(), actions, create_graph=True)
+        target = returns.td_target(reward, next_value, self.config.gamma)
+        loss = returns.critic_loss(
+            value=value, target=target, slope=slope, target_slope=return_slope, weight=self.config.slope_weight
+        )
+        loss.backward()
+        slope = slope.detach()
+        return slope, {
+            "td_error": (value.detach() - target).square().mean(),
+            "slope_cosine": returns.slope_cosine(slope, return_slope),
+            "critic_gradient": self.descend("critic"),
+        }
+
+
+def discriminator_networks(config) -> dict[str, nn.Module]:
+    """D_a and D_c."""
+    size = config.image_size, config.width
+    return {"actor": DiscriminatorActor(*size), "critic": Critic(*size, actions=1)}
+
+
+def generator_networks(config) -> dict[str, nn.Module]:
+    """G_a, G and G_c."""
+    size, nz = (config.image_size, config.width), config.nz
+    return {"actor": GeneratorActor(*size, nz), "generator": Generator(*size, nz), "critic": Critic(*size, actions=nz)}
+
+
+class DiscriminatorAgent(Agent):
+    """D_a and D_c. Its action on an image is the logit l of the chance that the image is real."""
+
+    def __init__(self, name: str, config, device: torch.device):
+        super().__init__(name, config, device, discriminator_networks(config))
+
+    def act(self, real: Tensor, fakes: list[Tensor]) -> Tensor:
+        """Logits (1 + generators, B), on real images, then on each generator's, all (B, 3, S, S).
+
+        In separate passes, so that BatchNorm normalises real and fake images apart (Radford et al. 2015).
+        """
+        actor = self.networks["actor"]
+        return torch.stack([actor(images) for images in (real, *fakes)])
+
+    def next_value(self, next_real: Tensor, next_fakes: list[Tensor]) -> Tensor:
+        """Q'(s', a') of the targets on the images that come next, ((1 + generators) B,)."""
+        with torch.no_grad():
+            logits = torch.cat([self.targets["actor"](images) for images in (next_real, *next_fakes)])
+            return self.targets["critic"](torch.cat([next_real, *next_fakes]), logits[:, None])
+
+    def update(self, real: Tensor, fakes: list[Tensor], logits: Tensor, next_value: Tensor | None) -> Metrics:
+        """Critic, then actor, on real images and each generator's fakes (B, 3, S, S).
+
+        logits: what `act` gave for them, with its graph. The critic is taught at logits with unit noise, else it would
+        never see what another policy earns.
+        """
+        side = torch.ones_like(logits)
+        side[1:] = -1  # (1 + generators, B): 1 for real, -1 for fake
+        side, flat = side.flatten(), logits.detach().flatten()  # ((1 + generators) B,), the order of the images
+        encoded = self.networks["critic"].encode(torch.cat([real, *fakes]))
+
+        policy = flat[:, None].clone().requires_grad_()
+        value = self.networks["critic"].value(encoded.detach(), policy)
+        (value_slope,) = torch.autograd.grad(value.sum(), policy)
+
+        noise = torch.randn(flat.shape, generator=self.random, device=self.device)
+        explored = flat + noise
+        reward, slope = returns.judgement_return(explored, side), returns.judgement_slope(explored, side)
+        _, metrics = self.teach_critic(encoded, explored[:, None], reward, slope[:, None], next_value)
+
+        direction = returns.ascent_direction(
+            returns.judgement_slope(flat, side), value_slope.squeeze(1), self.config.lambda_discriminator
+        ).view_as(logits)
+        # The return is a mean over the batch of the real term and of the mean fake term.
+        direction[1:] /= len(fakes)
+        logits.backward(-direction / logits.shape[1])
+        metrics["actor_gradient"] = self.descend("actor")
+
+        real_logits, fake_logits = logits.detach()[0], logits.detach()[1:].flatten()
+        return metrics | {
+            "return": returns.discriminator_return(
+                real_logits=logits.detach()[:1], fake_logits=logits.detach()[1:]
+            ).mean(),
+            "accuracy_real": (real_logits > 0).float().mean(),
+            "accuracy_fake": (fake_logits <= 0).float().mean(),
+            "value": returns.game_value(real_logits=real_logits, fake_logits=fake_logits),
+        }
+
+
+class GeneratorAgent(Agent):
+    """G_a, G and G_c. Its action on a state is the hidden state z, which G makes a picture of."""
+
+    def __init__(self, name: str, config, device: torch.device):
+        super().__init__(name, config, device, generator_networks(config))
+
+    def act(self, state: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The policy's z and the explored z, both (B, nz) with their graphs, and the next memory, detached."""
+        policy, memory = self.networks["actor"](state, memory)
+        sigma = torch.rand(len(policy), 1, generator=self.random, device=self.device) * self.config.exploration
+        noise = torch.randn(policy.shape, generator=self.random, device=self.device)
+        return policy, returns.explore(policy, sigma=sigma, noise=noise), memory.detach()
+
+    def next_action(self, next_state: Tensor, next_memory: Tensor) -> tuple[Tensor, Tensor]:
+        """What the targets would do next: z' (B, nz), and the image that they would show."""
+        with torch.no_grad():
+            z, _ = self.targets["actor"](next_state, next_memory)
+            return z, self.targets["generator"](z)
+
+    def next_value(self, next_state: Tensor, next_z: Tensor) -> Tensor:
+        """Q'(s', a') of the target critic (B,)."""
+        with torch.no_grad():
+            return self.targets["critic"](next_state, next_z)
+
+    def update(
+        self, state: Tensor, z: Tensor, images: Tensor, policy: Tensor, explored: Tensor,
+        judges: list[nn.Module], next_value: Tensor | None,
+    ) -> Metrics:  # fmt: skip
+        """G, then critic, then actor.
+
+        state (B, 3, S, S); z (B, nz), a leaf that requires a gradient; images G(z), with their graph. policy and
+        explored: what `act` gave for the first F <= B rows, those of this step; the others are replayed, and teach G
+        and the critic alone, for only an action of the present policy can be led back to it. judges: the D_a's.
+        """
+        with frozen(judges):
+            earned = returns.generator_return(torch.stack([judge(images) for judge in judges])).mean(dim=0)
+        earned.mean().neg().backward()  # G ascends its return; what reaches its input is the return's slope
+        return_slope = -z.grad * len(z)
+        metrics = {"return": earned.detach().mean(), "generator_gradient": self.descend("generator")}
+
+        encoded = self.networks["critic"].encode(state)
+        value_slope, taught = self.teach_critic(encoded, z, earned.detach(), return_slope, next_value)
+
+        fresh = len(explored)
+        direction = returns.ascent_direction(return_slope, value_slope, self.config.lambda_generator)[:fresh]
+        diversity = returns.diversity_return(policy)
+        loss = -self.config.diversity_weight * diversity
+        torch.autograd.backward([explored, loss], [-direction / fresh, torch.ones_like(loss)])
+        metrics["actor_gradient"] = self.descend("actor")
+
+        policy = policy.detach()
+        return metrics | taught | {
+            "diversity": diversity.detach(),
+            "z_correlation": returns.mean_correlation(policy),
+            # Normalised, z always has unit deviation: what tells of a collapse is the deviation before.
+            "z_deviation": self.networks["actor"].normalise.running_var.sqrt().mean(),
+        }  # fmt: skip

@@ -1,0 +1,102 @@
+"""Checkpoints: one dict of tensors and plain types a file, written so that a crash loses at most the newest.
+
+A file is written under a temporary name, synced to the disk and renamed, so whatever has its final name is whole. It is
+read with `weights_only=True` and never otherwise: nothing in it can execute.
+"""
+
+import os
+import pickle
+from pathlib import Path
+
+import torch
+
+from magnet.errors import UserError
+
+FORMAT, VERSION = "magnet-checkpoint", 1
+TEMPORARY = ".tmp"
+
+
+def write_atomically(path: Path, write) -> None:
+    """Calls `write(file)` on a temporary file beside `path`, syncs it and renames it to `path`.
+
+    On any exception the temporary file goes and `path` stays as it was; the exception is raised on.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if hasattr(os, "O_DIRECTORY"):  # POSIX: the new name must reach the disk too
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def save(path: Path, contents: dict) -> None:
+    """Writes `contents` (tensors and plain types) to `path`. Raises ValueError if a tensor in it is not finite."""
+    spoiled = first_non_finite(contents)
+    if spoiled:
+        raise ValueError(f"{spoiled} is not finite; {path} was not written")
+    write_atomically(path, lambda file: torch.save({"format": FORMAT, "version": VERSION} | contents, file))
+
+
+def first_non_finite(value, name: str = "") -> str | None:
+    """The dotted name of the first tensor with a NaN or infinity in it, or None."""
+    if isinstance(value, torch.Tensor):
+        return None if not value.is_floating_point() or value.isfinite().all() else name
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    found = (first_non_finite(item, f"{name}.{key}".lstrip(".")) for key, item in items)
+    return next((one for one in found if one), None)
+
+
+def load(path: Path) -> dict:
+    """What `save` wrote, tensors on the CPU. Raises UserError, naming the file, if it is absent, damaged or foreign."""
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"There is no checkpoint {path}; `ls {path.parent}` shows which there are.") from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"{path} cannot be read as a checkpoint ({reason[0]}); delete it to use an older one."
+        ) from error
+    if not isinstance(contents, dict) or contents.get("format") != FORMAT:
+        raise UserError(f"{path} is not a checkpoint of MAGNET; give a file that train.py wrote.")
+    if contents.get("version") != VERSION:
+        raise UserError(
+            f"{path} is of version {contents.get('version')}, this program reads {VERSION}; use the other release."
+        )
+    return contents
+
+
+def listed(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, oldest first. Their names are their steps: 000500.pt."""
+    return sorted((p for p in folder.glob("*.pt") if p.stem.isdigit()), key=lambda p: int(p.stem))
+
+
+def newest(folder: Path) -> tuple[Path, dict]:
+    """The newest checkpoint of `folder` that can be read, and its contents; each damaged one is named on the way.
+
+    Raises UserError if there is none.
+    """
+    for path in reversed(listed(folder)):
+        try:
+            return path, load(path)
+        except UserError as error:
+            print(f"warning: {error} Trying the one before.")
+    raise UserError(f"{folder} holds no checkpoint that can be read; start a new run with `python3 train.py`.")
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Deletes all but the last `keep` checkpoints, and what a killed process left half written."""
+    for path in listed(folder)[:-keep]:
+        path.unlink(missing_ok=True)
+    for path in folder.glob(f"*{TEMPORARY}"):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,8 @@
+"""The one exception that MAGNET's programs print as a plain sentence."""
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: one sentence that names the file or value and the command that mends it.
+
+    Programs print it without a traceback and exit with status 2.
+    """

@@ -1,0 +1,298 @@
+"""Pictures for training: a folder of images, or faces drawn by the program, becomes one array of uint8 pixels.
+
+    pixels, digest = load_faces("data/celeba", 64, cache_dir=Path("data/cache"))
+    faces = Faces(pixels, device, digest)
+    images = faces.batch(torch.randint(2 * len(faces), (16,), device=device))
+
+Every image is decoded once, into an .npy file under the cache folder that later runs map into memory. Training then
+takes batches from that array by index.
+"""
+
+import hashlib
+import os
+import sys
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from tqdm import tqdm
+
+from magnet import synthetic
+from magnet.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows, which refuses to delete a file that another program writes: nothing to lock
+    fcntl = None
+
+ENDINGS = (".jpg", ".jpeg", ".png")
+MAX_FILE_BYTES = 20_000_000
+MAX_PIXELS = 10_000_000  # told by the header: a small file can decode to gigabytes
+MAX_ASPECT = 10  # long side / short side: a strip one pixel wide would fill the memory once that pixel is S wide
+MAX_BAD_SHARE = 0.01  # of the images, with skip_bad_images
+SYNTHETIC_FACES = 10_000
+CHUNK = 32  # images per task of a worker
+FORMAT_VERSION = 1  # raise it when the same files give other pixels
+REMEDY = (
+    "get CelebA with `python3 download_celeba.py`, name another folder of images with `--data FOLDER`, "
+    "or let the program draw faces with `--data synthetic`"
+)
+
+
+class BadImage(ValueError):
+    """A file that cannot be used as an image; the message names it and says why."""
+
+
+def find_images(folder: Path) -> list[Path]:
+    """All .jpg, .jpeg and .png files in a folder and in the folders inside it, sorted by relative name.
+
+    Links to folders are followed, each folder once. Names that begin with a dot are left out: archives made on macOS
+    hold a "._000001.jpg", which is no image, for each "000001.jpg".
+    Raises UserError when the folder is missing, cannot be read or holds no image.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}: {REMEDY}")
+
+    def refuse(error: OSError):
+        raise UserError(f"cannot read the folder {error.filename} ({error.strerror}): {REMEDY}")
+
+    images, visited = [], set()
+    for place, inner, names in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(place)
+        if real in visited:
+            inner.clear()
+            continue
+        visited.add(real)
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        names = (name for name in names if name.lower().endswith(ENDINGS) and not name.startswith("."))
+        images += [Path(place, name) for name in names]
+    if not images:
+        raise UserError(f"no {', '.join(ENDINGS)} file in {folder} or in the folders inside it: {REMEDY}")
+    return sorted(images, key=Path.as_posix)  # all begin with the folder: the order of their relative names
+
+
+def load_image(path: Path, image_size: int) -> np.ndarray:
+    """Decode a JPEG or PNG file: (3, S, S) uint8 RGB. Raises BadImage.
+
+    The picture is turned as its EXIF orientation says and becomes RGB as Pillow's convert does it: grey three times,
+    alpha dropped. Of 16-bit grey the upper 8 bits are kept. Then its short side is made S and its centre cut out.
+    """
+    try:
+        file_bytes = os.stat(path).st_size
+        if file_bytes == 0:
+            raise ValueError("the file is empty")
+        if file_bytes > MAX_FILE_BYTES:
+            raise ValueError(f"{file_bytes:,} bytes, more than {MAX_FILE_BYTES:,}")
+        with Image.open(path, formats=("JPEG", "PNG")) as image:  # reads the header alone
+            w, h = image.size
+            if w * h > MAX_PIXELS:
+                raise ValueError(f"{w} x {h} pixels, more than {MAX_PIXELS:,}")
+            if max(w, h) > MAX_ASPECT * min(w, h):
+                raise ValueError(f"{w} x {h} pixels, more than {MAX_ASPECT} times as long as wide")
+            image = _to_rgb(ImageOps.exif_transpose(image))
+        w, h = image.size
+        scale = image_size / min(w, h)
+        w, h = max(image_size, round(w * scale)), max(image_size, round(h * scale))
+        x, y = (w - image_size) // 2, (h - image_size) // 2
+        image = image.resize((w, h), Image.Resampling.BILINEAR).crop((x, y, x + image_size, y + image_size))
+        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+    except UnidentifiedImageError:
+        raise BadImage(f"{path}: no JPEG or PNG image") from None
+    except Exception as error:  # Pillow raises nearly anything on a broken file
+        raise BadImage(f"{path}: {str(error) or type(error).__name__}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey, whose values above 255 Pillow would clip to white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # the same colours, without Pillow's warning
+    return image.convert("RGB")
+
+
+def load_faces(
+    source: str, image_size: int, *, cache_dir: Path, skip_bad_images: bool = False, workers: int | None = None
+) -> tuple[np.ndarray, str]:
+    """Pixels (N, 3, S, S) uint8, read-only, mapped from a file in cache_dir that is made if need be; and their digest.
+
+    source: a folder of images, or "synthetic" (a folder of that name: "./synthetic").
+    skip_bad_images: leave out files that cannot be decoded, at most 1 %, and say so on stderr.
+    workers: decoding threads, by default one for each core. Threads do: Pillow decodes outside Python's lock.
+    The digest names what the pixels were made from: relative names, sizes and times of change of the images, S and
+    skip_bad_images. Raises UserError.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = workers or cores or 1
+    if source == "synthetic":
+        digest = f"synthetic-v{synthetic.VERSION}-{SYNTHETIC_FACES}-{image_size}"
+        found, blocks = SYNTHETIC_FACES, _drawn(image_size, workers)
+    else:
+        images = find_images(Path(source))
+        digest = _digest(Path(source), images, image_size, skip_bad_images)
+        found, blocks = len(images), _decoded(images, image_size, skip_bad_images, workers)
+
+    target = Path(cache_dir) / f"{digest}.npy"
+    if not target.exists():
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with _one_at_a_time(target.parent):
+                if not target.exists():
+                    _make_array(target, image_size, found, blocks)
+        except OSError as error:
+            raise UserError(f"cannot write {target} ({error.strerror}): mend this and start again") from error
+    try:
+        pixels = np.load(target, mmap_mode="r")
+    except (OSError, EOFError, ValueError) as error:
+        raise UserError(f"cannot read {target} ({error}): delete it and start again") from error
+    if len(pixels) < found:
+        print(f"{found - len(pixels)} of {found} images in {source} are left out (--skip-bad-images)", file=sys.stderr)
+    return pixels, digest
+
+
+def _digest(folder: Path, images: list[Path], image_size: int, skip_bad_images: bool) -> str:
+    digest = hashlib.blake2b(f"{FORMAT_VERSION} {image_size} {skip_bad_images}".encode(), digest_size=8)
+    for image in images:
+        digest.update(b"\0" + image.relative_to(folder).as_posix().encode(errors="surrogateescape"))
+        with suppress(OSError):  # a link to nowhere: decoding will name it
+            status = os.stat(image)
+            digest.update(b"\0%d\0%d" % (status.st_size, status.st_mtime_ns))
+    return digest.hexdigest()
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Let one program at a time make arrays in a folder. The lock ends with its program, however that ends."""
+    with open(folder / "lock", "a") as file:
+        if fcntl:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _make_array(target: Path, image_size: int, expected: int, blocks: Iterable) -> None:
+    """Write blocks of (3, S, S) uint8 one after another as an .npy file, which has its final name only when complete.
+
+    Plain writing, not a memory map, whose writer the system kills when the disk is full.
+    """
+    for abandoned in target.parent.glob("*.npy.tmp"):  # of a program that was killed
+        with suppress(OSError):
+            abandoned.unlink()
+    temporary = target.with_suffix(f".{os.getpid()}.npy.tmp")
+    try:
+        with open(temporary, "wb") as file, tqdm(total=expected, desc=f"making {target}", unit="image") as bar:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (expected, 3, image_size, image_size)}
+            np.lib.format.write_array_header_1_0(file, header)
+            count = 0
+            for block in blocks:
+                for pixels in block:
+                    file.write(pixels.tobytes())
+                count += len(block)
+                bar.update(len(block))
+            file.seek(0)
+            header["shape"] = (count, 3, image_size, image_size)
+            np.lib.format.write_array_header_1_0(file, header)  # as long as the first: numpy leaves room for any count
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _in_order(work: Callable, tasks: Iterable, workers: int) -> Iterator:
+    """The results of work(task), in the order of the tasks, a few tasks ahead: memory stays bounded."""
+    pool, waiting = ThreadPoolExecutor(workers), deque()
+    try:
+        for task in tasks:
+            waiting.append(pool.submit(work, task))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _decoded(images: list[Path], image_size: int, skip_bad_images: bool, workers: int) -> Iterator[list[np.ndarray]]:
+    def decode(start: int) -> tuple[list[np.ndarray], list[BadImage]]:
+        good, bad = [], []
+        for path in images[start : start + CHUNK]:
+            try:
+                good.append(load_image(path, image_size))
+            except BadImage as error:
+                bad.append(error)
+        return good, bad
+
+    left_out = 0
+    for good, bad in _in_order(decode, range(0, len(images), CHUNK), workers):
+        for error in bad:
+            if not skip_bad_images:
+                raise UserError(f"bad image {error}; delete it, or leave such files out with `--skip-bad-images`")
+            left_out += 1
+            if left_out <= 5:
+                tqdm.write(f"left out {error}", file=sys.stderr)
+            if left_out > MAX_BAD_SHARE * len(images):
+                share = f"more than {MAX_BAD_SHARE:.0%} of {len(images)} images"
+                raise UserError(f"{share} are bad, the last {error}; delete them or get the images anew")
+        yield good
+
+
+def _drawn(image_size: int, workers: int) -> Iterator[np.ndarray]:
+    def draw(start: int) -> np.ndarray:
+        return synthetic.draw_faces(min(CHUNK, SYNTHETIC_FACES - start), image_size, seed=0, start=start)[0]
+
+    return _in_order(draw, range(0, SYNTHETIC_FACES, CHUNK), workers)
+
+
+class Faces:
+    """Images ready for training on a device: held there if they fit beside a model, else in the computer's memory."""
+
+    def __init__(self, pixels: np.ndarray, device: torch.device | str, digest: str = ""):
+        """pixels: (N, 3, S, S) uint8, N >= 1, as from load_faces; they are never written to."""
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3 or len(pixels) == 0:
+            raise ValueError(f"pixels must be (N, 3, S, S) uint8, not {pixels.shape} {pixels.dtype}")
+        self.device = torch.device(device)
+        self.digest = digest
+        with warnings.catch_warnings():  # torch warns that it has no read-only tensors; nothing here writes to this one
+            warnings.simplefilter("ignore", UserWarning)
+            self._pixels = torch.from_numpy(pixels)  # the same memory, not a copy
+        if self.device.type == "cuda" and pixels.nbytes <= torch.cuda.mem_get_info(self.device)[0] // 2:
+            self._pixels = self._pixels.to(self.device)
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def batch(self, indices: torch.Tensor) -> torch.Tensor:
+        """Images (B, 3, S, S) float32 in [-1, 1] on the device, for indices (B,) int64 in [0, 2N).
+
+        Index N + i is image i mirrored left to right. The indices may lie on any device; where the images do not fit on
+        the GPU, indices that lie there make the CPU wait for it.
+        """
+        indices = indices.to(self._pixels.device)
+        mirrored = indices >= len(self)
+        rows = self._gather(torch.where(mirrored, indices - len(self), indices))
+        mirrored = mirrored.to(self.device, non_blocking=True)[:, None, None, None]
+        return from_uint8(torch.where(mirrored, rows.flip(3), rows))
+
+    def _gather(self, indices: torch.Tensor) -> torch.Tensor:
+        if self._pixels.device.type != "cpu" or self.device.type != "cuda":
+            return self._pixels.index_select(0, indices).to(self.device)
+        # Page-locked, so that the copy runs beside the computation; torch keeps the memory until the copy is done.
+        rows = torch.empty((len(indices), *self._pixels.shape[1:]), dtype=torch.uint8, pin_memory=True)
+        return torch.index_select(self._pixels, 0, indices, out=rows).to(self.device, non_blocking=True)
+
+
+def from_uint8(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 0 ... 255 -> float32 in [-1, 1], a new tensor."""
+    return pixels.float().div_(127.5).sub_(1)
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """The inverse of from_uint8: floats in [-1, 1] to the nearest of 0 ... 255, uint8; what lies outside is clamped."""
+    return images.detach().float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,163 @@
+"""A run on disk: its folder, its metrics (metrics.jsonl and TensorBoard) and its pictures (PNG grids, progress.gif).
+
+models/2026-11-22_14-03-59/
+    config.json  environment.json  metrics.jsonl  events.out.tfevents.*  progress.gif
+    samples/000500.png  samples/000500-policy.png     checkpoints/000500.pt
+"""
+
+import json
+import platform
+import subprocess
+import time
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from magnet.checkpoint import write_atomically
+from magnet.errors import UserError
+from magnet.faces import to_uint8
+from magnet.returns import EQUILIBRIUM
+
+GIF_FRAMES, GIF_MILLISECONDS = 60, 100
+
+
+class Diverged(Exception):
+    """A loss, gradient or other metric is not finite; the message names it and its step."""
+
+
+def new_run(models_dir: Path, name: str | None = None) -> Path:
+    """Makes a folder that no run has had: `name`, or the local time (2026-11-22_14-03-59); a clash gets -2, -3, ...
+
+    Raises UserError if the folder cannot be made.
+    """
+    name = name or datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    attempt = 1
+    while True:
+        run = models_dir / (name if attempt == 1 else f"{name}-{attempt}")
+        try:
+            run.mkdir(parents=True, exist_ok=False)  # exclusive: of two programs one gets it
+        except FileExistsError:
+            if not models_dir.is_dir():
+                raise UserError(f"{models_dir} is no folder; name another with `--models-dir FOLDER`.") from None
+            attempt += 1
+            continue
+        except OSError as error:
+            raise UserError(
+                f"Cannot make {run} ({error.strerror}); name another place with `--models-dir FOLDER`."
+            ) from error
+        (run / "samples").mkdir()
+        (run / "checkpoints").mkdir()
+        return run
+
+
+def write_json(path: Path, contents: dict) -> None:
+    """Writes `contents` as indented JSON, whole or not at all."""
+    write_atomically(path, lambda file: file.write((json.dumps(contents, indent=2) + "\n").encode()))
+
+
+def describe_environment(device: torch.device) -> dict:
+    """Versions, device and git commit (None outside a checkout), for environment.json."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = None
+    versions = {module.__name__: str(module.__version__) for module in (torch, torchvision, np)}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "python": platform.python_version(), **versions, "cuda": torch.version.cuda, "platform": platform.platform(),
+        "device": str(device), "device_name": name, "threads": torch.get_num_threads(), "git_commit": commit,
+    }  # fmt: skip
+
+
+class Logbook:
+    """Writes what a run shows. Metrics wait on the device and are read back every `every` steps, in one transfer.
+
+    step: the step at which the run (re)starts; what a killed process wrote beyond it is taken back.
+    """
+
+    def __init__(self, run: Path, step: int, every: int):
+        self.run, self.every = run, every
+        self.metrics = run / "metrics.jsonl"
+        self._take_back(step)
+        self.tensorboard = SummaryWriter(str(run), purge_step=step + 1)
+        self.waiting: list[dict[str, Tensor]] = []
+        self.step = step
+        self.since = time.perf_counter()
+
+    def _take_back(self, step: int) -> None:
+        """Drops the lines of metrics.jsonl after `step`, also one that was cut off in the middle, and later grids."""
+        if self.metrics.exists():
+            lines = self.metrics.read_bytes().splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step]
+            write_atomically(self.metrics, lambda file: file.writelines(kept))
+        for grid in (self.run / "samples").glob("*.png"):
+            if int(grid.name[:6].rstrip("-.")) > step:
+                grid.unlink()
+
+    def add(self, metrics: dict[str, Tensor], images_seen: int) -> dict[str, float] | None:
+        """Takes the metrics of the next step, scalars on any device. Returns `flush`'s means when they are due."""
+        self.waiting.append(metrics)
+        self.step += 1
+        return self.flush(images_seen) if len(self.waiting) >= self.every else None
+
+    def flush(self, images_seen: int) -> dict[str, float] | None:
+        """Writes one line with the means over the steps since the last; returns it. None if no step was made.
+
+        Raises Diverged if a value of any of those steps is not finite.
+        """
+        if not self.waiting:
+            return None
+        names = list(self.waiting[0])
+        values = torch.stack([torch.stack([m[name].float() for name in names]) for m in self.waiting]).cpu()
+        first = self.step - len(values) + 1
+        for offset, name in (~values.isfinite()).nonzero().tolist():
+            raise Diverged(f"{names[name]} was {values[offset, name].item()} at step {first + offset}")
+        now = time.perf_counter()
+        line = {"step": self.step, "steps": len(values), "images": images_seen}
+        line |= dict(zip(names, values.mean(dim=0).tolist(), strict=True))
+        for name in names:
+            if name.endswith("/value"):
+                line[f"{name}_from_equilibrium"] = line[name] - EQUILIBRIUM
+        line["images_per_second"] = images_seen / self.step * len(values) / (now - self.since)
+        with open(self.metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        for name, value in line.items():
+            if name not in ("step", "steps"):
+                self.tensorboard.add_scalar(name, value, self.step)
+        self.waiting, self.since = [], now
+        return line
+
+    def picture(self, tag: str, images: Tensor, suffix: str = "") -> None:
+        """Saves images (64, 3, S, S) in [-1, 1] as an 8x8 grid: samples/STEP<suffix>.png, and `tag` in TensorBoard."""
+        grid = torchvision.utils.make_grid(to_uint8(images).cpu(), nrow=8, padding=2)
+        pixels = Image.fromarray(grid.permute(1, 2, 0).numpy())
+        path = self.run / "samples" / f"{self.step:06d}{suffix}.png"
+        write_atomically(path, lambda file: pixels.save(file, "PNG"))
+        self.tensorboard.add_image(tag, grid, self.step)
+
+    def close(self) -> None:
+        """Ends the TensorBoard file."""
+        self.tensorboard.close()
+
+
+def write_progress(run: Path) -> Path | None:
+    """progress.gif: the prior grids of the run in their order, at most 60 of them. None if there are none."""
+    grids = sorted((p for p in (run / "samples").glob("*.png") if p.stem.isdigit()), key=lambda p: int(p.stem))
+    if not grids:
+        return None
+    chosen = [grids[round(i)] for i in np.linspace(0, len(grids) - 1, min(len(grids), GIF_FRAMES))]
+    frames = [Image.open(path).convert("P", palette=Image.Palette.ADAPTIVE) for path in chosen]
+    durations = [GIF_MILLISECONDS] * (len(frames) - 1) + [20 * GIF_MILLISECONDS]
+    path = run / "progress.gif"
+    write_atomically(
+        path,
+        lambda file: frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0),
+    )
+    return path

@@ -1,0 +1,192 @@
+"""The trainer: Algorithm 1 of Lowe et al. 2017 (MADDPG, arXiv 1706.02275), played on faces.
+
+    trainer = MADDPG(config, faces, device)
+    metrics = trainer.step()        # one pass through the box; a dict of detached scalars
+
+`config` is any object with the fields of train.py's Config.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from magnet.agents import DiscriminatorAgent, GeneratorAgent, Metrics, stream
+from magnet.environment import FaceGame
+from magnet.faces import Faces, from_uint8, to_uint8
+from magnet.replay import Replay
+
+
+@dataclass
+class Batch:
+    """What one step learns from. Of its B rows the first F were played just now, the others come from the ring.
+
+    Lists have one entry a generator, `logits` one a discriminator. Actions keep their graphs: no pass is made twice.
+    """
+
+    state: Tensor  # s_t (B, 3, S, S)
+    real: Tensor  # x_t = s_{t+1} (B, 3, S, S)
+    policy: list[Tensor]  # G_a(s_t, h_t) (F, nz)
+    explored: list[Tensor]  # the same, with exploration (F, nz)
+    z: list[Tensor]  # the actions taken (B, nz), leaves
+    images: list[Tensor]  # G(z) by the present G (B, 3, S, S)
+    fakes: list[Tensor]  # as they were put forward: by the present G, then by earlier ones (B, 3, S, S)
+    logits: list[Tensor]  # D_a's on real, then on each of fakes (1 + generators, B)
+    memory: list[Tensor]  # h_{t+1}, with which the next state is met (B, 2, layers, hidden)
+    next_real: Tensor  # indices of x_{t+1}, in the game after x_t; (B,) once the environment has stepped
+
+
+class MADDPG:
+    """Generator agents and discriminator agents, their game, and the ring of what they did.
+
+    Raises ValueError if `faces` are too few for the batch.
+    """
+
+    def __init__(self, config, faces: Faces, device: torch.device, generators: int = 1, discriminators: int = 1):
+        def names(kind: str, count: int) -> list[str]:
+            return [kind] if count == 1 else [f"{kind}_{i}" for i in range(count)]
+
+        self.config, self.faces, self.device = config, faces, device
+        torch.manual_seed(config.seed)  # the weights; all later draws have generators of their own
+        self.generators = [GeneratorAgent(name, config, device) for name in names("generator", generators)]
+        self.discriminators = [
+            DiscriminatorAgent(name, config, device) for name in names("discriminator", discriminators)
+        ]
+        self.agents = [*self.generators, *self.discriminators]
+
+        self.replayed = round(config.replay_fraction * config.batch_size)  # rows of a batch that come from the ring
+        self.environment = FaceGame(
+            faces, config.batch_size - self.replayed, config.episode_length,
+            [agent.name for agent in self.generators], [agent.name for agent in self.discriminators],
+        )  # fmt: skip
+        image, memory = (3, config.image_size, config.image_size), self.generators[0].networks["actor"].memory_shape
+        self.replay = Replay(
+            config.replay_size if self.replayed else 0,
+            {
+                "state": ((), torch.int64), "real": ((), torch.int64), "next_real": ((), torch.int64),
+                "z": ((generators, config.nz), torch.float32), "memory": ((generators, *memory), torch.float32),
+                "image": ((generators, *image), torch.uint8),
+            },
+            device, stream(config.seed, "replay", device),
+        )  # fmt: skip
+        self.steps = 0
+        self.begin_episode(self.environment.reset(stream(config.seed, "environment").initial_seed()))
+
+    def begin_episode(self, observations: dict[str, Tensor]) -> None:
+        """Memory is zero where an episode starts."""
+        self.observations = observations
+        self.memories = [agent.networks["actor"].first_memory(self.environment.batch) for agent in self.generators]
+
+    @property
+    def images_seen(self) -> int:
+        """How many real images the discriminators have judged."""
+        return self.steps * self.config.batch_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """States in one pass over the faces."""
+        return len(self.faces) // self.environment.batch
+
+    def step(self) -> Metrics:
+        """One pass through the box of Algorithm 1. Returns detached scalars by name, on the device."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            batch = self.act()
+            self.play(batch)
+            metrics = self.update(batch)
+        self.steps += 1
+        return metrics
+
+    def act(self) -> Batch:
+        """Each agent selects its action, with exploration; a share of the batch is drawn from the ring.
+
+        It is drawn before this step's transitions enter the ring, so that one pass of G renders fresh and old actions.
+        """
+        old = self.replay.sample(self.replayed)
+        state = self.observations[self.generators[0].name]
+        real = self.observations[self.discriminators[0].name]
+        acts = [agent.act(state, memory) for agent, memory in zip(self.generators, self.memories, strict=True)]
+        policy, explored, self.memories = map(list, zip(*acts, strict=True))
+
+        z = [torch.cat([a.detach(), old["z"][:, i]]).requires_grad_() for i, a in enumerate(explored)]
+        images = [agent.networks["generator"](a) for agent, a in zip(self.generators, z, strict=True)]
+        fresh = len(state)
+        fakes = [torch.cat([x.detach()[:fresh], from_uint8(old["image"][:, i])]) for i, x in enumerate(images)]
+        real = torch.cat([real, self.faces.batch(old["real"])])
+        return Batch(
+            state=torch.cat([state, self.faces.batch(old["state"])]), real=real,
+            policy=policy, explored=explored, z=z, images=images, fakes=fakes,
+            logits=[agent.act(real, fakes) for agent in self.discriminators],
+            memory=[torch.cat([h, old["memory"][:, i]]) for i, h in enumerate(self.memories)],
+            next_real=old["next_real"],
+        )  # fmt: skip
+
+    def play(self, batch: Batch) -> None:
+        """Executes the actions of this step, and stores the transitions."""
+        fresh = self.environment.batch
+        shown = {agent.name: x[:fresh] for agent, x in zip(self.generators, batch.fakes, strict=True)}
+        answers = [logits.detach()[:, :fresh] for logits in batch.logits]
+        judged = dict(zip((agent.name for agent in self.discriminators), answers, strict=True))
+        observations, _, _, truncated, info = self.environment.step(shown | judged)
+        batch.next_real = torch.cat([info["next_real"], batch.next_real])
+        if self.replayed:
+            self.replay.add({
+                "state": info["state"], "real": info["real"], "next_real": info["next_real"],
+                "z": torch.stack([z.detach()[:fresh] for z in batch.z], dim=1),
+                "memory": torch.stack(self.memories, dim=1),
+                "image": to_uint8(torch.stack(list(shown.values()), dim=1)),
+            })  # fmt: skip
+        if all(truncated.values()):
+            self.begin_episode(self.environment.reset())
+        else:
+            self.observations = observations
+
+    def update(self, batch: Batch) -> Metrics:
+        """For each agent: its critic by the TD error and slope, its actor by the ascent; then all targets.
+
+        Discriminators first, so that generators answer to discriminators that have seen this batch.
+        """
+        judge_next, act_next = self.next_values(batch)
+        metrics = {}
+        for i, agent in enumerate(self.discriminators):
+            learned = agent.update(batch.real, batch.fakes, batch.logits[i], judge_next[i])
+            metrics |= {f"{agent.name}/{key}": value for key, value in learned.items()}
+        judges = [agent.networks["actor"] for agent in self.discriminators]
+        for i, agent in enumerate(self.generators):
+            learned = agent.update(
+                batch.state, batch.z[i], batch.images[i], batch.policy[i], batch.explored[i], judges, act_next[i]
+            )
+            metrics |= {f"{agent.name}/{key}": value for key, value in learned.items()}
+        for agent in self.agents:
+            agent.update_targets()
+        return metrics
+
+    def next_values(self, batch: Batch) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        """Q'(s', a') for the TD targets, of each discriminator and each generator; None where gamma = 0 needs none.
+
+        After x_t the real next image is x_{t+1}; after a fake one it is what target actor and G would put forward then.
+        """
+        if self.config.gamma == 0:
+            return [None] * len(self.discriminators), [None] * len(self.generators)
+        next_state = batch.real  # s_{t+1} is x_t
+        acts = [agent.next_action(next_state, h) for agent, h in zip(self.generators, batch.memory, strict=True)]
+        next_real, next_fakes = self.faces.batch(batch.next_real), [image for _, image in acts]
+        judge_next = [agent.next_value(next_real, next_fakes) for agent in self.discriminators]
+        act_next = [agent.next_value(next_state, z) for agent, (z, _) in zip(self.generators, acts, strict=True)]
+        return judge_next, act_next
+
+    def state_dict(self) -> dict:
+        """Everything that the coming steps depend on: tensors and plain types."""
+        return {
+            "agents": {agent.name: agent.state_dict() for agent in self.agents},
+            "environment": self.environment.state_dict(), "replay": self.replay.state_dict(),
+            "memories": self.memories, "steps": self.steps,
+        }  # fmt: skip
+
+    def load_state_dict(self, saved: dict) -> None:
+        """Goes on where `saved` stood."""
+        for agent in self.agents:
+            agent.load_state_dict(saved["agents"][agent.name])
+        self.observations = self.environment.load_state_dict(saved["environment"])
+        self.replay.load_state_dict(saved["replay"])
+        self.memories = [memory.to(self.device) for memory in saved["memories"]]
+        self.steps = saved["steps"]

@@ -1,0 +1,156 @@
+"""The five networks of MAGNET, in the manner of DCGAN (Radford et al. 2015, arXiv 1511.06434).
+
+    G_a  GeneratorActor      state and memory -> action z         "which hidden state for the next picture"
+    G    Generator           action z         -> image            "the picture that is put forward"
+    G_c  Critic              state, z         -> value Q(s, z)
+    D_a  DiscriminatorActor  image            -> logit l          "the chance that it is real is sigmoid(l)"
+    D_c  Critic              image, l         -> value Q(x, l)
+
+Images are (B, 3, S, S) float in [-1, 1] with S = 32, 64 or 128. A network builds its layers and runs forward, no more.
+Under autocast the convolutions run in bfloat16; what follows them (LSTM, heads, values) is float32 always.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import nn
+
+SMALLEST_MAP = 4  # pixels: the stacks of convolutions end, and the generator begins, at 4x4
+
+
+def feature_maps(image_size: int, width: int) -> list[int]:
+    """Number of maps after each halving, from S/2 down to 4x4: 64-128-256-512 at S = 64 and width 64."""
+    halvings = (image_size // SMALLEST_MAP).bit_length() - 1
+    return [min(width * 2**level, width * 8) for level in range(halvings)]
+
+
+def image_stack(image_size: int, width: int) -> nn.Sequential:
+    """Strided convolutions (B, 3, S, S) -> (B, F), with F = 16 x the last number of maps."""
+    layers, channels = [], 3
+    for level, maps in enumerate(feature_maps(image_size, width)):
+        first = level == 0
+        layers.append(nn.Conv2d(channels, maps, 4, stride=2, padding=1, bias=first))
+        if not first:
+            layers.append(nn.BatchNorm2d(maps))
+        layers.append(nn.LeakyReLU(0.2, inplace=True))
+        channels = maps  # (B, maps, S / 2^(level + 1), S / 2^(level + 1))
+    return nn.Sequential(*layers, nn.Flatten())
+
+
+def stack_features(image_size: int, width: int) -> int:
+    """F, the number of features that `image_stack` gives."""
+    return feature_maps(image_size, width)[-1] * SMALLEST_MAP**2
+
+
+def full_precision(tensor: torch.Tensor) -> AbstractContextManager:
+    """Within, autocast is off: what runs there stays float32. (Tensors on the meta device know no autocast.)"""
+    kind = tensor.device.type
+    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
+
+
+def initialise(module: nn.Module) -> None:
+    """DCGAN's start: convolutions N(0, 0.02), BatchNorm gains N(1, 0.02). Linear and LSTM layers keep PyTorch's own."""
+    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)
+
+
+class GeneratorActor(nn.Module):
+    """G_a, the generator's policy: what it sees and remembers -> its action, the hidden state z for the next picture.
+
+    The LSTM's memory goes in and comes out as one tensor (B, 2, layers, hidden), its h and c; zero starts an episode.
+    """
+
+    def __init__(self, image_size: int, width: int, nz: int, layers: int = 2, hidden: int = 128):
+        super().__init__()
+        self.stack = image_stack(image_size, width)
+        self.embed = nn.Linear(stack_features(image_size, width), nz)
+        self.lstm = nn.LSTM(nz, hidden, layers)
+        self.action = nn.Linear(hidden, nz)
+        # No gain and no bias: each coordinate of z has mean 0 and variance 1 over the batch, as noise N(0, I) has.
+        self.normalise = nn.BatchNorm1d(nz, eps=1e-8, affine=False)  # eps: the LSTM starts with deviations of 0.005
+        self.memory_shape = (2, layers, hidden)
+        self.apply(initialise)
+
+    def first_memory(self, batch: int) -> torch.Tensor:
+        """The memory at the start of an episode: zeros (B, 2, layers, hidden)."""
+        return self.action.weight.new_zeros(batch, *self.memory_shape)
+
+    def forward(self, state: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """state (B, 3, S, S), memory (B, 2, layers, hidden) -> z (B, nz) float32 and the next memory, shaped alike."""
+        h, c = memory.permute(1, 2, 0, 3).contiguous()  # each (layers, B, hidden)
+        features = self.stack(state).float()
+        with full_precision(features):
+            out, (h, c) = self.lstm(self.embed(features).unsqueeze(0), (h, c))  # a sequence of one state
+            z = self.normalise(self.action(out.squeeze(0)))
+        return z, torch.stack([h, c]).permute(2, 0, 1, 3)
+
+
+class Generator(nn.Module):
+    """G, from the hidden state to the picture: transposed convolutions, nz -> 512x4x4 -> ... -> 3xSxS."""
+
+    def __init__(self, image_size: int, width: int, nz: int):
+        super().__init__()
+        maps = feature_maps(image_size, width)[::-1]
+        layers = [nn.ConvTranspose2d(nz, maps[0], 4, stride=1, padding=0, bias=False)]  # (B, 8 width, 4, 4)
+        for channels, wider in zip(maps[1:], maps[:-1], strict=True):  # each doubles the side
+            layers += [nn.BatchNorm2d(wider), nn.ReLU(inplace=True)]
+            layers.append(nn.ConvTranspose2d(wider, channels, 4, stride=2, padding=1, bias=False))
+        layers += [nn.BatchNorm2d(maps[-1]), nn.ReLU(inplace=True)]
+        layers += [nn.ConvTranspose2d(maps[-1], 3, 4, stride=2, padding=1), nn.Tanh()]  # (B, 3, S, S)
+        self.layers = nn.Sequential(*layers)
+        self.apply(initialise)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        """z (B, nz), about N(0, I) -> images (B, 3, S, S) in [-1, 1]."""
+        return self.layers(z[:, :, None, None]).float()
+
+
+class DiscriminatorActor(nn.Module):
+    """D_a, the discriminator's policy: an image -> the logit of the chance that it is real."""
+
+    def __init__(self, image_size: int, width: int):
+        super().__init__()
+        self.stack = image_stack(image_size, width)
+        self.logit = nn.Linear(stack_features(image_size, width), 1)
+        self.apply(initialise)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """images (B, 3, S, S) in [-1, 1] -> logits (B,) float32; above 0 means real."""
+        features = self.stack(images).float()
+        with full_precision(features):
+            return self.logit(features).squeeze(1)
+
+
+class Critic(nn.Module):
+    """Q(image, action): G_c with the state and z, D_c with the image and D_a's logit.
+
+    The action joins after the convolutions, so one `encode` serves several actions, and the slope dQ/da, which the
+    critic is taught as well, goes through the small head alone. SiLU, because a slope is fitted by a smooth function.
+    """
+
+    def __init__(self, image_size: int, width: int, actions: int, hidden: int = 256):
+        super().__init__()
+        self.stack = image_stack(image_size, width)
+        self.embed = nn.Linear(stack_features(image_size, width), hidden)
+        self.head = nn.Sequential(
+            nn.Linear(hidden + actions, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 1)
+        )
+        self.apply(initialise)
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """images (B, 3, S, S) -> what the head needs to know of them, (B, hidden) float32."""
+        features = self.stack(images).float()
+        with full_precision(features):
+            return self.embed(features)
+
+    def value(self, encoded: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """encoded (B, hidden), actions (B, A) -> values (B,) float32."""
+        with full_precision(encoded):
+            return self.head(torch.cat([encoded, actions], dim=1)).squeeze(1)
+
+    def forward(self, images: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """images (B, 3, S, S), actions (B, A) -> values (B,) float32."""
+        return self.value(self.encode(images), actions)

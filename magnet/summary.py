@@ -1,0 +1,60 @@
+"""What a run will need, told before it starts: parameters per network and memory, counted without computing."""
+
+import torch
+from torch import Tensor, nn
+
+from magnet.agents import discriminator_networks, generator_networks
+
+WEIGHT_COPIES = 5  # each weight with its target, its gradient and Adam's two moments
+MIB = 2**20
+
+
+def kept_bytes(network: nn.Module, *inputs: Tensor) -> int:
+    """Bytes of what a forward pass of `network` keeps for its backward pass, parameters not counted."""
+    own = {p.untyped_storage()._cdata for p in network.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()  # several views of one storage count once
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        outputs = network(*inputs)  # held until here, so that no storage is freed and its address given to another
+    del outputs
+    return sum(size for storage, size in kept.items() if storage not in own)
+
+
+def summary(config, images: int) -> str:
+    """A table of the five networks' parameters, and the memory that training on `images` images takes, in MiB.
+
+    Memory is counted from the tensors themselves: weights with their copies, the array, the ring, and what the forward
+    passes of one step keep. Libraries' workspaces come on top.
+    """
+    size, batch = config.image_size, config.batch_size
+    image = torch.empty(batch, 3, size, size, device="meta")
+    pairs = torch.empty(2 * batch, 3, size, size, device="meta")  # real and fake
+    with torch.device("meta"):
+        generator, discriminator = generator_networks(config), discriminator_networks(config)
+        memory = generator["actor"].first_memory(batch)
+        z, logits = torch.empty(batch, config.nz), torch.empty(2 * batch, 1)
+    rows = [
+        ("G_a generator actor", generator["actor"], (image, memory)),
+        ("G   generator", generator["generator"], (z,)),
+        ("G_c generator critic", generator["critic"], (image, z)),
+        ("D_a discriminator actor", discriminator["actor"], (pairs,)),
+        ("D_c discriminator critic", discriminator["critic"], (pairs, logits)),
+    ]
+    share = 0.5 if config.precision == "bf16" else 1.0  # of float32, for what convolutions keep
+    weights = [sum(p.numel() for p in network.parameters()) for _, network, _ in rows]
+    kept = sum(share * kept_bytes(network, *inputs) for _, network, inputs in rows)
+    transition = 3 * size**2 + 4 * (config.nz + generator["actor"].first_memory(1).numel()) + 3 * 8
+    needs = [
+        ("weights, targets, gradients, optimizers", 4 * WEIGHT_COPIES * sum(weights)),
+        ("one step's activations", kept),
+        (f"{images:,} images", images * 3 * size**2),
+        ("replay", transition * config.replay_size if config.replay_fraction else 0),
+    ]
+    lines = [f"{name:<40} {count:>12,} parameters" for (name, _, _), count in zip(rows, weights, strict=True)]
+    lines += [f"{name:<40} {need / MIB:>12,.0f} MiB" for name, need in needs]
+    return "\n".join([*lines, f"{'memory in all, about':<40} {sum(need for _, need in needs) / MIB:>12,.0f} MiB"])

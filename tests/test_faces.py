@@ -1,0 +1,428 @@
+"""From image files to batches: pixels equal Pillow's own, bad files are named, arrays are made once and whole."""
+
+import os
+import struct
+import subprocess
+import sys
+import time
+import warnings
+import zipfile
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from magnet import faces, synthetic
+from magnet.errors import UserError
+from magnet.faces import BadImage, Faces, find_images, from_uint8, load_faces, load_image, to_uint8
+
+ROOT = Path(__file__).resolve().parent.parent
+REAL_FACES = ROOT.parent / "shared" / "celeba" / "full_size_sample.zip"
+
+
+def picture(width=40, height=48, seed=0):
+    """A smooth coloured picture, no two corners alike."""
+    noise = np.random.default_rng(seed).integers(0, 256, (5, 4, 3), np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def pillow(image, size):
+    """What load_image should give for a Pillow image, said another way: integers for the scale, numpy for the crop."""
+    image = image.convert("RGB")
+    w, h = image.size
+    short = min(w, h)
+    pixels = np.asarray(image.resize((round(w * size / short), round(h * size / short)), Image.Resampling.BILINEAR))
+    top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
+    return pixels[top : top + size, left : left + size].transpose(2, 0, 1)
+
+
+def folder_of(path, count, start=0):
+    path.mkdir(parents=True, exist_ok=True)
+    for i in range(start, start + count):
+        picture(20, 24, seed=i).save(path / f"{i:06d}.jpg")
+    return path
+
+
+def bomb(path, width=30000, height=30000):
+    """A PNG of a few bytes whose header claims a huge picture."""
+    chunks = b"\x89PNG\r\n\x1a\n"
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 100)), (b"IEND", b"")):
+        chunks += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    path.write_bytes(chunks)
+
+
+# Finding images
+
+
+def test_every_layout_of_celeba_is_found_in_order(tmp_path):
+    for layout in ("", "img_align_celeba", "img_align_celeba/img_align_celeba", "Img/img_align_celeba"):
+        root = tmp_path / f"root{layout.count('/')}{len(layout)}"
+        folder_of(root / layout, 3)
+        assert find_images(root) == [root / layout / f"00000{i}.jpg" for i in range(3)]
+
+
+def test_images_are_sorted_by_relative_name_and_other_files_left_out(tmp_path):
+    for name in ("b.JPG", "a/z.png", "a.jpeg", "c/d/e.Png", "notes.txt", "x.gif", "__MACOSX/._b.jpg", ".hidden/h.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)]
+    assert found == ["a.jpeg", "a/z.png", "b.JPG", "c/d/e.Png"]
+
+
+def test_links_to_folders_are_followed_and_cycles_end(tmp_path):
+    folder_of(tmp_path / "elsewhere", 2)
+    root = tmp_path / "root"
+    root.mkdir()
+    try:
+        (root / "img_align_celeba").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+        (tmp_path / "elsewhere" / "loop").symlink_to(root, target_is_directory=True)
+    except OSError:
+        pytest.skip("this system lets the user make no symbolic links")
+    assert len(find_images(root)) == 2
+
+
+@pytest.mark.parametrize("make", [lambda p: None, lambda p: p.mkdir(), lambda p: p.write_text("x")])
+def test_missing_or_empty_folder_is_named_with_the_remedy(tmp_path, make):
+    folder = tmp_path / "celeba"
+    make(folder)
+    with pytest.raises(UserError) as error:
+        load_faces(str(folder), 16, cache_dir=tmp_path / "cache")
+    for word in (str(folder), "python3 download_celeba.py", "--data synthetic"):
+        assert word in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+# Decoding
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "LA", "P", "RGBA", "1"])
+@pytest.mark.parametrize("size", [16, 64])
+def test_png_modes_equal_pillow(tmp_path, mode, size):
+    image = picture()
+    if mode in ("LA", "RGBA"):
+        image = image.convert(mode)
+        image.putalpha(Image.linear_gradient("L").resize(image.size))
+    image.convert(mode).save(tmp_path / "a.png")
+    stored = Image.open(tmp_path / "a.png")
+    assert stored.mode == mode
+    assert np.array_equal(load_image(tmp_path / "a.png", size), pillow(stored, size))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_jpeg_modes_equal_pillow(tmp_path, mode):
+    original = picture().convert(mode)
+    original.save(tmp_path / "a.jpg")
+    stored = Image.open(tmp_path / "a.jpg")
+    assert stored.mode == mode
+    pixels = load_image(tmp_path / "a.jpg", 32)
+    assert np.array_equal(pixels, pillow(stored, 32))
+    assert np.abs(pixels - pillow(original, 32).astype(int)).mean() < 12  # CMYK is not inverted
+
+
+def test_palette_with_transparency_is_read_without_a_warning(tmp_path):
+    picture().quantize(16).save(tmp_path / "a.png", transparency=bytes(range(0, 256, 16)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pixels = load_image(tmp_path / "a.png", 32)
+    assert np.array_equal(pixels, pillow(Image.open(tmp_path / "a.png").convert("RGBA"), 32))
+
+
+def test_16_bit_grey_keeps_its_upper_byte(tmp_path):
+    ramp = np.linspace(0, 65535, 32 * 32).astype(np.uint16).reshape(32, 32)
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    assert np.array_equal(load_image(tmp_path / "a.png", 32), np.stack([(ramp // 256).astype(np.uint8)] * 3))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path, orientation):
+    turns = {  # what a viewer does to the stored rows, from the EXIF standard, as numpy on (H, W, 3)
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: np.rot90(a, -1),
+        7: lambda a: a.transpose(1, 0, 2)[::-1, ::-1],
+        8: lambda a: np.rot90(a),
+    }
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture().save(tmp_path / "a.jpg", exif=exif)
+    upright = np.ascontiguousarray(turns[orientation](np.asarray(Image.open(tmp_path / "a.jpg"))))
+    assert np.array_equal(load_image(tmp_path / "a.jpg", 24), pillow(Image.fromarray(upright), 24))
+
+
+@pytest.mark.parametrize("width, height", [(178, 218), (218, 178), (89, 109), (33, 33), (100, 10), (3, 5), (1, 1)])
+def test_any_shape_is_resized_by_its_short_side_and_cut_out_of_the_middle(tmp_path, width, height):
+    picture(width, height).save(tmp_path / "a.png")
+    pixels = load_image(tmp_path / "a.png", 32)
+    assert pixels.shape == (3, 32, 32) and pixels.dtype == np.uint8 and pixels.flags.c_contiguous
+    assert np.array_equal(pixels, pillow(Image.open(tmp_path / "a.png"), 32))
+
+
+# Bad files
+
+
+def write_bad(path, kind):
+    picture(200, 200).save(path, "JPEG")
+    if kind == "text":
+        path.write_text("no picture")
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "truncated":
+        path.write_bytes(path.read_bytes()[:-1500])
+    elif kind == "bomb":
+        bomb(path)
+    elif kind == "many pixels":
+        bomb(path, 3200, 3200)
+    elif kind == "strip":
+        bomb(path, 1, 5000)
+    elif kind == "gif":
+        picture().save(path, "GIF")
+    elif kind == "many bytes":
+        os.truncate(path, 20_000_001)
+    elif kind == "missing":
+        path.unlink()
+
+
+BAD = {
+    "text": "no JPEG or PNG",
+    "empty": "empty",
+    "truncated": "truncated",
+    "bomb": "exceeds limit",
+    "many pixels": "3200 x 3200 pixels",
+    "strip": "1 x 5000 pixels",
+    "gif": "no JPEG or PNG",
+    "many bytes": "20,000,001 bytes",
+    "missing": "No such file",
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_file_is_named_with_the_reason(tmp_path, kind):
+    path = tmp_path / "000002.jpg"
+    write_bad(path, kind)
+    with pytest.raises(BadImage) as error:
+        load_image(path, 16)
+    assert str(path) in str(error.value) and BAD[kind] in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["text", "truncated"])
+def test_a_bad_file_stops_the_making_and_leaves_nothing(tmp_path, kind):
+    folder_of(tmp_path / "images", 5)
+    write_bad(tmp_path / "images" / "000002.jpg", kind)
+    write_bad(tmp_path / "images" / "000003.jpg", kind)
+    with pytest.raises(UserError, match="000002.jpg.*--skip-bad-images"):
+        load_faces(str(tmp_path / "images"), 16, cache_dir=tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*.npy*"))
+
+
+def test_skipping_leaves_bad_files_out_and_says_so_up_to_one_percent(tmp_path, capsys):
+    images = folder_of(tmp_path / "images", 200)
+    whole, _ = load_faces(str(images), 8, cache_dir=tmp_path / "cache")
+    write_bad(images / "000003.jpg", "text")
+    write_bad(images / "000150.jpg", "truncated")
+    capsys.readouterr()
+    pixels, _ = load_faces(str(images), 8, cache_dir=tmp_path / "cache", skip_bad_images=True)
+    said = capsys.readouterr().err
+    assert "2 of 200 images" in said and "000003.jpg" in said and "000150.jpg" in said
+    assert np.array_equal(pixels, np.delete(whole, [3, 150], axis=0))
+    load_faces(str(images), 8, cache_dir=tmp_path / "cache", skip_bad_images=True)
+    assert "2 of 200 images" in capsys.readouterr().err  # said again when the array is there already
+
+    write_bad(images / "000199.jpg", "empty")
+    with pytest.raises(UserError, match="more than 1% of 200 images.*000199.jpg"):
+        load_faces(str(images), 8, cache_dir=tmp_path / "cache", skip_bad_images=True)
+
+
+# The array file
+
+
+def test_the_array_equals_pillow_image_by_image(tmp_path):
+    count = 2 * faces.CHUNK + 3
+    images = folder_of(tmp_path / "images", count)
+    for workers in (1, 3):
+        cache = tmp_path / f"cache{workers}"
+        pixels, digest = load_faces(str(images), 16, cache_dir=cache, workers=workers)
+        assert pixels.shape == (count, 3, 16, 16) and pixels.dtype == np.uint8
+        assert isinstance(pixels, np.memmap) and not pixels.flags.writeable
+        assert len(digest) == 16 and list(cache.glob("*.npy*")) == [cache / f"{digest}.npy"]
+        for i in range(count):
+            assert np.array_equal(pixels[i], pillow(Image.open(images / f"{i:06d}.jpg"), 16))
+
+
+def test_the_array_is_made_once(tmp_path, monkeypatch):
+    images = folder_of(tmp_path / "images", 3)
+    first, digest = load_faces(str(images), 16, cache_dir=tmp_path / "cache")
+    monkeypatch.setattr(faces, "load_image", lambda *_: pytest.fail("decoded again"))
+    second, again = load_faces(str(images), 16, cache_dir=tmp_path / "cache")
+    assert digest == again and np.array_equal(first, second)
+
+
+def test_a_change_of_the_images_gives_another_digest_and_array(tmp_path):
+    images, digests = folder_of(tmp_path / "images", 3), []
+
+    def load(size=16, **options):
+        pixels, digest = load_faces(str(images), size, cache_dir=tmp_path / "cache", **options)
+        assert digest not in digests
+        digests.append(digest)
+        return pixels
+
+    load()
+    load(size=8)
+    load(skip_bad_images=True)
+    os.utime(images / "000001.jpg", ns=(0, 1_000_000_001))  # the time alone
+    load()
+    (images / "000001.jpg").rename(images / "0000015.jpg")  # the name alone
+    load()
+    with open(images / "0000015.jpg", "ab") as file:  # the size alone
+        file.write(b"\0")
+    os.utime(images / "0000015.jpg", ns=(0, 1_000_000_001))
+    load()
+    folder_of(images, 1, start=3)
+    assert len(load()) == 4
+    picture(20, 24, seed=9).save(images / "000000.jpg")
+    assert np.array_equal(load()[0], pillow(Image.open(images / "000000.jpg"), 16))
+
+
+def test_a_killed_making_leaves_no_array_and_the_next_clears_up(tmp_path):
+    images = folder_of(tmp_path / "images", 3 * faces.CHUNK)
+    cache = tmp_path / "cache"
+    slow = (
+        "import time; from pathlib import Path; from magnet import faces; load = faces.load_image\n"
+        "faces.load_image = lambda path, size: (time.sleep(60 if path.name > '000070' else 0), load(path, size))[1]\n"
+        f"faces.load_faces({str(images)!r}, 16, cache_dir=Path({str(cache)!r}), workers=1)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", slow], cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(cache.glob("*.tmp")) and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert len(list(cache.glob("*.tmp"))) == 1 and not list(cache.glob("*.npy"))
+    pixels, digest = load_faces(str(images), 16, cache_dir=cache)
+    assert len(pixels) == 3 * faces.CHUNK
+    assert list(cache.glob("*.npy*")) == [cache / f"{digest}.npy"]
+
+
+def test_a_failing_write_removes_its_file_and_is_a_user_error(tmp_path, monkeypatch):
+    images = folder_of(tmp_path / "images", 3)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(faces.os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        load_faces(str(images), 16, cache_dir=tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*.npy*"))
+
+
+def test_a_damaged_array_is_named(tmp_path):
+    images = folder_of(tmp_path / "images", 3)
+    pixels, digest = load_faces(str(images), 16, cache_dir=tmp_path / "cache")
+    del pixels
+    for size in (1000, 60, 0):
+        os.truncate(tmp_path / "cache" / f"{digest}.npy", size)
+        with pytest.raises(UserError, match=f"{digest}.npy.*delete it"):
+            load_faces(str(images), 16, cache_dir=tmp_path / "cache")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no lock here: both make the array")
+def test_two_at_once_make_the_array_once(tmp_path, monkeypatch):
+    images, decoded = folder_of(tmp_path / "images", 40), []
+    monkeypatch.setattr(faces, "load_image", lambda path, size: (decoded.append(path), load_image(path, size))[1])
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(load_faces, str(images), 16, cache_dir=tmp_path / "cache") for _ in range(2)]
+    assert np.array_equal(both[0].result()[0], both[1].result()[0])
+    assert len(decoded) == 40
+
+
+def test_synthetic_faces_are_cached(tmp_path, monkeypatch):
+    monkeypatch.setattr(faces, "SYNTHETIC_FACES", faces.CHUNK + 2)
+    pixels, digest = load_faces("synthetic", 16, cache_dir=tmp_path)
+    assert np.array_equal(pixels, synthetic.draw_faces(faces.CHUNK + 2, 16, seed=0)[0])
+    monkeypatch.setattr(synthetic, "draw_faces", lambda *_, **__: pytest.fail("drawn again"))
+    assert load_faces("synthetic", 16, cache_dir=tmp_path)[1] == digest
+    assert str(synthetic.VERSION) in digest and "16" in digest
+
+
+def test_real_faces_equal_pillow(tmp_path):
+    if not REAL_FACES.exists():
+        pytest.skip("no sample of CelebA beside the repository")
+    with zipfile.ZipFile(REAL_FACES) as archive:
+        archive.extractall(tmp_path / "celeba", sorted(n for n in archive.namelist() if n.endswith(".jpg"))[:50])
+    pixels, _ = load_faces(str(tmp_path / "celeba"), 64, cache_dir=tmp_path / "cache")
+    paths = sorted((tmp_path / "celeba" / "img_align_celeba").glob("*.jpg"))
+    assert len(pixels) == len(paths) == 50
+    for path, row in zip(paths, pixels, strict=True):
+        with Image.open(path) as image:
+            assert image.size == (178, 218) and np.array_equal(row, pillow(image, 64))
+
+
+# Batches
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_batch_scales_and_mirrors(device):
+    pixels = np.arange(2 * 3 * 2 * 2, dtype=np.uint8).reshape(2, 3, 2, 2)
+    pixels[1, 0, 0] = 0, 255
+    batch = Faces(pixels, device).batch(torch.tensor([1, 3, 0, 0], device=device))
+    assert batch.shape == (4, 3, 2, 2) and batch.dtype == torch.float32 and batch.device.type == device
+    batch = batch.cpu()
+    assert batch[0, 0, 0].tolist() == [-1.0, 1.0]
+    assert batch[1, 0, 0].tolist() == [1.0, -1.0]
+    assert torch.equal(batch[1], batch[0].flip(2))
+    by_hand = torch.tensor([[[0, 1], [2, 3]], [[4, 5], [6, 7]], [[8, 9], [10, 11]]]) / 127.5 - 1
+    assert torch.allclose(batch[2], by_hand, atol=1e-6) and torch.equal(batch[2], batch[3])
+
+
+@pytest.mark.parametrize("indices", [[4], [-1]])
+def test_an_index_out_of_range_is_an_error(indices):
+    with pytest.raises(IndexError):
+        Faces(np.zeros((2, 3, 2, 2), np.uint8), "cpu").batch(torch.tensor(indices))
+
+
+def test_read_only_pixels_are_used_in_place_without_a_warning(tmp_path):
+    np.save(tmp_path / "a.npy", np.full((2, 3, 4, 4), 7, np.uint8))
+    pixels = np.load(tmp_path / "a.npy", mmap_mode="r")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        some = Faces(pixels, "cpu", "abc")
+    assert some._pixels.data_ptr() == pixels.ctypes.data
+    assert len(some) == 2 and some.digest == "abc" and some.device == torch.device("cpu")
+
+
+def test_other_arrays_are_refused():
+    for wrong in (np.zeros((2, 3, 4, 4)), np.zeros((2, 4, 4, 3), np.uint8), np.zeros((0, 3, 4, 4), np.uint8)):
+        with pytest.raises(ValueError, match="must be"):
+            Faces(wrong, "cpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_pixels_lie_on_the_gpu_only_where_they_fit(monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 3, 16, 16), np.uint8)
+    fits = Faces(pixels, "cuda")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (2 * pixels.nbytes - 1, 10**9))
+    too_large = Faces(pixels, "cuda")
+    assert fits._pixels.is_cuda and not too_large._pixels.is_cuda
+    indices = torch.randint(16, (32,))
+    expected = Faces(pixels, "cpu").batch(indices)
+    for some in (fits, too_large):
+        for where in ("cpu", "cuda"):
+            assert torch.equal(some.batch(indices.to(where)).cpu(), expected)
+
+
+def test_to_uint8_is_the_inverse_and_rounds_and_clamps():
+    every = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_uint8(from_uint8(every)), every)
+    assert from_uint8(every).min() == -1 and from_uint8(every).max() == 1
+    near = to_uint8(torch.tensor([0.4, 0.6, 254.6, -50.0, 300.0, 127.6], requires_grad=True) / 127.5 - 1)
+    assert near.tolist() == [0, 1, 255, 0, 255, 128] and near.dtype == torch.uint8

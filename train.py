@@ -1,0 +1,297 @@
+#!/usr/bin/env python3
+"""Trains MAGNET on a folder of faces: a generator agent and a discriminator agent play, and learn by MADDPG.
+
+    python3 train.py                                    CelebA at 64x64 from data/celeba
+    python3 train.py --preset cpu --data synthetic      drawn faces at 32x32, minutes on two cores
+    python3 train.py --resume models/2026-11-22_14-03-59
+
+Exit status: 0 done, 2 a mistake in the settings or the data, 3 not finite (the last good checkpoint stays),
+130 and 143 stopped by SIGINT or SIGTERM after the step was finished and saved.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import re
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+def parameter(default, about: str, low: float = -math.inf, high: float = math.inf, choices: tuple = ()):
+    """A field of Config: its default, what the command line says of it, and the values that it may take."""
+    return dataclasses.field(default=default, metadata={"about": about, "low": low, "high": high, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Config:
+    """All parameters of a run. The command line is made from these fields, and config.json holds them.
+
+    Sources: [M] the published MAGNET, [L] Lowe et al. 2017 (MADDPG), [D] measured here: see the README's differences.
+    """
+
+    data: str = parameter("data/celeba", "folder of images, or the word synthetic: faces drawn by the program")
+    skip_bad_images: bool = parameter(False, "leave out files that are no images, up to 1 %% of them")
+    image_size: int = parameter(64, "S, side of all images in pixels [M]", choices=(32, 64, 128))
+    epochs: int = parameter(50, "passes over the images [M]", low=1)
+    steps: int = parameter(0, "steps of the trainer, if these end before the epochs; 0: no limit", low=0)
+    batch_size: int = parameter(64, "B, images a step [D]; 16 in [M]", low=4)
+    width: int = parameter(64, "feature maps of the first convolution [M]", low=4)
+    nz: int = parameter(100, "size of the generator's action z [M]", low=2)
+    episode_length: int = parameter(25, "T, states in an episode [L]", low=1)
+    lr: float = parameter(2e-4, "learning rate of every Adam [M]", low=1e-8, high=1)
+    beta1: float = parameter(0.5, "Adam's decay of the mean gradient [M]", low=0, high=0.9999)
+    beta2: float = parameter(0.999, "Adam's decay of the mean squared gradient [M]", low=0, high=0.999999)
+    gamma: float = parameter(0.0, "discount of later returns [D]; 0.95 in [M]", low=0, high=0.999)
+    tau: float = parameter(
+        0.003, "share of the new weights in every target at each step [D]; 0.01 in [L]", low=0, high=1
+    )
+    lambda_generator: float = parameter(1.0, "G_a's objective: 1 the return itself, 0 its critic [D]", low=0, high=1)
+    lambda_discriminator: float = parameter(
+        1.0, "D_a's objective: 1 the return itself, 0 its critic [D]", low=0, high=1
+    )
+    slope_weight: float = parameter(1.0, "weight of dQ/da - dr/da in the critics' loss [D]; 0 in [M]", low=0, high=1e6)
+    diversity_weight: float = parameter(10.0, "weight of the return for uncorrelated z [D]; 0 in [M]", low=0, high=1e6)
+    exploration: float = parameter(1.0, "largest sigma of the noise in z [D]; 0.1 in [M]", low=0, high=1)
+    replay_size: int = parameter(8192, "transitions in the ring [D]", low=1)
+    replay_fraction: float = parameter(0.0, "share of a batch that comes from the ring [D]", low=0, high=0.9)
+    seed: int = parameter(0, "seed of everything random", low=0, high=2**63 - 1)
+    device: str = parameter("auto", "auto, cpu, cuda or cuda:N")
+    precision: str = parameter(
+        "auto", "of the convolutions; auto: bf16 where it is fast", choices=("auto", "fp32", "bf16")
+    )
+    sample_every: int = parameter(500, "steps between two grids", low=1)
+    checkpoint_every: int = parameter(2, "epochs between two checkpoints [M]", low=1)
+    keep: int = parameter(3, "checkpoints that stay", low=1)
+    models_dir: str = parameter("models", "folder of the runs")
+    name: str = parameter("", "name of the run's folder; empty: the time")
+
+
+FREE_ON_RESUME = {"data", "epochs", "steps", "device", "sample_every", "checkpoint_every", "keep", "models_dir", "name"}
+
+PRESETS = {
+    "default": {},
+    "original": {  # the published hyperparameters, as far as they have a counterpart here; they do not learn faces
+        "batch_size": 16, "gamma": 0.95, "tau": 0.01, "lambda_generator": 0.0, "lambda_discriminator": 0.0,
+        "slope_weight": 0.0, "diversity_weight": 0.0, "exploration": 0.1, "replay_fraction": 0.5,
+    },
+    "cpu": {"image_size": 32, "width": 32, "nz": 64, "device": "cpu"},
+}  # fmt: skip
+
+LOG_EVERY = 20  # steps: metrics are read back from the device, checked and written together
+
+
+def parse(arguments: list[str]) -> tuple[dict, argparse.Namespace]:
+    """The parameters that the command line gives, and the commands (preset, resume, dry_run). Exits with 2 on others."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--preset", choices=PRESETS, default="default", help="a set of parameters; flags come before it"
+    )
+    parser.add_argument("--resume", metavar="RUN", type=Path, help="go on with a run folder, from its last checkpoint")
+    parser.add_argument("--dry-run", action="store_true", help="print settings, parameters and memory needed, and stop")
+    group = parser.add_argument_group("parameters")
+    for field in dataclasses.fields(Config):
+        flag, about = f"--{field.name.replace('_', '-')}", field.metadata["about"]
+        if field.type is bool:
+            group.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=about)
+        else:
+            choices = field.metadata["choices"] or None
+            shown = f"{about} (default {field.default!r})"
+            group.add_argument(flag, type=field.type, choices=choices, default=argparse.SUPPRESS, help=shown)
+    given = parser.parse_args(arguments)
+    commands = argparse.Namespace(preset=given.preset, resume=given.resume, dry_run=given.dry_run)
+    return {key: value for key, value in vars(given).items() if key not in vars(commands)}, commands
+
+
+def check(config: Config) -> None:
+    """Raises UserError for the first value that cannot be."""
+    from magnet.errors import UserError
+
+    for field in dataclasses.fields(config):
+        value, low, high = getattr(config, field.name), field.metadata["low"], field.metadata["high"]
+        if field.type in (int, float) and not low <= value <= high:
+            limits = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+            raise UserError(f"--{field.name.replace('_', '-')} is {value}, but must be {limits}.")
+    if config.name and not re.fullmatch(r"(?!\.+$)[A-Za-z0-9._-]{1,64}", config.name):
+        raise UserError(f"--name is {config.name!r}, but must be 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-'.")
+    replayed = round(config.replay_fraction * config.batch_size)
+    fresh = config.batch_size - replayed
+    if fresh < 2:
+        raise UserError(
+            f"--replay-fraction {config.replay_fraction} leaves {fresh} of {config.batch_size} rows; give less."
+        )
+    if replayed and config.replay_size < fresh:
+        raise UserError(f"--replay-size is {config.replay_size}, but one step stores {fresh} transitions; give more.")
+
+
+def settle(config: Config) -> Config:
+    """`config` with `auto` replaced by what this machine has. Raises UserError if it lacks the device."""
+    import torch
+
+    from magnet.errors import UserError
+
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise UserError(f"--device is {config.device!r}, but must be auto, cpu, cuda or cuda:N.")
+    if name != "cpu" and (torch.device(name).index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {config.device}: PyTorch sees {torch.cuda.device_count()} GPUs; try `--device cpu`.")
+    precision = config.precision
+    if precision == "auto":
+        fast = torch.cuda.is_bf16_supported() if name != "cpu" else torch.cpu.get_capabilities().get("avx512_bf16")
+        precision = "bf16" if fast else "fp32"
+    return dataclasses.replace(config, device=name, precision=precision)
+
+
+def resumed(run: Path, given: dict) -> tuple[Config, dict]:
+    """The config and contents of `run`'s last good checkpoint. Raises UserError if `given` asks for another game."""
+    from magnet import checkpoint
+    from magnet.errors import UserError
+
+    if not (run / "checkpoints").is_dir():
+        raise UserError(f"{run} is no run of MAGNET: it has no folder checkpoints; `ls models` shows the runs.")
+    path, saved = checkpoint.newest(run / "checkpoints")
+    config = Config(**saved["config"])
+    changed = sorted(k for k, v in given.items() if k not in FREE_ON_RESUME and v != getattr(config, k))
+    if changed:
+        flags = ", ".join(f"--{key.replace('_', '-')} (was {getattr(config, key)})" for key in changed)
+        raise UserError(f"{run} cannot go on with other values of {flags}; leave them out, or start a new run.")
+    print(f"Going on from {path}.")
+    return dataclasses.replace(config, **given), saved
+
+
+class Stop:
+    """Notes SIGINT and SIGTERM, so that the step is finished and saved; a second signal ends the program at once."""
+
+    def __init__(self):
+        self.signal = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.note)
+
+    def note(self, number, frame) -> None:
+        """The signal handler."""
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
+
+
+def train(config: Config, run: Path, trainer, saved_at: int, total: int, stop: Stop) -> None:
+    """Steps `trainer` until `total`, writing metrics, grids and checkpoints into `run`; less if `stop` has a signal."""
+    from tqdm import tqdm
+
+    from magnet import checkpoint
+    from magnet.logbook import Logbook, write_progress
+    from magnet.sampling import FixedGrids
+
+    per_epoch = trainer.steps_per_epoch
+    grids = FixedGrids(trainer.generators[0], trainer.faces, config.seed)
+    book = Logbook(run, trainer.steps, LOG_EVERY)
+    bar = tqdm(total=total * config.batch_size, initial=trainer.images_seen, unit="image", dynamic_ncols=True)
+
+    def show(line: dict | None) -> None:
+        if line:
+            g, d = trainer.generators[0].name, trainer.discriminators[0].name
+            bar.set_postfix_str(
+                f"return G {line[f'{g}/return']:.2f} D {line[f'{d}/return']:.2f},"
+                f" D right on real {line[f'{d}/accuracy_real']:.0%} fake {line[f'{d}/accuracy_fake']:.0%}"
+            )
+
+    def save() -> None:
+        show(book.flush(trainer.images_seen))  # first: what is not finite is not saved
+        contents = {"config": dataclasses.asdict(config), "data": trainer.faces.digest, "trainer": trainer.state_dict()}
+        checkpoint.save(run / "checkpoints" / f"{trainer.steps:06d}.pt", contents)
+        checkpoint.prune(run / "checkpoints", config.keep)
+
+    if trainer.steps == 0:
+        grids.draw(book)
+    while trainer.steps < total and stop.signal is None:
+        show(book.add(trainer.step(), trainer.images_seen))
+        bar.update(config.batch_size)
+        bar.set_description(
+            f"epoch {1 + (trainer.steps - 1) // per_epoch}/{math.ceil(total / per_epoch)}", refresh=False
+        )
+        if trainer.steps % config.sample_every == 0 or trainer.steps == total:
+            grids.draw(book)
+        if trainer.steps % (config.checkpoint_every * per_epoch) == 0:
+            save()
+            saved_at = trainer.steps
+    if trainer.steps != saved_at:
+        save()
+    bar.close()
+    book.close()
+    if stop.signal is None:
+        write_progress(run)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The program; returns its exit status."""
+    given, commands = parse(sys.argv[1:] if arguments is None else arguments)
+    from magnet.errors import UserError
+
+    try:
+        return start(given, commands)
+    except UserError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+
+
+def start(given: dict, commands: argparse.Namespace) -> int:
+    """Builds what the settings ask for and trains it. Raises UserError."""
+    import torch
+
+    from magnet.errors import UserError
+    from magnet.faces import Faces, load_faces
+    from magnet.logbook import Diverged, describe_environment, new_run, write_json
+    from magnet.maddpg import MADDPG
+    from magnet.summary import summary
+
+    saved = None
+    if commands.resume:
+        config, saved = resumed(commands.resume, given)
+    else:
+        config = Config(**(PRESETS[commands.preset] | given))
+    check(config)
+    config = settle(config)
+    print(json.dumps(dataclasses.asdict(config), indent=2))
+    pixels, digest = load_faces(
+        config.data, config.image_size, cache_dir=Path("data/cache"), skip_bad_images=config.skip_bad_images
+    )
+    if saved and saved["data"] != digest:
+        raise UserError(f"The images in {config.data} are not those that {commands.resume} learned from; restore them.")
+    print(summary(config, len(pixels)))
+    if commands.dry_run:
+        return 0
+
+    device = torch.device(config.device)
+    try:
+        trainer = MADDPG(config, Faces(pixels, device, digest), device)
+    except ValueError as error:
+        raise UserError(f"{config.data}: {error}; give more images or a smaller --batch-size.") from error
+    if saved:
+        trainer.load_state_dict(saved["trainer"])
+    total = config.epochs * trainer.steps_per_epoch
+    total = min(total, config.steps) if config.steps else total
+
+    stop = Stop()
+    run = commands.resume or new_run(Path(config.models_dir), config.name)
+    write_json(run / "config.json", dataclasses.asdict(config))
+    write_json(run / "environment.json", describe_environment(device))
+    print(f"Run folder: {run}")
+    try:
+        train(config, run, trainer, trainer.steps if saved else -1, total, stop)
+    except Diverged as error:
+        print(f"train.py: stopped, {error}; the last good checkpoint is in {run / 'checkpoints'}.", file=sys.stderr)
+        return 3
+    if stop.signal:
+        print(f"Stopped and saved at step {trainer.steps}; go on with: python3 train.py --resume {run}")
+        return 128 + stop.signal
+    print(
+        f"Done: {trainer.steps} steps, {trainer.images_seen} images. Grids: {run / 'samples'}, {run / 'progress.gif'}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
