@@ -84,7 +84,7 @@ LOG_EVERY = 20  # steps: metrics are read back from the device, checked and writ
 
 
 def parse(arguments: list[str]) -> tuple[dict, argparse.Namespace]:
-    """The parameters that the command line gives, and the commands (preset, resume, dry_run). Exits with 2 on others."""
+    """The parameters that the command line gives, and its commands (preset, resume, dry_run). Others exit with 2."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--preset", choices=PRESETS, default="default", help="a set of parameters; flags come before it"

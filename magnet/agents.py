@@ -166,14 +166,13 @@ class DiscriminatorAgent(Agent):
         logits.backward(-direction / logits.shape[1])
         metrics["actor_gradient"] = self.descend("actor")
 
-        real_logits, fake_logits = logits.detach()[0], logits.detach()[1:].flatten()
+        real_logits, fake_logits = logits.detach()[:1], logits.detach()[1:]
+        value = returns.discriminator_return(real_logits=real_logits, fake_logits=fake_logits).mean()
         return metrics | {
-            "return": returns.discriminator_return(
-                real_logits=logits.detach()[:1], fake_logits=logits.detach()[1:]
-            ).mean(),
+            "return": value,  # its mean is the game's V(D, G)
+            "from_equilibrium": value - returns.EQUILIBRIUM,
             "accuracy_real": (real_logits > 0).float().mean(),
             "accuracy_fake": (fake_logits <= 0).float().mean(),
-            "value": returns.game_value(real_logits=real_logits, fake_logits=fake_logits),
         }
 
 

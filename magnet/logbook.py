@@ -22,7 +22,6 @@ from torch.utils.tensorboard import SummaryWriter
 from magnet.checkpoint import write_atomically
 from magnet.errors import UserError
 from magnet.faces import to_uint8
-from magnet.returns import EQUILIBRIUM
 
 GIF_FRAMES, GIF_MILLISECONDS = 60, 100
 
@@ -122,9 +121,6 @@ class Logbook:
         now = time.perf_counter()
         line = {"step": self.step, "steps": len(values), "images": images_seen}
         line |= dict(zip(names, values.mean(dim=0).tolist(), strict=True))
-        for name in names:
-            if name.endswith("/value"):
-                line[f"{name}_from_equilibrium"] = line[name] - EQUILIBRIUM
         line["images_per_second"] = images_seen / self.step * len(values) / (now - self.since)
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

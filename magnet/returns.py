@@ -8,7 +8,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, logsigmoid, softplus
+from torch.nn.functional import cosine_similarity, logsigmoid
 
 EQUILIBRIUM = -math.log(4)  # V(D, G) where the generator's images are the data's: Goodfellow et al. 2014, theorem 1
 
@@ -19,7 +19,7 @@ def generator_return(fake_logits: Tensor) -> Tensor:
 
 
 def discriminator_return(*, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """log D(x) + log(1 - D(G(z))): two (B,) -> (B,), below 0."""
+    """log D(x) + log(1 - D(G(z))): two (B,) -> (B,), below 0. Its mean is V(D, G) (Goodfellow et al. 2014, eq. 1)."""
     return logsigmoid(real_logits) + logsigmoid(-fake_logits)
 
 
@@ -34,11 +34,6 @@ def judgement_return(logits: Tensor, real: Tensor) -> Tensor:
 def judgement_slope(logits: Tensor, real: Tensor) -> Tensor:
     """d judgement_return / d logit: sigmoid(-l) on real, -sigmoid(l) on fake images. Shapes as there."""
     return real * torch.sigmoid(-real * logits)
-
-
-def game_value(*, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """V(D, G) = E[log D(x)] + E[log(1 - D(G(z)))] (Goodfellow et al. 2014, equation 1): a scalar; see EQUILIBRIUM."""
-    return -softplus(-real_logits).mean() - softplus(fake_logits).mean()
 
 
 def td_target(reward: Tensor, next_value: Tensor | None, gamma: float) -> Tensor:
