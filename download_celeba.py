@@ -54,7 +54,7 @@ DATA_DIR = Path("data/celeba")
 FOLDER = "img_align_celeba"  # in the archive and on disk
 MARKER = ".complete.json"
 TIMEOUT = (10, 60)  # seconds to connect, and between two pieces of the answer
-RETRIES = 10  # Drive cuts long downloads, some of them more than once
+RETRIES = 5  # Drive cuts downloads that take an hour
 MAX_UNPACKED = 4_000_000_000  # bytes; the official images are 1.4 GB
 MAX_RATIO = 20  # unpacked to packed; JPEGs hardly shrink, so the official archive is near 1
 

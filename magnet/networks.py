@@ -66,7 +66,8 @@ class GeneratorActor(nn.Module):
     def __init__(self, image_size: int, width: int, nz: int, layers: int = 2, hidden: int = 128):
         super().__init__()
         self.stack = image_stack(image_size, width)
-        self.embed = nn.Linear(stack_features(image_size, width), nz)
+        # BatchNorm keeps what tells states apart at unit deviation; without it the LSTM dampens it to a hundredth.
+        self.embed = nn.Sequential(nn.Linear(stack_features(image_size, width), nz), nn.BatchNorm1d(nz))
         self.lstm = nn.LSTM(nz, hidden, layers)
         self.action = nn.Linear(hidden, nz)
         # No gain and no bias: each coordinate of z has mean 0 and variance 1 over the batch, as noise N(0, I) has.

@@ -4,7 +4,7 @@ Prior samples are G(z) of noise z ~ N(0, I), policy samples G(z) of the z with w
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -17,45 +17,52 @@ BATCHES, BATCH = 16, 128  # over which the statistics are taken
 
 
 @torch.no_grad()
-def with_own_statistics(network: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> nn.Module:
-    """A copy of `network` for evaluation, whose BatchNorms hold the averages over `batches` of its inputs.
+def with_own_statistics(network: nn.Module, play: Callable[[nn.Module], None]) -> nn.Module:
+    """A copy of `network` for evaluation, whose BatchNorms hold plain averages over what `play(copy)` shows it.
 
     The running statistics were taken from the trained weights, not from their average; with them its pictures are worse
     by far (the README has the figures). Compare the standing statistics of Brock et al. 2019, section 4.1.
     """
     network = copy.deepcopy(network).train()
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average instead of a running one
-    for inputs in batches:
-        network(*inputs)
+    for norm in network.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain average instead of a running one
+    play(network)
     return network.eval()
 
 
 class Sampler:
     """G and G_a of one agent, as they stand now, ready to be sampled. Draws nothing from the run's own generators."""
 
-    def __init__(self, agent: GeneratorAgent, faces: Faces | None, seed: int = 0):
-        """faces: whose states G_a answers; None if only prior samples are wanted."""
-        self.random = stream(seed, "statistics", agent.device)
+    def __init__(self, agent: GeneratorAgent, faces: Faces | None, seed: int = 0, averaged: bool = True):
+        """faces: whose states G_a answers, None if only prior samples are wanted.
+
+        averaged: sample the targets, running averages of the trained networks; else these themselves.
+        """
+        self.random = stream(seed, "sampler", agent.device)
         self.nz, self.device, self.faces = agent.config.nz, agent.device, faces
-        noise = ((self.noise(BATCH),) for _ in range(BATCHES))
-        self.generator = with_own_statistics(agent.targets["generator"], noise)
-        self.actor = faces and with_own_statistics(agent.targets["actor"], self._states(agent.targets["actor"]))
+        networks = agent.targets if averaged else agent.networks
+        self.generator = with_own_statistics(networks["generator"], self._show_noise)
+        self.actor = with_own_statistics(networks["actor"], self._play_episode) if faces else None
+
+    def _show_noise(self, generator: nn.Module) -> None:
+        for _ in range(BATCHES):
+            generator(self.noise(BATCH))
+
+    def _play_episode(self, actor: nn.Module) -> None:
+        memory = actor.first_memory(BATCH)
+        for _ in range(BATCHES):
+            _, memory = actor(self.state(BATCH), memory)
 
     def noise(self, count: int) -> Tensor:
         """z ~ N(0, I), (count, nz)."""
         return torch.randn(count, self.nz, generator=self.random, device=self.device)
 
-    def _states(self, actor: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
-        """An episode for the actor's statistics: states, and the memories with which they are met."""
-        memory = actor.first_memory(BATCH)
-        for _ in range(BATCHES):
-            indices = torch.randint(2 * len(self.faces), (BATCH,), generator=self.random, device=self.device)
-            state = self.faces.batch(indices)
-            yield state, memory
-            _, memory = actor(state, memory)
+    def state(self, count: int) -> Tensor:
+        """Real images (count, 3, S, S), drawn from the faces and their mirror images."""
+        indices = torch.randint(2 * len(self.faces), (count,), generator=self.random, device=self.device)
+        return self.faces.batch(indices)
 
     @torch.no_grad()
     def prior(self, z: Tensor) -> Tensor:

@@ -1,0 +1,128 @@
+#!/usr/bin/env python3
+"""Makes pictures with a trained generator: a grid, single files, or an array for FID tools.
+
+    python3 sample.py models/2026-11-22_14-03-59                          64 prior samples -> samples.png
+    python3 sample.py RUN --kind policy --out answers.png                 states, each with the answer beside it
+    python3 sample.py RUN --count 5000 --npz faces.npz                    uint8 (N, H, W, 3) under the key arr_0
+
+RUN is a run folder (its newest checkpoint) or a checkpoint file. prior: z from noise; policy: z from G_a, which plays
+an episode of real states. Exit status 2: a mistake in the settings or files, said in one sentence.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+ROW = 8  # pictures in a row of the grid
+
+
+def load_agent(run: Path, device: str):
+    """The generator agent of a run's newest checkpoint, or of a checkpoint file; its config. Raises UserError."""
+    import torch
+
+    from magnet import checkpoint
+    from magnet.agents import GeneratorAgent
+    from train import Config, settle
+
+    saved = checkpoint.newest(run / "checkpoints")[1] if run.is_dir() else checkpoint.load(run)
+    config = settle(Config(**saved["config"] | {"device": device}))
+    agent = GeneratorAgent("generator", config, torch.device(config.device))
+    agent.load_state_dict(saved["trainer"]["agents"]["generator"])
+    return agent, config
+
+
+def load_states(config, data: str | None):
+    """The faces that G_a answers. Raises UserError if they are gone."""
+    from magnet.faces import Faces, load_faces
+
+    pixels, digest = load_faces(
+        data or config.data,
+        config.image_size,
+        cache_dir=Path("data/cache"),
+        skip_bad_images=config.skip_bad_images,
+    )
+    return Faces(pixels, config.device, digest)
+
+
+def draw(sampler, kind: str, count: int, batch: int):
+    """`count` images (count, 3, S, S) uint8 on the CPU, and for policy samples the states they answer, else None.
+
+    Policy samples are those of episodes: `batch` of them at a time, the memory going on from state to state.
+    """
+    import torch
+
+    from magnet.faces import to_uint8
+
+    images, states, memory = [], [], None
+    for _ in range(0, count, batch):
+        if kind == "prior":
+            images.append(to_uint8(sampler.prior(sampler.noise(batch))).cpu())
+        else:
+            state = sampler.state(batch)
+            answer, memory = sampler.policy(state, memory)
+            images.append(to_uint8(answer).cpu())
+            states.append(to_uint8(state).cpu())
+    return torch.cat(images)[:count], torch.cat(states)[:count] if states else None
+
+
+def write(images, states, out: Path | None, folder: Path | None, npz: Path | None) -> None:
+    """Writes a grid of up to 64 pictures, a PNG each into `folder`, and an array; those that are not None."""
+    import numpy as np
+    import torch
+    from PIL import Image
+    from torchvision.utils import make_grid
+
+    if out:
+        shown = images if states is None else torch.stack([states, images], dim=1).flatten(0, 1)
+        Image.fromarray(make_grid(shown[: ROW * ROW], nrow=ROW).permute(1, 2, 0).numpy()).save(out)
+    pixels = images.permute(0, 2, 3, 1).numpy()  # (N, H, W, 3)
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        for i, picture in enumerate(pixels):
+            Image.fromarray(picture).save(folder / f"{i:06d}.png")
+    if npz:
+        np.savez(npz, arr_0=pixels)
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line. Exits with 2 on a bad word."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="run folder or checkpoint file")
+    parser.add_argument("--kind", choices=("prior", "policy"), default="prior", help="where z comes from")
+    parser.add_argument("--count", type=int, default=64, help="number of samples (default 64)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise and of the states (default 0)")
+    parser.add_argument("--data", help="the states of policy samples: a folder or synthetic (default: the run's own)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--out", type=Path, help="grid of the first 64, or of 32 pairs (default samples.png)")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="one PNG file each")
+    parser.add_argument("--npz", type=Path, metavar="FILE", help="uint8 (N, H, W, 3), key arr_0")
+    parser.add_argument("--ema", action=argparse.BooleanOptionalAction, default=True, help="running averages (default)")
+    options = parser.parse_args(arguments)
+    if options.count < 1:
+        parser.error(f"--count is {options.count}, but must be at least 1")
+    if not (options.out or options.images or options.npz):
+        options.out = Path("samples.png")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The program; returns its exit status."""
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    from magnet.errors import UserError
+    from magnet.sampling import Sampler
+
+    try:
+        agent, config = load_agent(options.run, options.device)
+        faces = load_states(config, options.data) if options.kind == "policy" else None
+    except UserError as error:
+        print(f"sample.py: {error}", file=sys.stderr)
+        return 2
+    sampler = Sampler(agent, faces, seed=options.seed, averaged=options.ema)
+    images, states = draw(sampler, options.kind, options.count, config.batch_size)
+    write(images, states, options.out, options.images, options.npz)
+    print(", ".join(str(path) for path in (options.out, options.images, options.npz) if path))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
