@@ -129,15 +129,18 @@ class Critic(nn.Module):
     """Q(image, action): G_c with the state and z, D_c with the image and D_a's logit.
 
     The action joins after the convolutions, so one `encode` serves several actions, and the slope dQ/da, which the
-    critic is taught as well, goes through the small head alone. SiLU, because a slope is fitted by a smooth function.
+    critic is taught as well, goes through the small head alone. The action is embedded at the width of the image's
+    features, or D's one logit is lost among them: D_c then learns its slopes late, and D_a runs away meanwhile. SiLU,
+    because a slope is fitted by a smooth function.
     """
 
     def __init__(self, image_size: int, width: int, actions: int, hidden: int = 256):
         super().__init__()
         self.stack = image_stack(image_size, width)
         self.embed = nn.Linear(stack_features(image_size, width), hidden)
+        self.embed_action = nn.Sequential(nn.Linear(actions, hidden), nn.SiLU())
         self.head = nn.Sequential(
-            nn.Linear(hidden + actions, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 1)
+            nn.Linear(2 * hidden, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 1)
         )
         self.apply(initialise)
 
@@ -150,7 +153,7 @@ class Critic(nn.Module):
     def value(self, encoded: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         """encoded (B, hidden), actions (B, A) -> values (B,) float32."""
         with full_precision(encoded):
-            return self.head(torch.cat([encoded, actions], dim=1)).squeeze(1)
+            return self.head(torch.cat([encoded, self.embed_action(actions)], dim=1)).squeeze(1)
 
     def forward(self, images: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         """images (B, 3, S, S), actions (B, A) -> values (B,) float32."""

@@ -1,0 +1,162 @@
+"""Returns, slopes and exploration against torch's own functions, autograd, numpy and numbers worked out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from magnet import returns
+
+LOGITS = torch.tensor([-7.0, -1.5, -0.2, 0.0, 0.3, 2.0, 9.0])
+FAR = [-1e4, 1e4]
+
+
+def cross_entropy(logits, label):
+    return binary_cross_entropy_with_logits(logits, torch.full_like(logits, label), reduction="none")
+
+
+def test_the_generator_earns_minus_the_cross_entropy_of_calling_its_images_real():
+    torch.testing.assert_close(returns.generator_return(LOGITS), -cross_entropy(LOGITS, 1.0))
+
+
+def test_the_discriminator_earns_minus_both_cross_entropies():
+    real, fake = LOGITS, LOGITS.roll(2)
+    earned = returns.discriminator_return(real_logits=real, fake_logits=fake)
+    torch.testing.assert_close(earned, -cross_entropy(real, 1.0) - cross_entropy(fake, 0.0))
+
+
+def test_the_discriminators_arguments_have_to_be_named():
+    with pytest.raises(TypeError):
+        returns.discriminator_return(LOGITS, LOGITS)
+
+
+def test_a_judgement_earns_minus_the_cross_entropy_of_its_side():
+    torch.testing.assert_close(returns.judgement_return(LOGITS, torch.ones(7)), -cross_entropy(LOGITS, 1.0))
+    torch.testing.assert_close(returns.judgement_return(LOGITS, -torch.ones(7)), -cross_entropy(LOGITS, 0.0))
+
+
+def test_equal_chances_earn_the_equilibrium():
+    zero = torch.zeros(1)
+    assert returns.EQUILIBRIUM == -math.log(4)
+    assert returns.discriminator_return(real_logits=zero, fake_logits=zero).item() == pytest.approx(-math.log(4))
+
+
+@pytest.mark.parametrize(
+    "earned",
+    [
+        returns.generator_return,
+        lambda l: returns.discriminator_return(real_logits=l, fake_logits=torch.zeros_like(l)),
+        lambda l: returns.discriminator_return(real_logits=torch.zeros_like(l), fake_logits=l),
+        lambda l: returns.judgement_return(l, torch.ones_like(l)),
+        lambda l: returns.judgement_return(l, -torch.ones_like(l)),
+    ],
+    ids=["generator", "discriminator, real", "discriminator, fake", "judgement of real", "judgement of fake"],
+)
+def test_returns_and_their_gradients_are_finite_far_out(earned):
+    logits = torch.tensor(FAR, requires_grad=True)
+    value = earned(logits)
+    (slope,) = torch.autograd.grad(value.sum(), logits)
+    assert value.isfinite().all() and slope.isfinite().all()
+    assert value.min() == pytest.approx(-1e4, rel=1e-3)  # not clamped: what is wrong by 1e4 costs 1e4
+    assert sorted(slope.abs().tolist()) == [0, 1]
+
+
+@pytest.mark.parametrize("side", [1.0, -1.0])
+def test_judgement_slope_is_the_gradient_of_the_judgement_return(side):
+    logits = torch.cat([LOGITS, torch.tensor(FAR)]).requires_grad_()
+    real = torch.full_like(logits, side)
+    (slope,) = torch.autograd.grad(returns.judgement_return(logits, real).sum(), logits)
+    torch.testing.assert_close(returns.judgement_slope(logits.detach(), real), slope)
+
+
+def test_td_target_by_hand():
+    reward, next_value = torch.tensor([-1.0, 0.5]), torch.tensor([2.0, -4.0])
+    torch.testing.assert_close(returns.td_target(reward, next_value, 0.75), torch.tensor([0.5, -2.5]))
+
+
+def test_td_target_without_gamma_is_the_reward_and_needs_no_next_value():
+    reward = torch.tensor([-1.0, 0.5])
+    assert torch.equal(returns.td_target(reward, None, 0.0), reward)
+
+
+def test_critic_loss_by_hand():
+    numbers = {
+        "value": torch.tensor([1.0, -2.0]),
+        "target": torch.tensor([4.0, -1.0]),  # squared errors 9 and 1: mean 5
+        "slope": torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, -1.0]]),
+        "target_slope": torch.tensor([[0.0, 2.0, 2.0], [0.0, 3.0, -1.0]]),  # squared distances 5 and 9: mean 7
+    }
+    assert returns.critic_loss(**numbers, weight=0.5).item() == 5 + 0.5 * 7
+    assert returns.critic_loss(**numbers, weight=0.0).item() == 5
+
+
+def test_slope_cosine_by_hand_is_taken_over_the_whole_batch():
+    slope, target = torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.tensor([[1.0, 1.0], [0.0, 0.0]])
+    # (3 * 1) / (5 * sqrt(2)); the mean of the rows' cosines would be (1 / sqrt(2) + 0) / 2
+    assert returns.slope_cosine(slope, target).item() == pytest.approx(3 / (5 * math.sqrt(2)))
+    assert returns.slope_cosine(slope, -2 * slope).item() == pytest.approx(-1)
+
+
+@pytest.mark.parametrize(("lam", "direction"), [(0, [-4.0, 10.0]), (1, [8.0, 2.0]), (0.25, [-1.0, 8.0])])
+def test_ascent_direction_by_hand(lam, direction):
+    return_slope, value_slope = torch.tensor([8.0, 2.0]), torch.tensor([-4.0, 10.0])
+    assert returns.ascent_direction(return_slope, value_slope, lam).tolist() == direction
+
+
+def noise(rows, columns, seed=0):
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.1, 0.5, math.sqrt(0.5), 0.9, 1.0])
+def test_exploration_keeps_zero_mean_and_unit_variance(sigma):
+    explored = returns.explore(noise(40_000, 3), sigma=torch.full((40_000, 1), sigma), noise=noise(40_000, 3, seed=1))
+    torch.testing.assert_close(explored.mean(dim=0), torch.zeros(3), atol=0.02, rtol=0)
+    torch.testing.assert_close(explored.var(dim=0), torch.ones(3), atol=0.04, rtol=0)
+
+
+def test_each_rows_sigma_says_how_much_of_it_is_noise():
+    policy, random = noise(3, 4), noise(3, 4, seed=1)
+    explored = returns.explore(policy, sigma=torch.tensor([[0.0], [1.0], [0.6]]), noise=random)
+    assert torch.equal(explored[0], policy[0])
+    assert torch.equal(explored[1], random[1])
+    torch.testing.assert_close(explored[2], 0.8 * policy[2] + 0.6 * random[2])
+
+
+def test_correlation_is_numpys():
+    z = noise(50, 4) * torch.tensor([1.0, 2.0, 0.5, 3.0]) + torch.tensor([0.0, -5.0, 1.0, 2.0])
+    z[:, 1] += z[:, 0]
+    expected = torch.from_numpy(np.corrcoef(z.numpy(), rowvar=False)).float()
+    torch.testing.assert_close(returns.correlation(z), expected, atol=1e-4, rtol=0)
+
+
+UNCORRELATED = torch.tensor([[1.0, 1.0, 1.0], [1.0, -1.0, -1.0], [-1.0, 1.0, -1.0], [-1.0, -1.0, 1.0]])
+
+
+def test_uncorrelated_coordinates_lose_nothing():
+    assert returns.diversity_return(UNCORRELATED).item() == pytest.approx(0, abs=1e-9)
+    assert returns.mean_correlation(UNCORRELATED).item() == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("nz", [2, 5])
+def test_equal_coordinates_lose_the_most(nz):
+    z = noise(30, 1).repeat(1, nz)
+    z[:, 1] *= -3  # neither sign nor scale counts
+    # nz (nz - 1) entries off the diagonal, each 1 or -1, over nz
+    assert returns.diversity_return(z).item() == pytest.approx(-(nz - 1), rel=1e-3)
+    assert returns.mean_correlation(z).item() == pytest.approx(1, rel=1e-3)
+
+
+def test_diversity_by_hand_for_two_coordinates():
+    z = torch.tensor([[1.0, 1.0], [1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, -1.0], [-1.0, -1.0]])
+    # Both have mean 0 and variance 1; the products 1, 1, -1, 1, -1, 1 have mean 1/3.
+    assert returns.diversity_return(z).item() == pytest.approx(-2 * (1 / 3) ** 2 / 2, rel=1e-4)
+    assert returns.mean_correlation(z).item() == pytest.approx(1 / 3, rel=1e-4)
+
+
+def test_diversity_is_the_same_under_bf16_autocast():
+    z = noise(64, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = returns.diversity_return(z)
+    assert torch.equal(inside, returns.diversity_return(z))
