@@ -56,7 +56,7 @@ class Config:
     diversity_weight: float = parameter(10.0, "weight of the return for uncorrelated z [D]; 0 in [M]", low=0, high=1e6)
     exploration: float = parameter(1.0, "largest sigma of the noise in z [D]; 0.1 in [M]", low=0, high=1)
     replay_size: int = parameter(8192, "transitions in the ring [D]", low=1)
-    replay_fraction: float = parameter(0.0, "share of a batch that comes from the ring [D]", low=0, high=0.9)
+    replay_fraction: float = parameter(0.25, "share of a batch that comes from the ring [D]", low=0, high=0.9)
     seed: int = parameter(0, "seed of everything random", low=0, high=2**63 - 1)
     device: str = parameter("auto", "auto, cpu, cuda or cuda:N")
     precision: str = parameter(
@@ -177,7 +177,7 @@ class Stop:
         signal.signal(number, signal.SIG_DFL)
 
 
-def train(config: Config, run: Path, trainer, saved_at: int, total: int, stop: Stop) -> None:
+def train(config: Config, run: Path, trainer, total: int, stop: Stop) -> None:
     """Steps `trainer` until `total`, writing metrics, grids and checkpoints into `run`; less if `stop` has a signal."""
     from tqdm import tqdm
 
@@ -204,8 +204,10 @@ def train(config: Config, run: Path, trainer, saved_at: int, total: int, stop: S
         checkpoint.save(run / "checkpoints" / f"{trainer.steps:06d}.pt", contents)
         checkpoint.prune(run / "checkpoints", config.keep)
 
+    saved_at = trainer.steps
     if trainer.steps == 0:
         grids.draw(book)
+        save()  # so that a run killed at any moment can go on
     while trainer.steps < total and stop.signal is None:
         show(book.add(trainer.step(), trainer.images_seen))
         bar.update(config.batch_size)
@@ -280,7 +282,7 @@ def start(given: dict, commands: argparse.Namespace) -> int:
     write_json(run / "environment.json", describe_environment(device))
     print(f"Run folder: {run}")
     try:
-        train(config, run, trainer, trainer.steps if saved else -1, total, stop)
+        train(config, run, trainer, total, stop)
     except Diverged as error:
         print(f"train.py: stopped, {error}; the last good checkpoint is in {run / 'checkpoints'}.", file=sys.stderr)
         return 3
