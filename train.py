@@ -154,7 +154,10 @@ def resumed(run: Path, given: dict) -> tuple[Config, dict]:
     if not (run / "checkpoints").is_dir():
         raise UserError(f"{run} is no run of MAGNET: it has no folder checkpoints; `ls models` shows the runs.")
     path, saved = checkpoint.newest(run / "checkpoints")
-    config = Config(**saved["config"])
+    try:
+        config = Config(**saved["config"])
+    except TypeError as error:
+        raise UserError(f"{path} was written by another release of MAGNET ({error}); go on with that one.") from error
     changed = sorted(k for k, v in given.items() if k not in FREE_ON_RESUME and v != getattr(config, k))
     if changed:
         flags = ", ".join(f"--{key.replace('_', '-')} (was {getattr(config, key)})" for key in changed)
@@ -243,9 +246,9 @@ def start(given: dict, commands: argparse.Namespace) -> int:
     """Builds what the settings ask for and trains it. Raises UserError."""
     import torch
 
-    from magnet.errors import UserError
+    from magnet.errors import Diverged, UserError
     from magnet.faces import Faces, load_faces
-    from magnet.logbook import Diverged, describe_environment, new_run, write_json
+    from magnet.logbook import describe_environment, new_run, write_json
     from magnet.maddpg import MADDPG
     from magnet.summary import summary
 
@@ -286,6 +289,10 @@ def start(given: dict, commands: argparse.Namespace) -> int:
     except Diverged as error:
         print(f"train.py: stopped, {error}; the last good checkpoint is in {run / 'checkpoints'}.", file=sys.stderr)
         return 3
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"{config.device} has too little memory; --batch-size, --width, --image-size or --replay-size make it less."
+        ) from None
     if stop.signal:
         print(f"Stopped and saved at step {trainer.steps}; go on with: python3 train.py --resume {run}")
         return 128 + stop.signal

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from magnet.errors import UserError
+from magnet.errors import Diverged, UserError
 
 FORMAT, VERSION = "magnet-checkpoint", 1
 TEMPORARY = ".tmp"
@@ -40,11 +40,20 @@ def write_atomically(path: Path, write) -> None:
 
 
 def save(path: Path, contents: dict) -> None:
-    """Writes `contents` (tensors and plain types) to `path`. Raises ValueError if a tensor in it is not finite."""
+    """Writes `contents` (tensors and plain types) to `path`, or nothing.
+
+    Raises Diverged if a tensor in it is not finite, and UserError if the disk does not take it.
+    """
     spoiled = first_non_finite(contents)
     if spoiled:
-        raise ValueError(f"{spoiled} is not finite; {path} was not written")
-    write_atomically(path, lambda file: torch.save({"format": FORMAT, "version": VERSION} | contents, file))
+        raise Diverged(f"{spoiled} is not finite, so {path} was not written")
+    try:
+        write_atomically(path, lambda file: torch.save({"format": FORMAT, "version": VERSION} | contents, file))
+    except (OSError, RuntimeError) as error:  # PyTorch's writer turns a full disk into a RuntimeError
+        run = path.parent.parent
+        raise UserError(
+            f"{path} could not be written ({error}); free space there and go on with `python3 train.py --resume {run}`."
+        ) from error
 
 
 def first_non_finite(value, name: str = "") -> str | None:

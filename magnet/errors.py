@@ -1,4 +1,4 @@
-"""The one exception that MAGNET's programs print as a plain sentence."""
+"""The exceptions that MAGNET's programs print as a plain sentence."""
 
 
 class UserError(Exception):
@@ -6,3 +6,7 @@ class UserError(Exception):
 
     Programs print it without a traceback and exit with status 2.
     """
+
+
+class Diverged(Exception):
+    """A number that training made is not finite; the message names it and its step. train.py exits with status 3."""

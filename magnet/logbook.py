@@ -20,14 +20,10 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from magnet.checkpoint import write_atomically
-from magnet.errors import UserError
+from magnet.errors import Diverged, UserError
 from magnet.faces import to_uint8
 
 GIF_FRAMES, GIF_MILLISECONDS = 60, 100
-
-
-class Diverged(Exception):
-    """A loss, gradient or other metric is not finite; the message names it and its step."""
 
 
 def new_run(models_dir: Path, name: str | None = None) -> Path:
@@ -85,7 +81,8 @@ class Logbook:
         self.run, self.every = run, every
         self.metrics = run / "metrics.jsonl"
         self._take_back(step)
-        self.tensorboard = SummaryWriter(str(run), purge_step=step + 1)
+        # TensorBoard drops what an earlier file of this run has from here on; step 0's grids are drawn again.
+        self.tensorboard = SummaryWriter(str(run), purge_step=step + 1 if step else 0)
         self.waiting: list[dict[str, Tensor]] = []
         self.step = step
         self.since = time.perf_counter()
@@ -97,7 +94,7 @@ class Logbook:
             kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step]
             write_atomically(self.metrics, lambda file: file.writelines(kept))
         for grid in (self.run / "samples").glob("*.png"):
-            if int(grid.name[:6].rstrip("-.")) > step:
+            if int(grid.stem.removesuffix("-policy")) > step:
                 grid.unlink()
 
     def add(self, metrics: dict[str, Tensor], images_seen: int) -> dict[str, float] | None:

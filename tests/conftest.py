@@ -1,16 +1,20 @@
-"""What several test files share: a tiny game that steps in milliseconds, and ways to look at networks from outside."""
+"""What several test files share: a tiny game that steps in milliseconds, and ways to watch networks learn."""
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from magnet.agents import Agent
 from magnet.faces import Faces
 from train import Config
 
 torch.set_num_threads(1)  # the networks are so small that threads cost more than they bring
 
 CPU = torch.device("cpu")
-TINY = {"image_size": 32, "width": 4, "nz": 6, "batch_size": 8, "episode_length": 3, "precision": "fp32"}
+TINY = {
+    "image_size": 32, "width": 4, "nz": 6, "batch_size": 8, "episode_length": 3, "precision": "fp32",
+    "gamma": 0.0, "tau": 0.1, "replay_fraction": 0.0, "replay_size": 20,
+}  # fmt: skip
 
 
 def small_config(**changes) -> Config:
@@ -18,24 +22,45 @@ def small_config(**changes) -> Config:
     return Config(**(TINY | changes))
 
 
-def small_faces(count: int = 20, image_size: int = 32) -> Faces:
-    """`count` images of random pixels, always the same."""
-    return Faces(np.random.default_rng(0).integers(0, 256, (count, 3, image_size, image_size), np.uint8), CPU)
+def small_faces(count: int = 20) -> Faces:
+    """`count` images of 32x32 random pixels, always the same."""
+    return Faces(np.random.default_rng(0).integers(0, 256, (count, 3, 32, 32), np.uint8), CPU)
 
 
-def weights(networks: dict[str, nn.Module]) -> dict[str, torch.Tensor]:
-    """All parameters of each network in one vector, copied."""
-    return {
-        key: nn.utils.parameters_to_vector(network.parameters()).detach().clone() for key, network in networks.items()
-    }
+def weights(agents: list[Agent]) -> dict[str, Tensor]:
+    """By "agent/network" and "agent/network target": all parameters in one vector, copied."""
+    named = {}
+    for agent in agents:
+        for key, network in agent.networks.items():
+            named[f"{agent.name}/{key}"], named[f"{agent.name}/{key} target"] = network, agent.targets[key]
+    return {name: torch.cat([p.detach().flatten() for p in net.parameters()]) for name, net in named.items()}
 
 
-def changed(before: dict[str, torch.Tensor], networks: dict[str, nn.Module]) -> set[str]:
-    """Names of the networks whose parameters are no longer those of `before`."""
-    return {key for key, now in weights(networks).items() if not torch.equal(now, before[key])}
+def differing(first: dict[str, Tensor], second: dict[str, Tensor]) -> set[str]:
+    """The names under which two results of `weights` are not equal."""
+    return {name for name in first if not torch.equal(first[name], second[name])}
 
 
-def gradient(objective: torch.Tensor, network: nn.Module) -> torch.Tensor:
+def gradient(objective: Tensor, network: nn.Module) -> Tensor:
     """d objective / d parameters of `network`, in one vector; nothing is left in their .grad."""
-    found = torch.autograd.grad(objective, list(network.parameters()), retain_graph=True)
-    return torch.cat([g.flatten() for g in found])
+    return torch.cat([g.flatten() for g in torch.autograd.grad(objective, network.parameters(), retain_graph=True)])
+
+
+def watch_steps(agent: Agent) -> dict[str, Tensor]:
+    """A dict that fills as `agent` learns: by network, the gradient with which its optimizer last made a step."""
+    seen = {}
+
+    def watch(key: str) -> None:
+        def note(optimizer, args, kwargs):
+            seen[key] = torch.cat([p.grad.flatten() for p in agent.networks[key].parameters()])
+
+        agent.optimizers[key].register_step_pre_hook(note)
+
+    for key in agent.networks:
+        watch(key)
+    return seen
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """|found - expected| / |expected|."""
+    return ((found - expected).norm() / expected.norm()).item()

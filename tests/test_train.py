@@ -1,0 +1,284 @@
+"""The whole program through its command line: settings, a tiny run and what it leaves, stops, kills and resumes."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import train
+from magnet import checkpoint
+from magnet.maddpg import MADDPG
+
+ROOT = Path(train.__file__).parent
+PER_EPOCH = 6  # 40 images, 6 fresh rows a step
+TINY = [
+    *("--data", "faces", "--image-size", "32", "--width", "4", "--nz", "4", "--batch-size", "8", "--device", "cpu"),
+    *("--replay-fraction", "0.25", "--replay-size", "20", "--episode-length", "4", "--gamma", "0.5"),
+    *("--sample-every", "5", "--checkpoint-every", "1", "--keep", "100"),
+]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A working folder with 40 small images in faces/."""
+    random = np.random.default_rng(0)
+    (tmp_path / "faces").mkdir()
+    for i in range(40):
+        pixels = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "faces" / f"{i:02d}.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """Puts the signal handlers back that main takes over."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def start(place, *arguments):
+    """train.py in a process of its own, one thread."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "train.py"), *arguments]
+    return subprocess.Popen(
+        command, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process):
+    """Its exit status and what it printed."""
+    output, _ = process.communicate(timeout=120)
+    return process.returncode, output
+
+
+def wait_for(path, process):
+    deadline = time.monotonic() + 60
+    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert path.exists(), finish(process)
+
+
+def differences(a, b, name=""):
+    """Dotted names at which two nested states differ, bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return [] if a.dtype == b.dtype and torch.equal(a, b) else [name]
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), name
+        return [found for key in a for found in differences(a[key], b[key], f"{name}.{key}")]
+    if isinstance(a, (list, tuple)):
+        assert len(a) == len(b), name
+        return [found for i in range(len(a)) for found in differences(a[i], b[i], f"{name}.{i}")]
+    return [] if a == b else [name]
+
+
+def state(run):
+    return checkpoint.newest(run / "checkpoints")[1]["trainer"]
+
+
+def test_every_parameter_has_a_flag_and_its_default(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train.main(["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    for field in dataclasses.fields(train.Config):
+        assert f"--{field.name.replace('_', '-')} " in text.replace("\n", " ")
+    given, _ = train.parse(["--replay-fraction", "0.5", "--nz", "7"])
+    assert given == {"replay_fraction": 0.5, "nz": 7}  # nothing else is set by the command line
+
+
+def test_presets_hold_known_parameters_and_flags_come_before_them(place, capsys):
+    for preset, values in train.PRESETS.items():
+        train.check(train.Config(**values))
+        assert train.main(["--preset", preset, "--data", "faces", "--batch-size", "12", "--dry-run"]) == 0
+        shown = json.loads(capsys.readouterr().out.split("}")[0] + "}")
+        assert {k: shown[k] for k in values if k not in ("batch_size", "device")} == {
+            k: v for k, v in values.items() if k not in ("batch_size", "device")
+        }
+        assert shown["batch_size"] == 12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data", "nowhere"], ["nowhere", "download_celeba.py"]),
+        (["--batch-size", "3"], ["--batch-size is 3", "at least 4"]),
+        (["--lr", "nan"], ["--lr is nan"]),
+        (["--gamma", "1"], ["--gamma is 1.0"]),
+        (["--tau", "-0.1"], ["--tau is -0.1"]),
+        (["--steps", "-1"], ["--steps is -1"]),
+        (["--name", "../x"], ["--name is '../x'"]),
+        (["--name", ".."], ["--name is '..'"]),
+        (["--device", "cuda:99"], ["cuda:99", "--device cpu"]),
+        (["--device", "tpu"], ["'tpu'"]),
+        (["--replay-fraction", "0.9", "--batch-size", "8"], ["--replay-fraction 0.9"]),
+        (["--replay-size", "5"], ["--replay-size is 5"]),
+        (["--batch-size", "64", "--replay-size", "64"], ["faces", "too few", "--batch-size"]),
+        (["--resume", "models/none"], ["models/none", "no run"]),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_status_2(place, capsys, arguments, words):
+    assert train.main([*TINY, *arguments]) == 2
+    *bars, error = capsys.readouterr().err.strip().splitlines()
+    assert error.startswith("train.py: ") and all(word in error for word in words)
+    assert all("images/s" in bar or "image/s" in bar for bar in bars)  # nothing else, no traceback
+    assert not (place / "models").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--image-size", "48"], ["--epochs", "two"], ["--no-such-flag", "1"]])
+def test_words_that_argparse_does_not_know_have_status_2(arguments):
+    with pytest.raises(SystemExit) as stopped:
+        train.main(arguments)
+    assert stopped.value.code == 2
+
+
+def test_a_dry_run_counts_and_leaves_nothing(place, capsys):
+    assert train.main([*TINY, "--dry-run"]) == 0
+    output = capsys.readouterr().out
+    assert all(name in output for name in ("G_a", "G_c", "D_a", "D_c", "memory in all"))
+    assert not (place / "models").exists()
+
+
+def test_a_run_leaves_what_the_readme_says(place):
+    assert train.main([*TINY, "--steps", "13", "--name", "first"]) == 0
+    run = place / "models" / "first"
+    assert json.loads((run / "config.json").read_text())["nz"] == 4
+    assert json.loads((run / "environment.json").read_text())["torch"] == torch.__version__
+    assert [p.stem for p in checkpoint.listed(run / "checkpoints")] == ["000000", "000006", "000012", "000013"]
+
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [6, 12, 13]  # read back at each checkpoint
+    assert sum(line["steps"] for line in lines) == 13 and lines[-1]["images"] == 13 * 8
+    for name in (
+        "generator/return", "generator/td_error", "generator/slope_cosine", "generator/z_deviation",
+        "generator/z_correlation", "generator/actor_gradient", "generator/generator_gradient",
+        "discriminator/return", "discriminator/td_error", "discriminator/slope_cosine", "discriminator/accuracy_real",
+        "discriminator/accuracy_fake", "discriminator/from_equilibrium", "discriminator/critic_gradient",
+        "images_per_second",
+    ):  # fmt: skip
+        assert np.isfinite(lines[-1][name]), name
+    assert lines[-1]["discriminator/from_equilibrium"] == pytest.approx(lines[-1]["discriminator/return"] + np.log(4))
+
+    events = EventAccumulator(str(run)).Reload()
+    assert [e.step for e in events.Scalars("generator/return")] == [6, 12, 13]
+    assert [e.value for e in events.Scalars("generator/return")] == pytest.approx(
+        [x["generator/return"] for x in lines]
+    )
+    assert [e.step for e in events.Images("prior")] == [0, 5, 10, 13]
+
+    grids = sorted(p.name for p in (run / "samples").iterdir())
+    assert grids == sorted(f"{step:06d}{kind}.png" for step in (0, 5, 10, 13) for kind in ("", "-policy"))
+    assert Image.open(run / "samples" / "000013.png").size == (8 * 34 + 2, 8 * 34 + 2)
+    assert (run / "samples" / "000000.png").read_bytes() != (run / "samples" / "000013.png").read_bytes()
+    assert Image.open(run / "progress.gif").n_frames == 4
+
+
+def test_the_policy_grid_shows_real_states_beside_the_answers(place):
+    assert train.main([*TINY, "--steps", "1", "--name", "grid"]) == 0
+    grid = np.asarray(Image.open(place / "models" / "grid" / "samples" / "000001-policy.png"))
+    real = {np.asarray(Image.open(p)).tobytes() for p in (place / "faces").iterdir()}
+    cells = [[grid[2 + 34 * r : 34 + 34 * r, 2 + 34 * c : 34 + 34 * c].tobytes() for c in range(8)] for r in range(8)]
+    assert all((cells[r][c] in real) == (c % 2 == 0) for r in range(8) for c in range(8))
+
+
+def test_only_the_last_checkpoints_stay(place):
+    assert train.main([*TINY, "--steps", "25", "--keep", "2", "--name", "kept"]) == 0
+    assert [p.stem for p in checkpoint.listed(place / "models" / "kept" / "checkpoints")] == ["000024", "000025"]
+
+
+def test_a_name_is_never_used_twice(place):
+    for _ in range(2):
+        assert train.main([*TINY, "--steps", "1", "--name", "same"]) == 0
+    assert sorted(p.name for p in (place / "models").iterdir()) == ["same", "same-2"]
+
+
+@pytest.mark.parametrize("k", [1, PER_EPOCH, 10])
+def test_k_steps_and_the_rest_are_all_steps_bit_for_bit(place, k):
+    total = 14  # the ring of 20 wraps, episodes of 4 end, epochs of 6 end
+    assert train.main([*TINY, "--steps", str(total), "--name", "straight"]) == 0
+    assert finish(start(place, *TINY, "--steps", str(k), "--name", "parts"))[0] == 0
+    status, output = finish(start(place, "--resume", "models/parts", "--steps", str(total)))
+    assert status == 0, output
+
+    straight, parts = place / "models" / "straight", place / "models" / "parts"
+    assert differences(state(straight), state(parts)) == []
+    assert differences(
+        state(straight), checkpoint.load(straight / "checkpoints" / "000012.pt")["trainer"]
+    )  # not frozen
+    grid = f"samples/{total:06d}.png"
+    assert (straight / grid).read_bytes() == (parts / grid).read_bytes()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_finishes_the_step_saves_and_goes_on_bit_for_bit(place, number, status):
+    process = start(place, *TINY, "--epochs", "1000", "--name", "stopped")
+    wait_for(place / "models" / "stopped" / "samples" / "000005.png", process)
+    process.send_signal(number)
+    got, output = finish(process)
+    assert got == status and "--resume models/stopped" in output
+    assert "Traceback" not in output
+    reached = state(place / "models" / "stopped")["steps"]
+    assert 5 <= reached
+    total = str(reached + 5)
+    assert finish(start(place, "--resume", "models/stopped", "--steps", total))[0] == 0
+    assert train.main([*TINY, "--epochs", "1000", "--steps", total, "--name", "straight"]) == 0
+    assert differences(state(place / "models" / "stopped"), state(place / "models" / "straight")) == []
+
+
+@pytest.mark.parametrize("moment", ["checkpoints/000000.pt", "samples/000010.png"])
+def test_a_killed_run_goes_on_from_its_last_checkpoint(place, moment):
+    run = place / "models" / "killed"
+    process = start(place, *TINY, "--epochs", "1000", "--name", "killed")
+    wait_for(run / moment, process)
+    process.kill()
+    finish(process)
+    total = 6 * (state(run)["steps"] // 6) + 20
+    status, output = finish(start(place, "--resume", "models/killed", "--steps", str(total)))
+    assert status == 0, output
+    assert train.main([*TINY, "--steps", str(total), "--name", "straight"]) == 0
+    assert differences(state(run), state(place / "models" / "straight")) == []
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert sum(line["steps"] for line in lines) == total  # no gap, no step twice
+    assert list(run.rglob("*.tmp")) == []
+    steps = [e.step for e in EventAccumulator(str(run)).Reload().Scalars("generator/return")]
+    assert steps == [line["step"] for line in lines]
+
+
+def test_a_resumed_run_keeps_its_game(place, capsys):
+    assert train.main([*TINY, "--steps", "2", "--name", "game"]) == 0
+    capsys.readouterr()
+    assert train.main(["--resume", "models/game", "--nz", "5", "--lr", "0.1"]) == 2
+    error = capsys.readouterr().err
+    assert "--nz (was 4)" in error and "--lr (was 0.0002)" in error
+    (place / "faces" / "00.png").unlink()
+    assert train.main(["--resume", "models/game", "--steps", "3"]) == 2
+    assert "not those" in capsys.readouterr().err
+    assert state(place / "models" / "game")["steps"] == 2
+
+
+def test_what_is_not_finite_stops_the_run_and_names_the_step(place, capsys, monkeypatch):
+    step = MADDPG.step
+
+    def poisoned(trainer):
+        metrics = step(trainer)
+        if trainer.steps == 9:
+            metrics["generator/td_error"] = metrics["generator/td_error"] * float("nan")
+        return metrics
+
+    monkeypatch.setattr(MADDPG, "step", poisoned)
+    assert train.main([*TINY, "--steps", "20", "--name", "nan"]) == 3
+    error = capsys.readouterr().err
+    assert "generator/td_error was nan at step 9" in error and "Traceback" not in error
+    assert [p.stem for p in checkpoint.listed(place / "models" / "nan" / "checkpoints")] == ["000000", "000006"]
