@@ -1,4 +1,4 @@
-"""The trainer: what a step learns from and in which order, that it repeats, and that a saved trainer goes on exactly."""
+"""The trainer: what a step learns from and in which order, that it repeats, and that a saved one goes on exactly."""
 
 import copy
 import io
@@ -63,9 +63,8 @@ GENERATOR_METRICS = {
 @PRECISIONS
 def test_a_step_returns_detached_finite_scalars_by_name(precision):
     metrics = new_trainer(precision=precision, **FULL).step()
-    assert set(metrics) == {
-        *(f"discriminator/{name}" for name in DISCRIMINATOR_METRICS), *(f"generator/{name}" for name in GENERATOR_METRICS)
-    }  # fmt: skip
+    for agent, names in (("discriminator", DISCRIMINATOR_METRICS), ("generator", GENERATOR_METRICS)):
+        assert {name for name in metrics if name.startswith(agent)} == {f"{agent}/{name}" for name in names}
     for name, value in metrics.items():
         assert value.shape == () and value.dtype == torch.float32 and not value.requires_grad, name
         assert value.isfinite(), name
@@ -167,13 +166,14 @@ def test_memory_is_zero_where_an_episode_starts_and_carried_on_inside():
 
 def test_a_step_plays_the_environments_state_and_real_next_state():
     trainer = new_trainer()
+    game, faces = trainer.environment, trainer.faces
     for t in range(7):
-        state, real = (trainer.faces.batch(indices) for indices in (trainer.environment.state, trainer.environment.real))
+        state, real = faces.batch(game.state), faces.batch(game.real)
         _, batch = step_and_batch(trainer)
         assert torch.equal(batch.state, state) and torch.equal(batch.real, real)
         if t % 3 < 2:  # inside an episode
-            assert torch.equal(batch.next_real, trainer.environment.real)
-            assert torch.equal(trainer.faces.batch(trainer.environment.state), real)
+            assert torch.equal(batch.next_real, game.real)
+            assert torch.equal(faces.batch(game.state), real)
 
 
 @pytest.mark.parametrize(("fraction", "fresh"), [(0.0, 8), (0.25, 6), (0.5, 4)])
@@ -277,9 +277,8 @@ def test_td_errors_by_hand_with_gamma(generators):
     trainer = new_trainer(generators, 1, **FULL)
     run(trainer, 4)
     random = trainer.discriminators[0].random.get_state()
-    networks, targets = (
-        {agent.name: copy.deepcopy(getattr(agent, part)) for agent in trainer.agents} for part in ("networks", "targets")
-    )
+    networks = {agent.name: copy.deepcopy(agent.networks) for agent in trainer.agents}
+    targets = {agent.name: copy.deepcopy(agent.targets) for agent in trainer.agents}
     metrics, batch = step_and_batch(trainer)
     judge = trainer.discriminators[0].networks["actor"]  # it has learned before generators ask it
 

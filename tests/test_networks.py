@@ -46,6 +46,14 @@ def test_shapes_dtypes_and_ranges(size):
     assert {t.dtype for t in (z, next_memory, images, logits, *values)} == {torch.float32}
 
 
+@SIZES
+def test_images_stay_in_range_whatever_the_weights(size):
+    generator = Generator(size, WIDTH, NZ)
+    for p in generator.parameters():
+        p.data.mul_(1000)
+    assert generator(torch.randn(B, NZ)).abs().max() == 1
+
+
 @pytest.mark.parametrize(
     ("size", "maps"),
     [(32, [64, 128, 256]), (64, [64, 128, 256, 512]), (128, [64, 128, 256, 512, 512])],

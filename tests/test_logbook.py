@@ -1,0 +1,102 @@
+"""The run's folder, metrics that are never doubled or silently wrong, and pictures."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from magnet.errors import Diverged, UserError
+from magnet.logbook import Logbook, new_run, write_progress
+
+
+@pytest.fixture
+def run(tmp_path):
+    return new_run(tmp_path / "models", "run")
+
+
+def lines(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_clash_of_names_gets_a_suffix_and_a_default_name_suits_windows(tmp_path):
+    names = [new_run(tmp_path, "a").name for _ in range(3)]
+    assert names == ["a", "a-2", "a-3"]
+    assert not set(new_run(tmp_path).name) & set('<>:"/\\|?*')
+
+
+def test_a_file_in_the_place_of_the_models_folder_is_named(tmp_path):
+    (tmp_path / "models").write_text("")
+    with pytest.raises(UserError, match="models"):
+        new_run(tmp_path / "models", "a")
+
+
+def test_a_line_holds_the_means_over_its_steps(run):
+    book = Logbook(run, step=0, every=3)
+    due = [
+        book.add({"x": torch.tensor(v), "y": torch.tensor(2 * v)}, images_seen=8 * (i + 1))
+        for i, v in enumerate([1.0, 2.0, 6.0])
+    ]
+    book.add({"x": torch.tensor(5.0), "y": torch.tensor(0.0)}, images_seen=32)
+    book.flush(images_seen=32)
+    assert due[:2] == [None, None]
+    assert [(x["step"], x["steps"], x["images"], x["x"], x["y"]) for x in lines(run)] == [
+        (3, 3, 24, 3, 6),
+        (4, 1, 32, 5, 0),
+    ]
+    assert book.flush(images_seen=32) is None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_the_first_value_that_is_not_finite_is_named_with_its_step(run, value):
+    book = Logbook(run, step=40, every=3)
+    book.add({"a": torch.tensor(1.0), "b": torch.tensor(1.0)}, 1)
+    book.add({"a": torch.tensor(1.0), "b": torch.tensor(value)}, 2)
+    with pytest.raises(Diverged, match="b was (nan|inf|-inf) at step 42"):
+        book.add({"a": torch.tensor(value), "b": torch.tensor(value)}, 3)
+    assert not (run / "metrics.jsonl").exists()
+
+
+def test_what_a_killed_process_wrote_past_its_checkpoint_is_taken_back(run):
+    book = Logbook(run, step=0, every=1)
+    for step in range(1, 6):
+        book.add({"x": torch.tensor(float(step))}, step)
+        book.picture("prior", torch.zeros(64, 3, 4, 4))
+        book.picture("policy", torch.zeros(64, 3, 4, 4), "-policy")
+    book.close()
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 6, "ste')  # cut off in the middle
+
+    book = Logbook(run, step=3, every=1)
+    book.add({"x": torch.tensor(40.0)}, 4)
+    book.close()
+    assert [(line["step"], line["x"]) for line in lines(run)] == [(1, 1), (2, 2), (3, 3), (4, 40)]
+    assert sorted(p.stem for p in (run / "samples").iterdir() if p.stem.isdigit()) == ["000001", "000002", "000003"]
+    assert len(list((run / "samples").glob("*-policy.png"))) == 3
+    shown = EventAccumulator(str(run)).Reload().Scalars("x")
+    assert [(event.step, event.value) for event in shown] == [(1, 1), (2, 2), (3, 3), (4, 40)]
+
+
+def test_a_grid_is_eight_by_eight_row_by_row(run):
+    book = Logbook(run, step=7, every=1)
+    images = torch.linspace(-1, 1, 64)[:, None, None, None].expand(64, 3, 4, 4)
+    book.picture("prior", images)
+    grid = Image.open(run / "samples" / "000007.png")
+    assert grid.size == (8 * 6 + 2, 8 * 6 + 2)
+    for i in range(64):
+        assert grid.getpixel((4 + 6 * (i % 8), 4 + 6 * (i // 8)))[0] == round((images[i, 0, 0, 0].item() + 1) * 127.5)
+
+
+def test_progress_shows_the_prior_grids_in_order(run):
+    assert write_progress(run) is None
+    book = Logbook(run, step=0, every=1)
+    for book.step, value in [(999_999, 0.0), (1_000_000, 1.0), (5, -1.0)]:
+        book.picture("prior", torch.full((64, 3, 4, 4), value))
+        book.picture("policy", torch.full((64, 3, 4, 4), 0.5), "-policy")
+    film = Image.open(write_progress(run))
+    shown = []
+    for frame in range(film.n_frames):
+        film.seek(frame)
+        shown.append(film.convert("RGB").getpixel((4, 4))[0])
+    assert shown == pytest.approx([0, 128, 255], abs=2)

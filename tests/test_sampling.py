@@ -1,0 +1,132 @@
+"""Samplers: exact statistics of their own, the run untouched."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from conftest import CPU, small_config, small_faces
+from PIL import Image
+from torch import nn
+
+import sample
+import train
+from magnet.maddpg import MADDPG
+from magnet.sampling import FixedGrids, Sampler, with_own_statistics
+
+
+@pytest.fixture(scope="module")
+def trainer():
+    trainer = MADDPG(small_config(lr=0.01), small_faces(), CPU)
+    for _ in range(5):
+        trainer.step()
+    return trainer
+
+
+def test_the_statistics_are_plain_averages_over_what_is_shown():
+    network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    before = copy.deepcopy(network.state_dict())
+    batches = torch.randn(5, 7, 3) * 4 + 2
+    own = with_own_statistics(network, lambda shown: [shown(batch) for batch in batches])
+    seen = network[0](batches)
+    torch.testing.assert_close(own[1].running_mean, seen.mean(dim=(0, 1)))
+    torch.testing.assert_close(own[1].running_var, seen.var(dim=1).mean(dim=0))
+    assert not own.training and network.training
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+
+
+def test_samples_have_a_range_and_depend_on_what_they_should(trainer):
+    sampler = Sampler(trainer.generators[0], trainer.faces)
+    z = sampler.noise(6)
+    images = sampler.prior(z)
+    assert images.shape == (6, 3, 32, 32) and images.dtype == torch.float32 and images.abs().max() <= 1
+    assert torch.equal(images[:1], sampler.prior(z[:1])), "a sample depends on no other of its batch"
+    state = sampler.state(6)
+    first, memory = sampler.policy(state)
+    again, _ = sampler.policy(state)
+    later, _ = sampler.policy(state, memory)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, later), "the policy remembers"
+    assert not torch.allclose(first[0], first[1]), "the policy answers the state"
+
+
+def test_the_averaged_networks_are_sampled_unless_said_otherwise(trainer):
+    agent = trainer.generators[0]
+    z = torch.randn(4, agent.config.nz)
+    averaged, trained = Sampler(agent, None).prior(z), Sampler(agent, None, averaged=False).prior(z)
+    assert not torch.allclose(averaged, trained)
+    for sampler, networks in (
+        (Sampler(agent, None), agent.targets),
+        (Sampler(agent, None, averaged=False), agent.networks),
+    ):
+        for ours, theirs in zip(sampler.generator.parameters(), networks["generator"].parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_drawing_grids_changes_nothing_of_the_run():
+    class Silent:
+        def picture(self, tag, images, suffix=""):
+            assert images.shape == (64, 3, 32, 32)
+
+    def run(drawing):
+        trainer = MADDPG(small_config(gamma=0.5), small_faces(40), CPU)
+        grids = FixedGrids(trainer.generators[0], trainer.faces, seed=0)
+        for _ in range(4):
+            if drawing:
+                grids.draw(Silent())
+            metrics = trainer.step()
+        return metrics
+
+    with_grids, without = run(True), run(False)
+    assert all(torch.equal(with_grids[name], without[name]) for name in without)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished tiny run, and the folder of its faces."""
+    place = tmp_path_factory.mktemp("sampled")
+    (place / "faces").mkdir()
+    for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)):
+        Image.fromarray(pixels).save(place / "faces" / f"{i:02d}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        tiny = ["--data", str(place / "faces"), "--image-size", "32", "--width", "4", "--nz", "4", "--batch-size", "8"]
+        assert train.main([*tiny, "--device", "cpu", "--steps", "2", "--models-dir", str(place / "models")]) == 0
+    return next((place / "models").iterdir())
+
+
+@pytest.mark.parametrize("kind", ["prior", "policy"])
+def test_an_array_for_fid_tools(run, tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    command = [str(run), "--kind", kind, "--count", "21", "--seed", "3", "--npz", "a.npz", "--images", "pictures"]
+    assert sample.main(command) == 0
+    array = np.load("a.npz")["arr_0"]
+    assert array.shape == (21, 32, 32, 3) and array.dtype == np.uint8
+    pictures = sorted((tmp_path / "pictures").iterdir())
+    assert all(np.array_equal(np.asarray(Image.open(p)), a) for p, a in zip(pictures, array, strict=True))
+    assert len(np.unique(array.reshape(21, -1), axis=0)) == 21
+    assert sample.main([*command[:-4], "--npz", "b.npz"]) == 0
+    assert np.array_equal(array, np.load("b.npz")["arr_0"]), "the same seed, the same samples"
+    assert sample.main([*command[:-6], "--seed", "4", "--npz", "c.npz"]) == 0
+    assert not np.array_equal(array, np.load("c.npz")["arr_0"])
+
+
+def test_a_bare_checkpoint_copied_elsewhere(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.pt").write_bytes((run / "checkpoints" / "000002.pt").read_bytes())
+    assert sample.main(["mine.pt"]) == 0
+    assert Image.open("samples.png").size == (8 * 34 + 2, 8 * 34 + 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere"], "nowhere"),
+        (["RUN", "--kind", "policy", "--data", "gone"], "gone"),
+        (["RUN", "--device", "tpu"], "tpu"),
+    ],
+)
+def test_mistakes_are_a_sentence(run, tmp_path, monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    assert sample.main([str(run) if word == "RUN" else word for word in arguments]) == 2
+    assert words in capsys.readouterr().err.splitlines()[-1]

@@ -1,0 +1,54 @@
+"""What a run needs: counts that agree with the tensors themselves."""
+
+import pytest
+import torch
+from conftest import CPU, small_config, small_faces
+from torch import nn
+
+from magnet.agents import discriminator_networks, generator_networks
+from magnet.maddpg import MADDPG
+from magnet.summary import kept_bytes, summary
+
+
+def test_kept_bytes_by_hand():
+    x = torch.empty(5, 3, device="meta")
+    linear = nn.Linear(3, 2, device="meta")
+    assert kept_bytes(linear, x) == 4 * 5 * 3  # its input, for the weight's gradient
+    assert kept_bytes(nn.Sequential(linear, nn.Tanh()), x) == 4 * (5 * 3 + 5 * 2)  # and tanh's output
+    assert kept_bytes(nn.Sequential(linear, nn.Identity()), x) == 4 * 5 * 3
+
+
+def test_the_table_counts_what_the_agents_hold():
+    config = small_config(replay_fraction=0.25, replay_size=30)
+    text = summary(config, images=20).splitlines()
+    trainer = MADDPG(config, small_faces(), CPU)
+    counts = [int(line.split()[-2].replace(",", "")) for line in text[:5]]
+    generator, discriminator = trainer.generators[0].networks, trainer.discriminators[0].networks
+    networks = [
+        generator["actor"],
+        generator["generator"],
+        generator["critic"],
+        discriminator["actor"],
+        discriminator["critic"],
+    ]
+    assert counts == [sum(p.numel() for p in network.parameters()) for network in networks]
+
+
+def test_the_ring_and_the_array_are_counted_to_the_byte():
+    from magnet import summary as module
+
+    config = small_config(replay_fraction=0.25, replay_size=3000)
+    trainer = MADDPG(config, small_faces(), CPU)
+    ring = sum(tensor.numel() * tensor.element_size() for tensor in trainer.replay.ring.values())
+    lines = {
+        line[:40].strip(): float(line.split()[-2].replace(",", "")) for line in summary(config, 10**6).splitlines()[5:]
+    }
+    assert lines["replay"] == pytest.approx(ring / module.MIB, abs=0.5)
+    assert lines["1,000,000 images"] == pytest.approx(3 * 32**2 * 1e6 / module.MIB, abs=0.5)
+    assert lines["memory in all, about"] == pytest.approx(sum(lines.values()) / 2, abs=2)
+
+
+def test_nothing_is_computed_for_the_count():
+    with torch.device("meta"):
+        for networks in (generator_networks(small_config()), discriminator_networks(small_config())):
+            assert all(p.is_meta for network in networks.values() for p in network.parameters())
