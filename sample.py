@@ -13,6 +13,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from magnet.errors import UserError
+
 ROW = 8  # pictures in a row of the grid
 
 
@@ -108,7 +110,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """The program; returns its exit status."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
-    from magnet.errors import UserError
     from magnet.sampling import Sampler
 
     try:

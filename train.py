@@ -19,6 +19,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from tqdm import tqdm
+
+from magnet.errors import Diverged, UserError
+
+# What imports torch is imported where it is needed: --help and a wrong word answer at once.
+
 
 def parameter(default, about: str, low: float = -math.inf, high: float = math.inf, choices: tuple = ()):
     """A field of Config: its default, what the command line says of it, and the values that it may take."""
@@ -107,8 +113,6 @@ def parse(arguments: list[str]) -> tuple[dict, argparse.Namespace]:
 
 def check(config: Config) -> None:
     """Raises UserError for the first value that cannot be."""
-    from magnet.errors import UserError
-
     for field in dataclasses.fields(config):
         value, low, high = getattr(config, field.name), field.metadata["low"], field.metadata["high"]
         if field.type in (int, float) and not low <= value <= high:
@@ -130,8 +134,6 @@ def settle(config: Config) -> Config:
     """`config` with `auto` replaced by what this machine has. Raises UserError if it lacks the device."""
     import torch
 
-    from magnet.errors import UserError
-
     name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -149,7 +151,6 @@ def settle(config: Config) -> Config:
 def resumed(run: Path, given: dict) -> tuple[Config, dict]:
     """The config and contents of `run`'s last good checkpoint. Raises UserError if `given` asks for another game."""
     from magnet import checkpoint
-    from magnet.errors import UserError
 
     if not (run / "checkpoints").is_dir():
         raise UserError(f"{run} is no run of MAGNET: it has no folder checkpoints; `ls models` shows the runs.")
@@ -182,8 +183,6 @@ class Stop:
 
 def train(config: Config, run: Path, trainer, total: int, stop: Stop) -> None:
     """Steps `trainer` until `total`, writing metrics, grids and checkpoints into `run`; less if `stop` has a signal."""
-    from tqdm import tqdm
-
     from magnet import checkpoint
     from magnet.logbook import Logbook, write_progress
     from magnet.sampling import FixedGrids
@@ -233,8 +232,6 @@ def train(config: Config, run: Path, trainer, total: int, stop: Stop) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """The program; returns its exit status."""
     given, commands = parse(sys.argv[1:] if arguments is None else arguments)
-    from magnet.errors import UserError
-
     try:
         return start(given, commands)
     except UserError as error:
@@ -246,7 +243,6 @@ def start(given: dict, commands: argparse.Namespace) -> int:
     """Builds what the settings ask for and trains it. Raises UserError."""
     import torch
 
-    from magnet.errors import Diverged, UserError
     from magnet.faces import Faces, load_faces
     from magnet.logbook import describe_environment, new_run, write_json
     from magnet.maddpg import MADDPG
