@@ -21,7 +21,7 @@ def with_own_statistics(network: nn.Module, play: Callable[[nn.Module], None]) -
     """A copy of `network` for evaluation, whose BatchNorms hold plain averages over what `play(copy)` shows it.
 
     The running statistics were taken from the trained weights, not from their average; with them its pictures are worse
-    by far (the README has the figures). Compare the standing statistics of Brock et al. 2019, section 4.1.
+    by far (the README has the figures). Compare the standing statistics of Brock et al. 2019 (BigGAN).
     """
     network = copy.deepcopy(network).train()
     for norm in network.modules():

@@ -339,6 +339,14 @@ def test_the_same_seed_gives_the_same_run_to_the_last_bit_and_another_seed_anoth
     assert metrics[0] != metrics[2]
 
 
+def test_weights_actions_and_episodes_all_come_from_the_seed():
+    first, second = new_trainer(seed=1), new_trainer(seed=2)
+    assert differing(weights(first.agents), weights(second.agents)) == set(weights(first.agents))
+    assert not torch.equal(first.environment.order, second.environment.order)
+    streams = [[*(agent.random for agent in t.agents), t.replay.random] for t in (first, second)]
+    assert len({tuple(random.get_state().tolist()) for random in sum(streams, [])}) == 6
+
+
 def test_a_run_does_not_depend_on_other_random_numbers_drawn_meanwhile():
     trainers = new_trainer(**FULL), new_trainer(**FULL)
     expected = run(trainers[0], 3)
