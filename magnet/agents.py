@@ -27,7 +27,7 @@ def stream(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Ge
 @contextmanager
 def frozen(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Within, no parameter of `modules` gets a gradient; gradients still pass through to what they judge."""
-    parameters = [p for module in modules for p in module.parameters()]
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     for p in parameters:
         p.requires_grad_(False)
     try:
@@ -72,7 +72,7 @@ class Agent:
             soft_update(target, self.networks[key], self.config.tau)
 
     def state_dict(self) -> dict:
-        """Networks, targets, optimizers and random state."""
+        """Networks, targets, optimizers and random state: the live tensors, to be written before the next step."""
         parts = {"networks": self.networks, "targets": self.targets, "optimizers": self.optimizers}
         saved = {part: {key: one.state_dict() for key, one in members.items()} for part, members in parts.items()}
         return saved | {"random": self.random.get_state()}
@@ -108,14 +108,14 @@ class Agent:
 
 def discriminator_networks(config) -> dict[str, nn.Module]:
     """D_a and D_c."""
-    size = config.image_size, config.width
-    return {"actor": DiscriminatorActor(*size), "critic": Critic(*size, actions=1)}
+    size, bf16 = (config.image_size, config.width), config.precision == "bf16"
+    return {"actor": DiscriminatorActor(*size, bf16), "critic": Critic(*size, 1, bf16)}
 
 
 def generator_networks(config) -> dict[str, nn.Module]:
     """G_a, G and G_c."""
-    size, nz = (config.image_size, config.width), config.nz
-    return {"actor": GeneratorActor(*size, nz), "generator": Generator(*size, nz), "critic": Critic(*size, actions=nz)}
+    size, bf16 = (config.image_size, config.width, config.nz), config.precision == "bf16"
+    return {"actor": GeneratorActor(*size, bf16), "generator": Generator(*size, bf16), "critic": Critic(*size, bf16)}
 
 
 class DiscriminatorAgent(Agent):

@@ -29,7 +29,7 @@ class FaceGame:
         self.random = torch.Generator()
 
     def reset(self, seed: int | None = None) -> dict[str, Tensor]:
-        """Begins an episode; with a seed, the whole sequence of episodes anew. Returns the first observations.
+        """Begins an episode; with a seed (needed the first time), all episodes anew. Returns the first observations.
 
         Every generator observes the state s_t, every discriminator the real next state x_t: (B, 3, S, S) in [-1, 1].
         """
@@ -39,8 +39,8 @@ class FaceGame:
             self.cursor = 0
             self.real = torch.empty(0, dtype=torch.int64)
             self.real = self._draw()
-        self.t = 0
-        self._advance()
+            self._advance()
+        self.t = 0  # what was drawn ahead for one episode begins the next, so that no image goes unseen
         return self._observations()
 
     def step(

@@ -79,7 +79,7 @@ class MADDPG:
 
     @property
     def images_seen(self) -> int:
-        """How many real images the discriminators have judged."""
+        """How many real images each discriminator has judged, replayed ones counted again; batch_size a step."""
         return self.steps * self.config.batch_size
 
     @property
@@ -89,10 +89,9 @@ class MADDPG:
 
     def step(self) -> Metrics:
         """One pass through the box of Algorithm 1. Returns detached scalars by name, on the device."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            batch = self.act()
-            self.play(batch)
-            metrics = self.update(batch)
+        batch = self.act()
+        self.play(batch)
+        metrics = self.update(batch)
         self.steps += 1
         return metrics
 
@@ -175,7 +174,7 @@ class MADDPG:
         return judge_next, act_next
 
     def state_dict(self) -> dict:
-        """Everything that the coming steps depend on: tensors and plain types."""
+        """Everything that the coming steps depend on: plain types and live tensors, to be written before the next."""
         return {
             "agents": {agent.name: agent.state_dict() for agent in self.agents},
             "environment": self.environment.state_dict(), "replay": self.replay.state_dict(),

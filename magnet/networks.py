@@ -7,10 +7,8 @@
     D_c  Critic              image, l         -> value Q(x, l)
 
 Images are (B, 3, S, S) float in [-1, 1] with S = 32, 64 or 128. A network builds its layers and runs forward, no more.
-Under autocast the convolutions run in bfloat16; what follows them (LSTM, heads, values) is float32 always.
+All is float32; with bf16 the convolutions, and they alone, compute in bfloat16.
 """
-
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
@@ -24,7 +22,22 @@ def feature_maps(image_size: int, width: int) -> list[int]:
     return [min(width * 2**level, width * 8) for level in range(halvings)]
 
 
-def image_stack(image_size: int, width: int) -> nn.Sequential:
+class Convolutions(nn.Sequential):
+    """Layers that compute in bfloat16 if so told; float32 goes in and comes out, forward and backward."""
+
+    def __init__(self, *layers: nn.Module, bf16: bool):
+        super().__init__(*layers)
+        self.bf16 = bf16
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """As nn.Sequential."""
+        if not self.bf16:
+            return super().forward(x)
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return super().forward(x).float()
+
+
+def image_stack(image_size: int, width: int, bf16: bool) -> Convolutions:
     """Strided convolutions (B, 3, S, S) -> (B, F), with F = 16 x the last number of maps."""
     layers, channels = [], 3
     for level, maps in enumerate(feature_maps(image_size, width)):
@@ -34,18 +47,12 @@ def image_stack(image_size: int, width: int) -> nn.Sequential:
             layers.append(nn.BatchNorm2d(maps))
         layers.append(nn.LeakyReLU(0.2, inplace=True))
         channels = maps  # (B, maps, S / 2^(level + 1), S / 2^(level + 1))
-    return nn.Sequential(*layers, nn.Flatten())
+    return Convolutions(*layers, nn.Flatten(), bf16=bf16)
 
 
 def stack_features(image_size: int, width: int) -> int:
     """F, the number of features that `image_stack` gives."""
     return feature_maps(image_size, width)[-1] * SMALLEST_MAP**2
-
-
-def full_precision(tensor: torch.Tensor) -> AbstractContextManager:
-    """Within, autocast is off: what runs there stays float32. (Tensors on the meta device know no autocast.)"""
-    kind = tensor.device.type
-    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
 
 
 def initialise(module: nn.Module) -> None:
@@ -63,9 +70,9 @@ class GeneratorActor(nn.Module):
     The LSTM's memory goes in and comes out as one tensor (B, 2, layers, hidden), its h and c; zero starts an episode.
     """
 
-    def __init__(self, image_size: int, width: int, nz: int, layers: int = 2, hidden: int = 128):
+    def __init__(self, image_size: int, width: int, nz: int, bf16: bool = False, layers: int = 2, hidden: int = 128):
         super().__init__()
-        self.stack = image_stack(image_size, width)
+        self.stack = image_stack(image_size, width, bf16)
         # BatchNorm keeps what tells states apart at unit deviation; without it the LSTM dampens it to a hundredth.
         self.embed = nn.Sequential(nn.Linear(stack_features(image_size, width), nz), nn.BatchNorm1d(nz))
         self.lstm = nn.LSTM(nz, hidden, layers)
@@ -80,19 +87,18 @@ class GeneratorActor(nn.Module):
         return self.action.weight.new_zeros(batch, *self.memory_shape)
 
     def forward(self, state: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """state (B, 3, S, S), memory (B, 2, layers, hidden) -> z (B, nz) float32 and the next memory, shaped alike."""
+        """state (B, 3, S, S), memory (B, 2, layers, hidden) -> z (B, nz) and the next memory, shaped alike."""
         h, c = memory.permute(1, 2, 0, 3).contiguous()  # each (layers, B, hidden)
-        features = self.stack(state).float()
-        with full_precision(features):
-            out, (h, c) = self.lstm(self.embed(features).unsqueeze(0), (h, c))  # a sequence of one state
-            z = self.normalise(self.action(out.squeeze(0)))
+        seen = self.embed(self.stack(state))
+        out, (h, c) = self.lstm(seen.unsqueeze(0), (h, c))  # a sequence of one state
+        z = self.normalise(self.action(out.squeeze(0)))
         return z, torch.stack([h, c]).permute(2, 0, 1, 3)
 
 
 class Generator(nn.Module):
     """G, from the hidden state to the picture: transposed convolutions, nz -> 512x4x4 -> ... -> 3xSxS."""
 
-    def __init__(self, image_size: int, width: int, nz: int):
+    def __init__(self, image_size: int, width: int, nz: int, bf16: bool = False):
         super().__init__()
         maps = feature_maps(image_size, width)[::-1]
         layers = [nn.ConvTranspose2d(nz, maps[0], 4, stride=1, padding=0, bias=False)]  # (B, 8 width, 4, 4)
@@ -101,28 +107,26 @@ class Generator(nn.Module):
             layers.append(nn.ConvTranspose2d(wider, channels, 4, stride=2, padding=1, bias=False))
         layers += [nn.BatchNorm2d(maps[-1]), nn.ReLU(inplace=True)]
         layers += [nn.ConvTranspose2d(maps[-1], 3, 4, stride=2, padding=1), nn.Tanh()]  # (B, 3, S, S)
-        self.layers = nn.Sequential(*layers)
+        self.layers = Convolutions(*layers, bf16=bf16)
         self.apply(initialise)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """z (B, nz), about N(0, I) -> images (B, 3, S, S) in [-1, 1]."""
-        return self.layers(z[:, :, None, None]).float()
+        return self.layers(z[:, :, None, None])
 
 
 class DiscriminatorActor(nn.Module):
     """D_a, the discriminator's policy: an image -> the logit of the chance that it is real."""
 
-    def __init__(self, image_size: int, width: int):
+    def __init__(self, image_size: int, width: int, bf16: bool = False):
         super().__init__()
-        self.stack = image_stack(image_size, width)
+        self.stack = image_stack(image_size, width, bf16)
         self.logit = nn.Linear(stack_features(image_size, width), 1)
         self.apply(initialise)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """images (B, 3, S, S) in [-1, 1] -> logits (B,) float32; above 0 means real."""
-        features = self.stack(images).float()
-        with full_precision(features):
-            return self.logit(features).squeeze(1)
+        """images (B, 3, S, S) in [-1, 1] -> logits (B,); above 0 means real."""
+        return self.logit(self.stack(images)).squeeze(1)
 
 
 class Critic(nn.Module):
@@ -134,9 +138,9 @@ class Critic(nn.Module):
     because a slope is fitted by a smooth function.
     """
 
-    def __init__(self, image_size: int, width: int, actions: int, hidden: int = 256):
+    def __init__(self, image_size: int, width: int, actions: int, bf16: bool = False, hidden: int = 256):
         super().__init__()
-        self.stack = image_stack(image_size, width)
+        self.stack = image_stack(image_size, width, bf16)
         self.embed = nn.Linear(stack_features(image_size, width), hidden)
         self.embed_action = nn.Sequential(nn.Linear(actions, hidden), nn.SiLU())
         self.head = nn.Sequential(
@@ -145,16 +149,13 @@ class Critic(nn.Module):
         self.apply(initialise)
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """images (B, 3, S, S) -> what the head needs to know of them, (B, hidden) float32."""
-        features = self.stack(images).float()
-        with full_precision(features):
-            return self.embed(features)
+        """images (B, 3, S, S) -> what the head needs to know of them, (B, hidden)."""
+        return self.embed(self.stack(images))
 
     def value(self, encoded: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """encoded (B, hidden), actions (B, A) -> values (B,) float32."""
-        with full_precision(encoded):
-            return self.head(torch.cat([encoded, self.embed_action(actions)], dim=1)).squeeze(1)
+        """encoded (B, hidden), actions (B, A) -> values (B,)."""
+        return self.head(torch.cat([encoded, self.embed_action(actions)], dim=1)).squeeze(1)
 
     def forward(self, images: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """images (B, 3, S, S), actions (B, A) -> values (B,) float32."""
+        """images (B, 3, S, S), actions (B, A) -> values (B,)."""
         return self.value(self.encode(images), actions)

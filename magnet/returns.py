@@ -83,8 +83,7 @@ def correlation(z: Tensor) -> Tensor:
     """Correlation matrix (nz, nz) of the coordinates of z (B, nz) over the batch."""
     centred = z - z.mean(dim=0)
     scaled = centred / centred.square().mean(dim=0).add(1e-5).sqrt()
-    with torch.autocast(z.device.type, enabled=False):
-        return scaled.T @ scaled / len(z)
+    return scaled.T @ scaled / len(z)
 
 
 def off_diagonal(matrix: Tensor) -> Tensor:

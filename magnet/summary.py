@@ -1,5 +1,7 @@
 """What a run will need, told before it starts: parameters per network and memory, counted without computing."""
 
+import dataclasses
+
 import torch
 from torch import Tensor, nn
 
@@ -34,8 +36,9 @@ def summary(config, images: int) -> str:
     size, batch = config.image_size, config.batch_size
     image = torch.empty(batch, 3, size, size, device="meta")
     pairs = torch.empty(2 * batch, 3, size, size, device="meta")  # real and fake
+    plain = dataclasses.replace(config, precision="fp32")  # there is no autocast on the meta device
     with torch.device("meta"):
-        generator, discriminator = generator_networks(config), discriminator_networks(config)
+        generator, discriminator = generator_networks(plain), discriminator_networks(plain)
         memory = generator["actor"].first_memory(batch)
         z, logits = torch.empty(batch, config.nz), torch.empty(2 * batch, 1)
     rows = [

@@ -109,7 +109,7 @@ def test_generators_answer_to_discriminators_that_have_seen_this_batch(precision
     unlearned = copy.deepcopy(judges)
     metrics, batch = step_and_batch(trainer)
     for agent, images in zip(trainer.generators, batch.images, strict=True):
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        with torch.no_grad():
             earned, stale = (sum(logsigmoid(j(images)).mean() for j in some) / 2 for some in (judges, unlearned))
         assert metrics[f"{agent.name}/return"].item() == pytest.approx(earned.item(), rel=1e-4)
         assert abs(earned - stale) > 0.01
@@ -138,8 +138,7 @@ def test_targets_move_by_tau_after_all_agents_have_learned():
             torch.testing.assert_close(after[f"{name} target"], expected)
 
 
-@pytest.mark.xfail(strict=True, reason="backward passes run under the step's autocast, in bfloat16")
-def test_critics_slopes_are_those_of_float32_under_bf16_autocast():
+def test_critics_slopes_are_those_of_float32_with_bf16_convolutions():
     trainer = new_trainer(precision="bf16", **FULL)
     lessons = [(copy.deepcopy(agent.networks["critic"]), overhear(agent)) for agent in trainer.agents]
     trainer.step()
@@ -355,7 +354,7 @@ def test_a_run_does_not_depend_on_other_random_numbers_drawn_meanwhile():
         assert run(trainers[1], 1) == expected[step : step + 1]
 
 
-N, M = 4, 4  # with episodes of 3 states: saved inside the second episode, which ends within M steps
+N, M = 5, 4  # with episodes of 3 states: saved inside the second episode, which ends within M steps
 
 
 @PRECISIONS
