@@ -10,6 +10,7 @@ an episode of real states. Exit status 2: a mistake in the settings or files, sa
 """
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -24,42 +25,41 @@ def load_agent(run: Path, device: str):
 
     from magnet import checkpoint
     from magnet.agents import GeneratorAgent
-    from train import Config, settle
+    from train import restored_config, settle
 
-    saved = checkpoint.newest(run / "checkpoints")[1] if run.is_dir() else checkpoint.load(run)
-    config = settle(Config(**saved["config"] | {"device": device}))
+    path, saved = checkpoint.newest(run / "checkpoints") if run.is_dir() else (run, checkpoint.load(run))
+    config = settle(dataclasses.replace(restored_config(path, saved), device=device))
     agent = GeneratorAgent("generator", config, torch.device(config.device))
-    agent.load_state_dict(saved["trainer"]["agents"]["generator"])
+    agent.load_networks(saved["trainer"]["agents"]["generator"])
     return agent, config
 
 
 def load_states(config, data: str | None):
     """The faces that G_a answers. Raises UserError if they are gone."""
     from magnet.faces import Faces, load_faces
+    from train import CACHE
 
-    pixels, digest = load_faces(
-        data or config.data,
-        config.image_size,
-        cache_dir=Path("data/cache"),
-        skip_bad_images=config.skip_bad_images,
-    )
-    return Faces(pixels, config.device, digest)
+    source = data or config.data
+    pixels = load_faces(source, config.image_size, cache_dir=CACHE, skip_bad_images=config.skip_bad_images)
+    return Faces(pixels, config.device)
 
 
-def draw(sampler, kind: str, count: int, batch: int):
+def draw(sampler, kind: str, count: int):
     """`count` images (count, 3, S, S) uint8 on the CPU, and for policy samples the states they answer, else None.
 
-    Policy samples are those of episodes: `batch` of them at a time, the memory going on from state to state.
+    Policy samples are those of episodes, as in training: a batch at a time, the memory carried from state to state.
     """
     import torch
 
     from magnet.faces import to_uint8
 
-    images, states, memory = [], [], None
-    for _ in range(0, count, batch):
+    images, states, batch = [], [], sampler.config.batch_size
+    for t in range(-(-count // batch)):
         if kind == "prior":
             images.append(to_uint8(sampler.prior(sampler.noise(batch))).cpu())
         else:
+            if t % sampler.config.episode_length == 0:
+                memory = None
             state = sampler.state(batch)
             answer, memory = sampler.policy(state, memory)
             images.append(to_uint8(answer).cpu())
@@ -115,12 +115,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         agent, config = load_agent(options.run, options.device)
         faces = load_states(config, options.data) if options.kind == "policy" else None
-    except UserError as error:
+        sampler = Sampler(agent, faces, seed=options.seed, averaged=options.ema)
+        images, states = draw(sampler, options.kind, options.count)
+        write(images, states, options.out, options.images, options.npz)
+    except (UserError, OSError) as error:
         print(f"sample.py: {error}", file=sys.stderr)
         return 2
-    sampler = Sampler(agent, faces, seed=options.seed, averaged=options.ema)
-    images, states = draw(sampler, options.kind, options.count, config.batch_size)
-    write(images, states, options.out, options.images, options.npz)
     print(", ".join(str(path) for path in (options.out, options.images, options.npz) if path))
     return 0
 

@@ -5,8 +5,8 @@
     python3 train.py --preset cpu --data synthetic      drawn faces at 32x32, minutes on two cores
     python3 train.py --resume models/2026-11-22_14-03-59
 
-Exit status: 0 done, 2 a mistake in the settings or the data, 3 not finite (the last good checkpoint stays),
-130 and 143 stopped by SIGINT or SIGTERM after the step was finished and saved.
+Exit status: 0 done, 1 a failure of the machine (disk, memory), 2 a mistake in the settings or the data, 3 not finite
+(the last good checkpoint stays), 130 and 143 stopped by SIGINT or SIGTERM after the step was finished and saved.
 """
 
 import argparse
@@ -75,7 +75,7 @@ class Config:
     name: str = parameter("", "name of the run's folder; empty: the time")
 
 
-FREE_ON_RESUME = {"data", "epochs", "steps", "device", "sample_every", "checkpoint_every", "keep", "models_dir", "name"}
+FREE_ON_RESUME = {"data", "epochs", "steps", "device", "sample_every", "checkpoint_every", "keep"}
 
 PRESETS = {
     "default": {},
@@ -86,15 +86,15 @@ PRESETS = {
     "cpu": {"image_size": 32, "width": 32, "nz": 64, "device": "cpu"},
 }  # fmt: skip
 
+CACHE = Path("data/cache")  # of decoded images
+
 LOG_EVERY = 20  # steps: metrics are read back from the device, checked and written together
 
 
 def parse(arguments: list[str]) -> tuple[dict, argparse.Namespace]:
     """The parameters that the command line gives, and its commands (preset, resume, dry_run). Others exit with 2."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--preset", choices=PRESETS, default="default", help="a set of parameters; flags come before it"
-    )
+    parser.add_argument("--preset", choices=PRESETS, help="a set of parameters; flags come before it")
     parser.add_argument("--resume", metavar="RUN", type=Path, help="go on with a run folder, from its last checkpoint")
     parser.add_argument("--dry-run", action="store_true", help="print settings, parameters and memory needed, and stop")
     group = parser.add_argument_group("parameters")
@@ -107,7 +107,9 @@ def parse(arguments: list[str]) -> tuple[dict, argparse.Namespace]:
             shown = f"{about} (default {field.default!r})"
             group.add_argument(flag, type=field.type, choices=choices, default=argparse.SUPPRESS, help=shown)
     given = parser.parse_args(arguments)
-    commands = argparse.Namespace(preset=given.preset, resume=given.resume, dry_run=given.dry_run)
+    if given.resume and given.preset:
+        parser.error("--preset begins a run and --resume goes on with one: give one of them")
+    commands = argparse.Namespace(preset=given.preset or "default", resume=given.resume, dry_run=given.dry_run)
     return {key: value for key, value in vars(given).items() if key not in vars(commands)}, commands
 
 
@@ -143,9 +145,20 @@ def settle(config: Config) -> Config:
         raise UserError(f"--device {config.device}: PyTorch sees {torch.cuda.device_count()} GPUs; try `--device cpu`.")
     precision = config.precision
     if precision == "auto":
-        fast = torch.cuda.is_bf16_supported() if name != "cpu" else torch.cpu.get_capabilities().get("avx512_bf16")
+        if name == "cpu":  # older releases of PyTorch cannot tell
+            fast = getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16", False)
+        else:
+            fast = torch.cuda.get_device_capability(name) >= (8, 0)  # before Ampere bfloat16 is emulated
         precision = "bf16" if fast else "fp32"
     return dataclasses.replace(config, device=name, precision=precision)
+
+
+def restored_config(path: Path, saved: dict) -> Config:
+    """The config of the checkpoint `saved`, which was read from `path`. Raises UserError."""
+    try:
+        return Config(**saved["config"])
+    except TypeError as error:
+        raise UserError(f"{path} was written by another release of MAGNET ({error}); use that one.") from error
 
 
 def resumed(run: Path, given: dict) -> tuple[Config, dict]:
@@ -155,14 +168,14 @@ def resumed(run: Path, given: dict) -> tuple[Config, dict]:
     if not (run / "checkpoints").is_dir():
         raise UserError(f"{run} is no run of MAGNET: it has no folder checkpoints; `ls models` shows the runs.")
     path, saved = checkpoint.newest(run / "checkpoints")
-    try:
-        config = Config(**saved["config"])
-    except TypeError as error:
-        raise UserError(f"{path} was written by another release of MAGNET ({error}); go on with that one.") from error
+    config = restored_config(path, saved)
+    if given.get("precision") == "auto":
+        given = {key: value for key, value in given.items() if key != "precision"}
     changed = sorted(k for k, v in given.items() if k not in FREE_ON_RESUME and v != getattr(config, k))
     if changed:
         flags = ", ".join(f"--{key.replace('_', '-')} (was {getattr(config, key)})" for key in changed)
         raise UserError(f"{run} cannot go on with other values of {flags}; leave them out, or start a new run.")
+    checkpoint.set_aside(path.parent, int(path.stem))
     print(f"Going on from {path}.")
     return dataclasses.replace(config, **given), saved
 
@@ -182,15 +195,16 @@ class Stop:
 
 
 def train(config: Config, run: Path, trainer, total: int, stop: Stop) -> None:
-    """Steps `trainer` until `total`, writing metrics, grids and checkpoints into `run`; less if `stop` has a signal."""
+    """Steps `trainer` until `total`, writing metrics, grids and checkpoints into `run`; less if `stop` has a signal.
+
+    Raises Diverged and UserError.
+    """
     from magnet import checkpoint
     from magnet.logbook import Logbook, write_progress
     from magnet.sampling import FixedGrids
 
-    per_epoch = trainer.steps_per_epoch
+    per_epoch, last_epoch = trainer.steps_per_epoch, math.ceil(total / trainer.steps_per_epoch)
     grids = FixedGrids(trainer.generators[0], trainer.faces, config.seed)
-    book = Logbook(run, trainer.steps, LOG_EVERY)
-    bar = tqdm(total=total * config.batch_size, initial=trainer.images_seen, unit="image", dynamic_ncols=True)
 
     def show(line: dict | None) -> None:
         if line:
@@ -200,52 +214,64 @@ def train(config: Config, run: Path, trainer, total: int, stop: Stop) -> None:
                 f" D right on real {line[f'{d}/accuracy_real']:.0%} fake {line[f'{d}/accuracy_fake']:.0%}"
             )
 
+    def draw() -> None:
+        prior, policy = grids.draw()
+        book.picture("prior", prior)
+        book.picture("policy", policy, "-policy")
+
     def save() -> None:
-        show(book.flush(trainer.images_seen))  # first: what is not finite is not saved
-        contents = {"config": dataclasses.asdict(config), "data": trainer.faces.digest, "trainer": trainer.state_dict()}
-        checkpoint.save(run / "checkpoints" / f"{trainer.steps:06d}.pt", contents)
+        show(book.flush())  # first: what is not finite is not saved
+        state = {"config": dataclasses.asdict(config), "faces": trainer.faces.fingerprint}
+        state["trainer"] = trainer.state_dict()
+        checkpoint.save(run / "checkpoints" / f"{trainer.steps:06d}.pt", state)
         checkpoint.prune(run / "checkpoints", config.keep)
 
-    saved_at = trainer.steps
-    if trainer.steps == 0:
-        grids.draw(book)
-        save()  # so that a run killed at any moment can go on
-    while trainer.steps < total and stop.signal is None:
-        show(book.add(trainer.step(), trainer.images_seen))
-        bar.update(config.batch_size)
-        bar.set_description(
-            f"epoch {1 + (trainer.steps - 1) // per_epoch}/{math.ceil(total / per_epoch)}", refresh=False
-        )
-        if trainer.steps % config.sample_every == 0 or trainer.steps == total:
-            grids.draw(book)
-        if trainer.steps % (config.checkpoint_every * per_epoch) == 0:
+    with (
+        Logbook(run, trainer.steps, config.batch_size, LOG_EVERY) as book,
+        tqdm(total=total * config.batch_size, initial=trainer.images_seen, unit="image", dynamic_ncols=True) as bar,
+    ):
+        saved_at = trainer.steps
+        if trainer.steps == 0:
+            draw()
+            save()  # so that a run killed at any moment can go on
+        while trainer.steps < total and stop.signal is None:
+            show(book.add(trainer.step()))
+            bar.update(config.batch_size)
+            bar.set_description(f"epoch {1 + (trainer.steps - 1) // per_epoch}/{last_epoch}", refresh=False)
+            if trainer.steps % config.sample_every == 0 or trainer.steps == total:
+                draw()
+            if trainer.steps % (config.checkpoint_every * per_epoch) == 0:
+                save()
+                saved_at = trainer.steps
+        if trainer.steps != saved_at:
             save()
-            saved_at = trainer.steps
-    if trainer.steps != saved_at:
-        save()
-    bar.close()
-    book.close()
     if stop.signal is None:
         write_progress(run)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The program; returns its exit status."""
-    given, commands = parse(sys.argv[1:] if arguments is None else arguments)
+def build(config: Config, pixels, saved: dict | None):
+    """The trainer of `config` on pixels (N, 3, S, S), at the step where `saved` stood. Raises UserError."""
+    import torch
+
+    from magnet.faces import Faces
+    from magnet.maddpg import MADDPG
+
+    faces = Faces(pixels, config.device)
+    if saved and saved["faces"] != faces.fingerprint:
+        raise UserError(f"The images in {config.data} are not those that the run learned from; give these with --data.")
     try:
-        return start(given, commands)
-    except UserError as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 2
+        trainer = MADDPG(config, faces, torch.device(config.device))
+    except ValueError as error:
+        raise UserError(f"{config.data}: {error}; give more images or a smaller --batch-size.") from error
+    if saved:
+        trainer.load_state_dict(saved["trainer"])
+    return trainer
 
 
 def start(given: dict, commands: argparse.Namespace) -> int:
-    """Builds what the settings ask for and trains it. Raises UserError."""
-    import torch
-
-    from magnet.faces import Faces, load_faces
-    from magnet.logbook import describe_environment, new_run, write_json
-    from magnet.maddpg import MADDPG
+    """Does what the command line asks for; returns the exit status. Raises UserError and Diverged."""
+    from magnet.faces import load_faces
+    from magnet.logbook import describe_environment, new_run, sole_owner, write_json
     from magnet.summary import summary
 
     saved = None
@@ -256,46 +282,49 @@ def start(given: dict, commands: argparse.Namespace) -> int:
     check(config)
     config = settle(config)
     print(json.dumps(dataclasses.asdict(config), indent=2))
-    pixels, digest = load_faces(
-        config.data, config.image_size, cache_dir=Path("data/cache"), skip_bad_images=config.skip_bad_images
-    )
-    if saved and saved["data"] != digest:
-        raise UserError(f"The images in {config.data} are not those that {commands.resume} learned from; restore them.")
+    pixels = load_faces(config.data, config.image_size, cache_dir=CACHE, skip_bad_images=config.skip_bad_images)
     print(summary(config, len(pixels)))
     if commands.dry_run:
         return 0
 
-    device = torch.device(config.device)
-    try:
-        trainer = MADDPG(config, Faces(pixels, device, digest), device)
-    except ValueError as error:
-        raise UserError(f"{config.data}: {error}; give more images or a smaller --batch-size.") from error
-    if saved:
-        trainer.load_state_dict(saved["trainer"])
+    trainer = build(config, pixels, saved)
+    del saved  # as large as the trainer
     total = config.epochs * trainer.steps_per_epoch
     total = min(total, config.steps) if config.steps else total
-
     stop = Stop()
     run = commands.resume or new_run(Path(config.models_dir), config.name)
-    write_json(run / "config.json", dataclasses.asdict(config))
-    write_json(run / "environment.json", describe_environment(device))
-    print(f"Run folder: {run}")
-    try:
+    with sole_owner(run):
+        write_json(run / "config.json", dataclasses.asdict(config))
+        write_json(run / "environment.json", describe_environment(trainer.device))
+        print(f"Run folder: {run}")
         train(config, run, trainer, total, stop)
-    except Diverged as error:
-        print(f"train.py: stopped, {error}; the last good checkpoint is in {run / 'checkpoints'}.", file=sys.stderr)
-        return 3
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"{config.device} has too little memory; --batch-size, --width, --image-size or --replay-size make it less."
-        ) from None
     if stop.signal:
         print(f"Stopped and saved at step {trainer.steps}; go on with: python3 train.py --resume {run}")
         return 128 + stop.signal
-    print(
-        f"Done: {trainer.steps} steps, {trainer.images_seen} images. Grids: {run / 'samples'}, {run / 'progress.gif'}"
-    )
+    print(f"Done: {trainer.steps} steps. Grids: {run / 'samples'}; from the first to the last: {run / 'progress.gif'}")
     return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The program; returns its exit status. Says in a sentence what went wrong."""
+    given, commands = parse(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return start(given, commands)
+    except UserError as error:
+        status, sentence = 2, error
+    except Diverged as error:
+        status, sentence = 3, f"{error}; the last good checkpoint stays. Start a new run with a lower --lr."
+    except KeyboardInterrupt:  # before the run began
+        status, sentence = 130, "stopped."
+    except OSError as error:
+        status, sentence = 1, f"{error}; the run goes on from its last checkpoint with --resume."
+    except RuntimeError as error:
+        if "memory" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        status, sentence = 1, f"{reason}: less --batch-size, --width, --image-size or --replay-size takes less memory."
+    print(f"train.py: {sentence}", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

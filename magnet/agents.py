@@ -6,7 +6,6 @@ follows lambda * dr/da + (1 - lambda) * dQ/da instead of dQ/da alone (`returns.a
 """
 
 import copy
-import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -15,13 +14,9 @@ from torch import Tensor, nn
 
 from magnet import returns
 from magnet.networks import Critic, DiscriminatorActor, Generator, GeneratorActor
+from magnet.randomness import restore, stream
 
 Metrics = dict[str, Tensor]
-
-
-def stream(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A random generator of its own for `name`, so that no part's draws move another's."""
-    return torch.Generator(device).manual_seed(random.Random(f"{seed}/{name}").getrandbits(63))
 
 
 @contextmanager
@@ -46,14 +41,19 @@ def soft_update(target: nn.Module, online: nn.Module, tau: float) -> None:
 
 
 class Agent:
-    """What both kinds share: networks by name, a target and an optimizer for each, random numbers of their own."""
+    """What both kinds share: networks by name, a target and an optimizer for each, random numbers of their own.
+
+    In an update the actor follows the critic as it stood before the critic's own step of that update, so that one pass
+    through the critic's convolutions serves both. (Algorithm 1 takes the step first.)
+    """
 
     def __init__(self, name: str, config, device: torch.device, networks: dict[str, nn.Module]):
         self.name, self.config, self.device = name, config, device
         self.random = stream(config.seed, name, device)
+        targets = {key: copy.deepcopy(net).requires_grad_(False) for key, net in networks.items()}
         place = {"device": device, "memory_format": torch.channels_last}
-        self.networks = {key: network.to(**place) for key, network in networks.items()}
-        self.targets = {key: copy.deepcopy(net).requires_grad_(False) for key, net in self.networks.items()}
+        self.networks = {key: net.to(**place) for key, net in networks.items()}
+        self.targets = {key: net.to(**place) for key, net in targets.items()}
         self.optimizers = {
             key: torch.optim.Adam(net.parameters(), lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
             for key, net in self.networks.items()
@@ -79,16 +79,22 @@ class Agent:
 
     def load_state_dict(self, saved: dict) -> None:
         """Takes over what `state_dict` gave."""
-        for part in ("networks", "targets", "optimizers"):
-            for key, one in getattr(self, part).items():
-                one.load_state_dict(saved[part][key])
-        self.random.set_state(saved["random"].cpu())
+        self.load_networks(saved)
+        for key, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(saved["optimizers"][key])
+        restore(self.random, saved["random"])
+
+    def load_networks(self, saved: dict) -> None:
+        """Of what `state_dict` gave takes the networks and targets alone, which is enough for sampling."""
+        for key in self.networks:
+            self.networks[key].load_state_dict(saved["networks"][key])
+            self.targets[key].load_state_dict(saved["targets"][key])
 
     def teach_critic(self, encoded: Tensor, actions: Tensor, reward: Tensor, return_slope: Tensor, next_value) -> tuple:
         """The critic's loss and step: value towards the TD target, slope towards the return's.
 
         encoded (B, hidden) by the critic, with its graph; actions and return_slope (B, A); reward and next_value (B,),
-        the latter None if gamma = 0. Returns the critic's slope before the step, dQ/da (B, A), and its metrics.
+        the latter None if gamma = 0. Returns dQ/da (B, A) as it was before the step, and the metrics.
         """
         actions = actions.detach().requires_grad_()
         value = self.networks["critic"].value(encoded, actions)
@@ -108,14 +114,18 @@ class Agent:
 
 def discriminator_networks(config) -> dict[str, nn.Module]:
     """D_a and D_c."""
-    size, bf16 = (config.image_size, config.width), config.precision == "bf16"
-    return {"actor": DiscriminatorActor(*size, bf16), "critic": Critic(*size, 1, bf16)}
+    shape = {"image_size": config.image_size, "width": config.width, "bf16": config.precision == "bf16"}
+    return {"actor": DiscriminatorActor(**shape), "critic": Critic(**shape, actions=1)}
 
 
 def generator_networks(config) -> dict[str, nn.Module]:
     """G_a, G and G_c."""
-    size, bf16 = (config.image_size, config.width, config.nz), config.precision == "bf16"
-    return {"actor": GeneratorActor(*size, bf16), "generator": Generator(*size, bf16), "critic": Critic(*size, bf16)}
+    shape = {"image_size": config.image_size, "width": config.width, "bf16": config.precision == "bf16"}
+    return {
+        "actor": GeneratorActor(**shape, nz=config.nz),
+        "generator": Generator(**shape, nz=config.nz),
+        "critic": Critic(**shape, actions=config.nz),
+    }
 
 
 class DiscriminatorAgent(Agent):
@@ -138,11 +148,14 @@ class DiscriminatorAgent(Agent):
             logits = torch.cat([self.targets["actor"](images) for images in (next_real, *next_fakes)])
             return self.targets["critic"](torch.cat([next_real, *next_fakes]), logits[:, None])
 
-    def update(self, real: Tensor, fakes: list[Tensor], logits: Tensor, next_value: Tensor | None) -> Metrics:
+    def update(
+        self, real: Tensor, fakes: list[Tensor], logits: Tensor, next_value: Tensor | None, fresh: int
+    ) -> Metrics:
         """Critic, then actor, on real images and each generator's fakes (B, 3, S, S).
 
         logits: what `act` gave for them, with its graph. The critic is taught at logits with unit noise, else it would
-        never see what another policy earns.
+        never see what another policy earns. Return and accuracies are those of the first `fresh` rows, as the game
+        was played: the others' fakes are old.
         """
         side = torch.ones_like(logits)
         side[1:] = -1  # (1 + generators, B): 1 for real, -1 for fake
@@ -166,7 +179,7 @@ class DiscriminatorAgent(Agent):
         logits.backward(-direction / logits.shape[1])
         metrics["actor_gradient"] = self.descend("actor")
 
-        real_logits, fake_logits = logits.detach()[:1], logits.detach()[1:]
+        real_logits, fake_logits = logits.detach()[:1, :fresh], logits.detach()[1:, :fresh]
         value = returns.discriminator_return(real_logits=real_logits, fake_logits=fake_logits).mean()
         return metrics | {
             "return": value,  # its mean is the game's V(D, G)

@@ -103,6 +103,13 @@ def newest(folder: Path) -> tuple[Path, dict]:
     raise UserError(f"{folder} holds no checkpoint that can be read; start a new run with `python3 train.py`.")
 
 
+def set_aside(folder: Path, step: int) -> None:
+    """Renames the checkpoints after `step` to *.damaged: a run that goes on from `step` could not read them."""
+    for path in listed(folder):
+        if int(path.stem) > step:
+            path.replace(path.with_suffix(".damaged"))
+
+
 def prune(folder: Path, keep: int) -> None:
     """Deletes all but the last `keep` checkpoints, and what a killed process left half written."""
     for path in listed(folder)[:-keep]:

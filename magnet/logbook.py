@@ -9,12 +9,15 @@ import json
 import platform
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import torch
 import torchvision
+from filelock import FileLock, Timeout  # torch itself requires it
 from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -51,6 +54,20 @@ def new_run(models_dir: Path, name: str | None = None) -> Path:
         return run
 
 
+@contextmanager
+def sole_owner(run: Path) -> Iterator[None]:
+    """Within, no other process trains `run`. Raises UserError if one does. The lock ends with its process."""
+    lock = FileLock(run / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{run} is being trained by another process; stop that one first.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def write_json(path: Path, contents: dict) -> None:
     """Writes `contents` as indented JSON, whole or not at all."""
     write_atomically(path, lambda file: file.write((json.dumps(contents, indent=2) + "\n").encode()))
@@ -75,10 +92,11 @@ class Logbook:
     """Writes what a run shows. Metrics wait on the device and are read back every `every` steps, in one transfer.
 
     step: the step at which the run (re)starts; what a killed process wrote beyond it is taken back.
+    batch: images a step.
     """
 
-    def __init__(self, run: Path, step: int, every: int):
-        self.run, self.every = run, every
+    def __init__(self, run: Path, step: int, batch: int, every: int):
+        self.run, self.batch, self.every = run, batch, every
         self.metrics = run / "metrics.jsonl"
         self._take_back(step)
         # TensorBoard drops what an earlier file of this run has from here on; step 0's grids are drawn again.
@@ -94,16 +112,17 @@ class Logbook:
             kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step]
             write_atomically(self.metrics, lambda file: file.writelines(kept))
         for grid in (self.run / "samples").glob("*.png"):
-            if int(grid.stem.removesuffix("-policy")) > step:
+            made_at = grid.stem.removesuffix("-policy")
+            if made_at.isdigit() and int(made_at) > step:
                 grid.unlink()
 
-    def add(self, metrics: dict[str, Tensor], images_seen: int) -> dict[str, float] | None:
+    def add(self, metrics: dict[str, Tensor]) -> dict[str, float] | None:
         """Takes the metrics of the next step, scalars on any device. Returns `flush`'s means when they are due."""
         self.waiting.append(metrics)
         self.step += 1
-        return self.flush(images_seen) if len(self.waiting) >= self.every else None
+        return self.flush() if len(self.waiting) >= self.every else None
 
-    def flush(self, images_seen: int) -> dict[str, float] | None:
+    def flush(self) -> dict[str, float] | None:
         """Writes one line with the means over the steps since the last; returns it. None if no step was made.
 
         Raises Diverged if a value of any of those steps is not finite.
@@ -116,9 +135,9 @@ class Logbook:
         for offset, name in (~values.isfinite()).nonzero().tolist():
             raise Diverged(f"{names[name]} was {values[offset, name].item()} at step {first + offset}")
         now = time.perf_counter()
-        line = {"step": self.step, "steps": len(values), "images": images_seen}
+        line = {"step": self.step, "steps": len(values), "images": self.step * self.batch}
         line |= dict(zip(names, values.mean(dim=0).tolist(), strict=True))
-        line["images_per_second"] = images_seen / self.step * len(values) / (now - self.since)
+        line["images_per_second"] = len(values) * self.batch / (now - self.since)
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         for name, value in line.items():
@@ -135,8 +154,10 @@ class Logbook:
         write_atomically(path, lambda file: pixels.save(file, "PNG"))
         self.tensorboard.add_image(tag, grid, self.step)
 
-    def close(self) -> None:
-        """Ends the TensorBoard file."""
+    def __enter__(self) -> "Logbook":
+        return self
+
+    def __exit__(self, *_) -> None:
         self.tensorboard.close()
 
 

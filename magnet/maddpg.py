@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from magnet.agents import DiscriminatorAgent, GeneratorAgent, Metrics, stream
+from magnet.agents import DiscriminatorAgent, GeneratorAgent, Metrics
 from magnet.environment import FaceGame
 from magnet.faces import Faces, from_uint8, to_uint8
+from magnet.randomness import derived_seed, stream
 from magnet.replay import Replay
 
 
@@ -70,7 +71,7 @@ class MADDPG:
             device, stream(config.seed, "replay", device),
         )  # fmt: skip
         self.steps = 0
-        self.begin_episode(self.environment.reset(stream(config.seed, "environment").initial_seed()))
+        self.begin_episode(self.environment.reset(derived_seed(config.seed, "environment")))
 
     def begin_episode(self, observations: dict[str, Tensor]) -> None:
         """Memory is zero where an episode starts."""
@@ -120,7 +121,10 @@ class MADDPG:
         )  # fmt: skip
 
     def play(self, batch: Batch) -> None:
-        """Executes the actions of this step, and stores the transitions."""
+        """Executes the actions of this step, and stores the transitions.
+
+        The rewards are left: the update needs those of the replayed rows too, and their slopes.
+        """
         fresh = self.environment.batch
         shown = {agent.name: x[:fresh] for agent, x in zip(self.generators, batch.fakes, strict=True)}
         answers = [logits.detach()[:, :fresh] for logits in batch.logits]
@@ -147,7 +151,7 @@ class MADDPG:
         judge_next, act_next = self.next_values(batch)
         metrics = {}
         for i, agent in enumerate(self.discriminators):
-            learned = agent.update(batch.real, batch.fakes, batch.logits[i], judge_next[i])
+            learned = agent.update(batch.real, batch.fakes, batch.logits[i], judge_next[i], self.environment.batch)
             metrics |= {f"{agent.name}/{key}": value for key, value in learned.items()}
         judges = [agent.networks["actor"] for agent in self.discriminators]
         for i, agent in enumerate(self.generators):

@@ -6,6 +6,8 @@ It stores and samples, nothing more. Rewards are not stored: a stored log D is s
 import torch
 from torch import Tensor
 
+from magnet.randomness import restore
+
 
 class Replay:
     """A ring of `capacity` transitions on `device`.
@@ -45,6 +47,6 @@ class Replay:
     def load_state_dict(self, saved: dict) -> None:
         """Takes over what `state_dict` of a ring of the same capacity gave."""
         self.written = saved["written"]
-        self.random.set_state(saved["random"].cpu())
+        restore(self.random, saved["random"])
         for name, ring in self.ring.items():
             ring[: len(self)] = saved["ring"][name]

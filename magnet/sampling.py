@@ -9,25 +9,30 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from magnet.agents import GeneratorAgent, stream
+from magnet.agents import GeneratorAgent
 from magnet.faces import Faces
-from magnet.logbook import Logbook
+from magnet.networks import Convolutions
+from magnet.randomness import stream
 
 BATCHES, BATCH = 16, 128  # over which the statistics are taken
 
 
 @torch.no_grad()
 def with_own_statistics(network: nn.Module, play: Callable[[nn.Module], None]) -> nn.Module:
-    """A copy of `network` for evaluation, whose BatchNorms hold plain averages over what `play(copy)` shows it.
+    """A float32 copy of `network` for evaluation, whose BatchNorms hold plain averages over what `play(copy)` shows it.
 
     The running statistics were taken from the trained weights, not from their average; with them its pictures are worse
     by far (the README has the figures). Compare the standing statistics of Brock et al. 2019 (BigGAN).
     """
     network = copy.deepcopy(network).train()
-    for norm in network.modules():
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-            norm.reset_running_stats()
-            norm.momentum = None  # a plain average instead of a running one
+    for module in network.modules():
+        if isinstance(module, Convolutions):
+            module.bf16 = False  # so that a picture does not depend on where it is made
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.reset_running_stats()
+            module.momentum = None  # a plain average instead of a running one
+        elif isinstance(module, nn.LSTM):
+            module.flatten_parameters()  # a copy's weights lie scattered, which cuDNN warns of
     play(network)
     return network.eval()
 
@@ -41,7 +46,7 @@ class Sampler:
         averaged: sample the targets, running averages of the trained networks; else these themselves.
         """
         self.random = stream(seed, "sampler", agent.device)
-        self.nz, self.device, self.faces = agent.config.nz, agent.device, faces
+        self.config, self.device, self.faces = agent.config, agent.device, faces
         networks = agent.targets if averaged else agent.networks
         self.generator = with_own_statistics(networks["generator"], self._show_noise)
         self.actor = with_own_statistics(networks["actor"], self._play_episode) if faces else None
@@ -51,13 +56,14 @@ class Sampler:
             generator(self.noise(BATCH))
 
     def _play_episode(self, actor: nn.Module) -> None:
-        memory = actor.first_memory(BATCH)
-        for _ in range(BATCHES):
+        for t in range(BATCHES):
+            if t % self.config.episode_length == 0:
+                memory = actor.first_memory(BATCH)
             _, memory = actor(self.state(BATCH), memory)
 
     def noise(self, count: int) -> Tensor:
         """z ~ N(0, I), (count, nz)."""
-        return torch.randn(count, self.nz, generator=self.random, device=self.device)
+        return torch.randn(count, self.config.nz, generator=self.random, device=self.device)
 
     def state(self, count: int) -> Tensor:
         """Real images (count, 3, S, S), drawn from the faces and their mirror images."""
@@ -88,9 +94,8 @@ class FixedGrids:
         self.z = torch.randn(64, agent.config.nz, generator=draw).to(agent.device)
         self.state = faces.batch(torch.randperm(len(faces), generator=draw)[:32].to(faces.device))
 
-    def draw(self, book: Logbook) -> None:
-        """Writes both grids of the present networks into `book`."""
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """The prior grid and the policy grid of the present networks, (64, 3, S, S) in [-1, 1] each."""
         sampler = Sampler(self.agent, self.faces)
-        book.picture("prior", sampler.prior(self.z))
         answers, _ = sampler.policy(self.state)
-        book.picture("policy", torch.stack([self.state, answers], dim=1).flatten(0, 1), "-policy")
+        return sampler.prior(self.z), torch.stack([self.state, answers], dim=1).flatten(0, 1)

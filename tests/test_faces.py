@@ -224,11 +224,11 @@ def test_a_bad_file_stops_the_making_and_leaves_nothing(tmp_path, kind):
 
 def test_skipping_leaves_bad_files_out_and_says_so_up_to_one_percent(tmp_path, capsys):
     images = folder_of(tmp_path / "images", 200)
-    whole, _ = load_faces(str(images), 8, cache_dir=tmp_path / "cache")
+    whole = load_faces(str(images), 8, cache_dir=tmp_path / "cache")
     write_bad(images / "000003.jpg", "text")
     write_bad(images / "000150.jpg", "truncated")
     capsys.readouterr()
-    pixels, _ = load_faces(str(images), 8, cache_dir=tmp_path / "cache", skip_bad_images=True)
+    pixels = load_faces(str(images), 8, cache_dir=tmp_path / "cache", skip_bad_images=True)
     said = capsys.readouterr().err
     assert "2 of 200 images" in said and "000003.jpg" in said and "000150.jpg" in said
     assert np.array_equal(pixels, np.delete(whole, [3, 150], axis=0))
@@ -248,29 +248,29 @@ def test_the_array_equals_pillow_image_by_image(tmp_path):
     images = folder_of(tmp_path / "images", count)
     for workers in (1, 3):
         cache = tmp_path / f"cache{workers}"
-        pixels, digest = load_faces(str(images), 16, cache_dir=cache, workers=workers)
+        pixels = load_faces(str(images), 16, cache_dir=cache, workers=workers)
         assert pixels.shape == (count, 3, 16, 16) and pixels.dtype == np.uint8
         assert isinstance(pixels, np.memmap) and not pixels.flags.writeable
-        assert len(digest) == 16 and list(cache.glob("*.npy*")) == [cache / f"{digest}.npy"]
+        assert [len(path.name) for path in cache.glob("*.npy*")] == [16 + len(".npy")]
         for i in range(count):
             assert np.array_equal(pixels[i], pillow(Image.open(images / f"{i:06d}.jpg"), 16))
 
 
 def test_the_array_is_made_once(tmp_path, monkeypatch):
     images = folder_of(tmp_path / "images", 3)
-    first, digest = load_faces(str(images), 16, cache_dir=tmp_path / "cache")
+    first = load_faces(str(images), 16, cache_dir=tmp_path / "cache")
     monkeypatch.setattr(faces, "load_image", lambda *_: pytest.fail("decoded again"))
-    second, again = load_faces(str(images), 16, cache_dir=tmp_path / "cache")
-    assert digest == again and np.array_equal(first, second)
+    second = load_faces(str(images), 16, cache_dir=tmp_path / "cache")
+    assert np.array_equal(first, second)
 
 
-def test_a_change_of_the_images_gives_another_digest_and_array(tmp_path):
-    images, digests = folder_of(tmp_path / "images", 3), []
+def test_a_change_of_the_images_gives_another_array(tmp_path):
+    images, cache, made = folder_of(tmp_path / "images", 3), tmp_path / "cache", 0
 
     def load(size=16, **options):
-        pixels, digest = load_faces(str(images), size, cache_dir=tmp_path / "cache", **options)
-        assert digest not in digests
-        digests.append(digest)
+        nonlocal made
+        pixels, made = load_faces(str(images), size, cache_dir=cache, **options), made + 1
+        assert len(list(cache.glob("*.npy"))) == made
         return pixels
 
     load()
@@ -306,9 +306,9 @@ def test_a_killed_making_leaves_no_array_and_the_next_clears_up(tmp_path):
     process.kill()
     process.wait()
     assert len(list(cache.glob("*.tmp"))) == 1 and not list(cache.glob("*.npy"))
-    pixels, digest = load_faces(str(images), 16, cache_dir=cache)
+    pixels = load_faces(str(images), 16, cache_dir=cache)
     assert len(pixels) == 3 * faces.CHUNK
-    assert list(cache.glob("*.npy*")) == [cache / f"{digest}.npy"]
+    assert len(list(cache.glob("*.npy"))) == 1 and not list(cache.glob("*.tmp"))
 
 
 def test_a_failing_write_removes_its_file_and_is_a_user_error(tmp_path, monkeypatch):
@@ -325,11 +325,11 @@ def test_a_failing_write_removes_its_file_and_is_a_user_error(tmp_path, monkeypa
 
 def test_a_damaged_array_is_named(tmp_path):
     images = folder_of(tmp_path / "images", 3)
-    pixels, digest = load_faces(str(images), 16, cache_dir=tmp_path / "cache")
-    del pixels
+    load_faces(str(images), 16, cache_dir=tmp_path / "cache")
+    (array,) = (tmp_path / "cache").glob("*.npy")
     for size in (1000, 60, 0):
-        os.truncate(tmp_path / "cache" / f"{digest}.npy", size)
-        with pytest.raises(UserError, match=f"{digest}.npy.*delete it"):
+        os.truncate(array, size)
+        with pytest.raises(UserError, match=f"{array.name}.*delete it"):
             load_faces(str(images), 16, cache_dir=tmp_path / "cache")
 
 
@@ -339,17 +339,18 @@ def test_two_at_once_make_the_array_once(tmp_path, monkeypatch):
     monkeypatch.setattr(faces, "load_image", lambda path, size: (decoded.append(path), load_image(path, size))[1])
     with ThreadPoolExecutor(2) as pool:
         both = [pool.submit(load_faces, str(images), 16, cache_dir=tmp_path / "cache") for _ in range(2)]
-    assert np.array_equal(both[0].result()[0], both[1].result()[0])
+    assert np.array_equal(both[0].result(), both[1].result())
     assert len(decoded) == 40
 
 
 def test_synthetic_faces_are_cached(tmp_path, monkeypatch):
     monkeypatch.setattr(faces, "SYNTHETIC_FACES", faces.CHUNK + 2)
-    pixels, digest = load_faces("synthetic", 16, cache_dir=tmp_path)
+    pixels = load_faces("synthetic", 16, cache_dir=tmp_path)
     assert np.array_equal(pixels, synthetic.draw_faces(faces.CHUNK + 2, 16, seed=0)[0])
     monkeypatch.setattr(synthetic, "draw_faces", lambda *_, **__: pytest.fail("drawn again"))
-    assert load_faces("synthetic", 16, cache_dir=tmp_path)[1] == digest
-    assert str(synthetic.VERSION) in digest and "16" in digest
+    assert np.array_equal(load_faces("synthetic", 16, cache_dir=tmp_path), pixels)
+    (array,) = tmp_path.glob("*.npy")
+    assert f"v{synthetic.VERSION}-" in array.name and "-16" in array.name
 
 
 def test_real_faces_equal_pillow(tmp_path):
@@ -357,7 +358,7 @@ def test_real_faces_equal_pillow(tmp_path):
         pytest.skip("no sample of CelebA beside the repository")
     with zipfile.ZipFile(REAL_FACES) as archive:
         archive.extractall(tmp_path / "celeba", sorted(n for n in archive.namelist() if n.endswith(".jpg"))[:50])
-    pixels, _ = load_faces(str(tmp_path / "celeba"), 64, cache_dir=tmp_path / "cache")
+    pixels = load_faces(str(tmp_path / "celeba"), 64, cache_dir=tmp_path / "cache")
     paths = sorted((tmp_path / "celeba" / "img_align_celeba").glob("*.jpg"))
     assert len(pixels) == len(paths) == 50
     for path, row in zip(paths, pixels, strict=True):
@@ -395,9 +396,9 @@ def test_read_only_pixels_are_used_in_place_without_a_warning(tmp_path):
     pixels = np.load(tmp_path / "a.npy", mmap_mode="r")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        some = Faces(pixels, "cpu", "abc")
+        some = Faces(pixels, "cpu")
     assert some._pixels.data_ptr() == pixels.ctypes.data
-    assert len(some) == 2 and some.digest == "abc" and some.device == torch.device("cpu")
+    assert len(some) == 2 and some.device == torch.device("cpu")
 
 
 def test_other_arrays_are_refused():
@@ -427,3 +428,15 @@ def test_to_uint8_is_the_inverse_and_rounds_and_clamps():
     assert from_uint8(every).min() == -1 and from_uint8(every).max() == 1
     near = to_uint8(torch.tensor([0.4, 0.6, 254.6, -50.0, 300.0, 127.6], requires_grad=True) / 127.5 - 1)
     assert near.tolist() == [0, 1, 255, 0, 255, 128] and near.dtype == torch.uint8
+
+
+def test_a_fingerprint_tells_sets_of_images_apart_by_what_they_show(tmp_path):
+    images = folder_of(tmp_path / "images", 3)
+    first = faces.fingerprint(load_faces(str(images), 16, cache_dir=tmp_path / "cache"))
+    elsewhere = images.rename(tmp_path / "moved")
+    for path in elsewhere.iterdir():
+        os.utime(path, (1, 1))
+    assert faces.fingerprint(load_faces(str(elsewhere), 16, cache_dir=tmp_path / "cache")) == first
+    assert faces.fingerprint(load_faces(str(elsewhere), 8, cache_dir=tmp_path / "cache")) != first
+    next(elsewhere.iterdir()).unlink()
+    assert faces.fingerprint(load_faces(str(elsewhere), 16, cache_dir=tmp_path / "cache")) != first

@@ -8,7 +8,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from magnet.errors import Diverged, UserError
-from magnet.logbook import Logbook, new_run, write_progress
+from magnet.logbook import Logbook, new_run, sole_owner, write_progress
 
 
 @pytest.fixture
@@ -32,45 +32,51 @@ def test_a_file_in_the_place_of_the_models_folder_is_named(tmp_path):
         new_run(tmp_path / "models", "a")
 
 
+def test_a_run_has_one_owner_at_a_time(run):
+    with sole_owner(run):
+        with pytest.raises(UserError, match="another process"), sole_owner(run):
+            pass
+    with sole_owner(run):
+        pass
+
+
 def test_a_line_holds_the_means_over_its_steps(run):
-    book = Logbook(run, step=0, every=3)
-    due = [
-        book.add({"x": torch.tensor(v), "y": torch.tensor(2 * v)}, images_seen=8 * (i + 1))
-        for i, v in enumerate([1.0, 2.0, 6.0])
-    ]
-    book.add({"x": torch.tensor(5.0), "y": torch.tensor(0.0)}, images_seen=32)
-    book.flush(images_seen=32)
+    book = Logbook(run, step=0, batch=8, every=3)
+    due = [book.add({"x": torch.tensor(v), "y": torch.tensor(2 * v)}) for v in [1.0, 2.0, 6.0]]
+    book.add({"x": torch.tensor(5.0), "y": torch.tensor(0.0)})
+    book.flush()
     assert due[:2] == [None, None]
     assert [(x["step"], x["steps"], x["images"], x["x"], x["y"]) for x in lines(run)] == [
         (3, 3, 24, 3, 6),
         (4, 1, 32, 5, 0),
     ]
-    assert book.flush(images_seen=32) is None
+    assert book.flush() is None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_the_first_value_that_is_not_finite_is_named_with_its_step(run, value):
-    book = Logbook(run, step=40, every=3)
-    book.add({"a": torch.tensor(1.0), "b": torch.tensor(1.0)}, 1)
-    book.add({"a": torch.tensor(1.0), "b": torch.tensor(value)}, 2)
+    book = Logbook(run, step=40, batch=8, every=3)
+    book.add({"a": torch.tensor(1.0), "b": torch.tensor(1.0)})
+    book.add({"a": torch.tensor(1.0), "b": torch.tensor(value)})
     with pytest.raises(Diverged, match="b was (nan|inf|-inf) at step 42"):
-        book.add({"a": torch.tensor(value), "b": torch.tensor(value)}, 3)
+        book.add({"a": torch.tensor(value), "b": torch.tensor(value)})
     assert not (run / "metrics.jsonl").exists()
 
 
 def test_what_a_killed_process_wrote_past_its_checkpoint_is_taken_back(run):
-    book = Logbook(run, step=0, every=1)
+    book = Logbook(run, step=0, batch=8, every=1)
     for step in range(1, 6):
-        book.add({"x": torch.tensor(float(step))}, step)
+        book.add({"x": torch.tensor(float(step))})
         book.picture("prior", torch.zeros(64, 3, 4, 4))
         book.picture("policy", torch.zeros(64, 3, 4, 4), "-policy")
-    book.close()
+    book.tensorboard.close()
+    (run / "samples" / "best.png").write_bytes(b"somebody's own")
     with open(run / "metrics.jsonl", "a") as file:
         file.write('{"step": 6, "ste')  # cut off in the middle
 
-    book = Logbook(run, step=3, every=1)
-    book.add({"x": torch.tensor(40.0)}, 4)
-    book.close()
+    book = Logbook(run, step=3, batch=8, every=1)
+    book.add({"x": torch.tensor(40.0)})
+    book.tensorboard.close()
     assert [(line["step"], line["x"]) for line in lines(run)] == [(1, 1), (2, 2), (3, 3), (4, 40)]
     assert sorted(p.stem for p in (run / "samples").iterdir() if p.stem.isdigit()) == ["000001", "000002", "000003"]
     assert len(list((run / "samples").glob("*-policy.png"))) == 3
@@ -79,7 +85,7 @@ def test_what_a_killed_process_wrote_past_its_checkpoint_is_taken_back(run):
 
 
 def test_a_grid_is_eight_by_eight_row_by_row(run):
-    book = Logbook(run, step=7, every=1)
+    book = Logbook(run, step=7, batch=8, every=1)
     images = torch.linspace(-1, 1, 64)[:, None, None, None].expand(64, 3, 4, 4)
     book.picture("prior", images)
     grid = Image.open(run / "samples" / "000007.png")
@@ -90,7 +96,7 @@ def test_a_grid_is_eight_by_eight_row_by_row(run):
 
 def test_progress_shows_the_prior_grids_in_order(run):
     assert write_progress(run) is None
-    book = Logbook(run, step=0, every=1)
+    book = Logbook(run, step=0, batch=8, every=1)
     for book.step, value in [(999_999, 0.0), (1_000_000, 1.0), (5, -1.0)]:
         book.picture("prior", torch.full((64, 3, 4, 4), value))
         book.picture("policy", torch.full((64, 3, 4, 4), 0.5), "-policy")

@@ -121,7 +121,7 @@ def test_a_discriminators_update_does_not_reach_the_generators():
     trainer.play(batch)
     (discriminator,), (generator,) = trainer.discriminators, trainer.generators
     before = weights(trainer.agents)
-    discriminator.update(batch.real, batch.fakes, batch.logits[0], None)
+    discriminator.update(batch.real, batch.fakes, batch.logits[0], None, len(batch.real))
     assert differing(before, weights(trainer.agents)) == {"discriminator/actor", "discriminator/critic"}
     assert all(p.grad is None for network in generator.networks.values() for p in network.parameters())
     assert batch.z[0].grad is None

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -136,7 +137,10 @@ def test_a_mistake_is_one_sentence_and_status_2(place, capsys, arguments, words)
     assert not (place / "models").exists()
 
 
-@pytest.mark.parametrize("arguments", [["--image-size", "48"], ["--epochs", "two"], ["--no-such-flag", "1"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--image-size", "48"], ["--epochs", "two"], ["--no-such-flag", "1"], ["--preset", "cpu", "--resume", "models/a"]],
+)
 def test_words_that_argparse_does_not_know_have_status_2(arguments):
     with pytest.raises(SystemExit) as stopped:
         train.main(arguments)
@@ -261,10 +265,47 @@ def test_a_resumed_run_keeps_its_game(place, capsys):
     assert train.main(["--resume", "models/game", "--nz", "5", "--lr", "0.1"]) == 2
     error = capsys.readouterr().err
     assert "--nz (was 4)" in error and "--lr (was 0.0002)" in error
+    for path in (place / "faces").iterdir():
+        os.utime(path, (1, 1))  # copied: the same images
+    assert train.main(["--resume", "models/game", "--steps", "2", "--precision", "auto"]) == 0
     (place / "faces" / "00.png").unlink()
     assert train.main(["--resume", "models/game", "--steps", "3"]) == 2
     assert "not those" in capsys.readouterr().err
     assert state(place / "models" / "game")["steps"] == 2
+
+
+def test_a_run_that_another_process_trains_is_left_alone(place):
+    process = start(place, *TINY, "--epochs", "1000", "--name", "owned")
+    wait_for(place / "models" / "owned" / "samples" / "000005.png", process)
+    status, output = finish(start(place, "--resume", "models/owned"))
+    process.terminate()
+    assert finish(process)[0] == 143
+    assert status == 2 and "another process" in output
+
+
+def test_a_failing_disk_is_a_sentence_and_status_1(place, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("magnet.logbook.Logbook.picture", full)
+    assert train.main([*TINY, "--steps", "3", "--name", "full"]) == 1
+    assert "No space left" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_too_little_memory_is_a_sentence_that_names_what_helps(place, capsys):
+    assert train.main([*TINY, "--replay-size", "1000000000000", "--name", "large"]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "memory" in error and "--replay-size" in error
+
+
+def test_the_commands_of_readme_and_makefile_are_understood():
+    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "Makefile"))
+    commands = re.findall(r"train\.py((?: +--?[a-z][\w-]*(?: [^\s`|#]+)?)*)", text)
+    assert any("--preset" in command for command in commands)
+    for command in commands:
+        words = command.replace("FOLDER", "x").replace("RUN", "x").split()
+        if "--help" not in words:
+            train.parse(words)
 
 
 def test_what_is_not_finite_stops_the_run_and_names_the_step(place, capsys, monkeypatch):
