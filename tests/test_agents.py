@@ -352,3 +352,17 @@ def test_the_generators_next_action_and_value_are_those_of_its_targets():
     torch.testing.assert_close(images, agent.targets["generator"](z).detach())
     torch.testing.assert_close(value, agent.targets["critic"](state, z).detach())
     assert not (z.requires_grad or images.requires_grad or value.requires_grad)
+
+
+def test_return_and_accuracies_are_those_of_the_fresh_rows():
+    (agent,) = new_agents(DiscriminatorAgent, ["discriminator"], small_config())
+    real, fake = torch.randn(2, B, 3, 32, 32).tanh()
+    logits = agent.act(real, [fake])
+    metrics = agent.update(real, [fake], logits, None, fresh=3)
+    real_logits, fake_logits = logits.detach()[:, :3]
+    expected = (logsigmoid(real_logits) + logsigmoid(-fake_logits)).mean()
+    assert metrics["return"].item() == pytest.approx(expected.item())
+    assert metrics["from_equilibrium"].item() == pytest.approx(expected.item() + torch.log(torch.tensor(4.0)).item())
+    assert metrics["accuracy_real"].item() == pytest.approx((real_logits > 0).float().mean().item())
+    assert metrics["accuracy_fake"].item() == pytest.approx((fake_logits <= 0).float().mean().item())
+    assert expected != (logsigmoid(logits.detach()[0]) + logsigmoid(-logits.detach()[1])).mean()
