@@ -73,12 +73,12 @@ class GeneratorActor(nn.Module):
     def __init__(self, image_size: int, width: int, nz: int, bf16: bool = False, layers: int = 2, hidden: int = 128):
         super().__init__()
         self.stack = image_stack(image_size, width, bf16)
-        # BatchNorm keeps what tells states apart at unit deviation; without it the LSTM dampens it to a hundredth.
+        # BatchNorm brings what tells states apart to unit deviation: policy samples are better for it (README).
         self.embed = nn.Sequential(nn.Linear(stack_features(image_size, width), nz), nn.BatchNorm1d(nz))
         self.lstm = nn.LSTM(nz, hidden, layers)
         self.action = nn.Linear(hidden, nz)
         # No gain and no bias: each coordinate of z has mean 0 and variance 1 over the batch, as noise N(0, I) has.
-        self.normalise = nn.BatchNorm1d(nz, eps=1e-8, affine=False)  # eps: the LSTM starts with deviations of 0.005
+        self.normalise = nn.BatchNorm1d(nz, eps=1e-8, affine=False)  # eps: deviations start at about 0.01
         self.memory_shape = (2, layers, hidden)
         self.apply(initialise)
 
