@@ -114,6 +114,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         agent, config = load_agent(options.run, options.device)
+        if options.kind == "policy" and config.algorithm == "gan":
+            raise UserError(f"{options.run} is a plain GAN and has no policy; leave out --kind policy.")
         faces = load_states(config, options.data) if options.kind == "policy" else None
         sampler = Sampler(agent, faces, seed=options.seed, averaged=options.ema)
         images, states = draw(sampler, options.kind, options.count)

@@ -40,6 +40,7 @@ class Config:
 
     data: str = parameter("data/celeba", "folder of images, or the word synthetic: faces drawn by the program")
     skip_bad_images: bool = parameter(False, "leave out files that are no images, up to 1 %% of them")
+    algorithm: str = parameter("magnet", "magnet, or gan: G and D_a alone, z from noise", choices=("magnet", "gan"))
     image_size: int = parameter(64, "S, side of all images in pixels [M]", choices=(32, 64, 128))
     epochs: int = parameter(50, "passes over the images [M]", low=1)
     steps: int = parameter(0, "steps of the trainer, if these end before the epochs; 0: no limit", low=0)
@@ -122,6 +123,8 @@ def check(config: Config) -> None:
             raise UserError(f"--{field.name.replace('_', '-')} is {value}, but must be {limits}.")
     if config.name and not re.fullmatch(r"(?!\.+$)[A-Za-z0-9._-]{1,64}", config.name):
         raise UserError(f"--name is {config.name!r}, but must be 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-'.")
+    if config.algorithm == "gan" and (config.lambda_generator, config.lambda_discriminator) != (1, 1):
+        raise UserError("--algorithm gan has no critics: leave out --lambda-generator and --lambda-discriminator.")
     replayed = round(config.replay_fraction * config.batch_size)
     fresh = config.batch_size - replayed
     if fresh < 2:
@@ -215,9 +218,8 @@ def train(config: Config, run: Path, trainer, total: int, stop: Stop) -> None:
             )
 
     def draw() -> None:
-        prior, policy = grids.draw()
-        book.picture("prior", prior)
-        book.picture("policy", policy, "-policy")
+        for kind, images in grids.draw().items():
+            book.picture(kind, images)
 
     def save() -> None:
         show(book.flush())  # first: what is not finite is not saved

@@ -113,14 +113,18 @@ class Agent:
 
 
 def discriminator_networks(config) -> dict[str, nn.Module]:
-    """D_a and D_c."""
+    """D_a and D_c; of a plain GAN D_a alone."""
     shape = {"image_size": config.image_size, "width": config.width, "bf16": config.precision == "bf16"}
+    if config.algorithm == "gan":
+        return {"actor": DiscriminatorActor(**shape)}
     return {"actor": DiscriminatorActor(**shape), "critic": Critic(**shape, actions=1)}
 
 
 def generator_networks(config) -> dict[str, nn.Module]:
-    """G_a, G and G_c."""
+    """G_a, G and G_c; of a plain GAN G alone."""
     shape = {"image_size": config.image_size, "width": config.width, "bf16": config.precision == "bf16"}
+    if config.algorithm == "gan":
+        return {"generator": Generator(**shape, nz=config.nz)}
     return {
         "actor": GeneratorActor(**shape, nz=config.nz),
         "generator": Generator(**shape, nz=config.nz),
@@ -160,20 +164,11 @@ class DiscriminatorAgent(Agent):
         side = torch.ones_like(logits)
         side[1:] = -1  # (1 + generators, B): 1 for real, -1 for fake
         side, flat = side.flatten(), logits.detach().flatten()  # ((1 + generators) B,), the order of the images
-        encoded = self.networks["critic"].encode(torch.cat([real, *fakes]))
-
-        policy = flat[:, None].clone().requires_grad_()
-        value = self.networks["critic"].value(encoded.detach(), policy)
-        (value_slope,) = torch.autograd.grad(value.sum(), policy)
-
-        noise = torch.randn(flat.shape, generator=self.random, device=self.device)
-        explored = flat + noise
-        reward, slope = returns.judgement_return(explored, side), returns.judgement_slope(explored, side)
-        _, metrics = self.teach_critic(encoded, explored[:, None], reward, slope[:, None], next_value)
-
-        direction = returns.ascent_direction(
-            returns.judgement_slope(flat, side), value_slope.squeeze(1), self.config.lambda_discriminator
-        ).view_as(logits)
+        direction, metrics = returns.judgement_slope(flat, side), {}
+        if "critic" in self.networks:
+            value_slope, metrics = self.update_critic(torch.cat([real, *fakes]), flat, side, next_value)
+            direction = returns.ascent_direction(direction, value_slope, self.config.lambda_discriminator)
+        direction = direction.view_as(logits)
         # The return is a mean over the batch of the real term and of the mean fake term.
         direction[1:] /= len(fakes)
         logits.backward(-direction / logits.shape[1])
@@ -188,15 +183,43 @@ class DiscriminatorAgent(Agent):
             "accuracy_fake": (fake_logits <= 0).float().mean(),
         }
 
+    def update_critic(
+        self, images: Tensor, logits: Tensor, side: Tensor, next_value: Tensor | None
+    ) -> tuple[Tensor, Metrics]:
+        """Teaches the critic around the logits (B,) of images (B, 3, S, S); side (B,) is 1 for real, -1 for fake ones.
+
+        Returns dQ/dl at the logits (B,), as it was before the critic's step, and metrics.
+        """
+        encoded = self.networks["critic"].encode(images)
+        policy = logits[:, None].clone().requires_grad_()
+        (value_slope,) = torch.autograd.grad(self.networks["critic"].value(encoded.detach(), policy).sum(), policy)
+
+        explored = logits + torch.randn(logits.shape, generator=self.random, device=self.device)
+        reward, slope = returns.judgement_return(explored, side), returns.judgement_slope(explored, side)
+        _, metrics = self.teach_critic(encoded, explored[:, None], reward, slope[:, None], next_value)
+        return value_slope.squeeze(1), metrics
+
 
 class GeneratorAgent(Agent):
-    """G_a, G and G_c. Its action on a state is the hidden state z, which G makes a picture of."""
+    """G_a, G and G_c. Its action on a state is the hidden state z, which G makes a picture of.
+
+    In a plain GAN (Goodfellow et al. 2014) there is G alone: z is noise, whatever the state, and nothing is remembered.
+    """
 
     def __init__(self, name: str, config, device: torch.device):
         super().__init__(name, config, device, generator_networks(config))
 
+    def first_memory(self, batch: int) -> Tensor:
+        """The memory at the start of an episode: zeros (B, 2, layers, hidden), or (B, 0) of a plain GAN."""
+        if "actor" not in self.networks:
+            return torch.zeros(batch, 0, device=self.device)
+        return self.networks["actor"].first_memory(batch)
+
     def act(self, state: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The policy's z and the explored z, both (B, nz) with their graphs, and the next memory, detached."""
+        if "actor" not in self.networks:
+            noise = torch.randn(len(state), self.config.nz, generator=self.random, device=self.device)
+            return noise, noise, memory
         policy, memory = self.networks["actor"](state, memory)
         sigma = torch.rand(len(policy), 1, generator=self.random, device=self.device) * self.config.exploration
         noise = torch.randn(policy.shape, generator=self.random, device=self.device)
@@ -228,6 +251,8 @@ class GeneratorAgent(Agent):
         earned.mean().neg().backward()  # G ascends its return; what reaches its input is the return's slope
         return_slope = -z.grad * len(z)
         metrics = {"return": earned.detach().mean(), "generator_gradient": self.descend("generator")}
+        if "critic" not in self.networks:
+            return metrics
 
         encoded = self.networks["critic"].encode(state)
         value_slope, taught = self.teach_critic(encoded, z, earned.detach(), return_slope, next_value)

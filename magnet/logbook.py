@@ -146,13 +146,17 @@ class Logbook:
         self.waiting, self.since = [], now
         return line
 
-    def picture(self, tag: str, images: Tensor, suffix: str = "") -> None:
-        """Saves images (64, 3, S, S) in [-1, 1] as an 8x8 grid: samples/STEP<suffix>.png, and `tag` in TensorBoard."""
+    def picture(self, kind: str, images: Tensor) -> None:
+        """Saves images (64, 3, S, S) in [-1, 1] as an 8x8 grid, in TensorBoard and in samples/: STEP-KIND.png.
+
+        The grids of kind "prior" are plain STEP.png.
+        """
+        suffix = "" if kind == "prior" else f"-{kind}"
         grid = torchvision.utils.make_grid(to_uint8(images).cpu(), nrow=8, padding=2)
         pixels = Image.fromarray(grid.permute(1, 2, 0).numpy())
         path = self.run / "samples" / f"{self.step:06d}{suffix}.png"
         write_atomically(path, lambda file: pixels.save(file, "PNG"))
-        self.tensorboard.add_image(tag, grid, self.step)
+        self.tensorboard.add_image(kind, grid, self.step)
 
     def __enter__(self) -> "Logbook":
         return self

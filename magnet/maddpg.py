@@ -60,7 +60,7 @@ class MADDPG:
             faces, config.batch_size - self.replayed, config.episode_length,
             [agent.name for agent in self.generators], [agent.name for agent in self.discriminators],
         )  # fmt: skip
-        image, memory = (3, config.image_size, config.image_size), self.generators[0].networks["actor"].memory_shape
+        image, memory = (3, config.image_size, config.image_size), self.generators[0].first_memory(1).shape[1:]
         self.replay = Replay(
             config.replay_size if self.replayed else 0,
             {
@@ -76,7 +76,7 @@ class MADDPG:
     def begin_episode(self, observations: dict[str, Tensor]) -> None:
         """Memory is zero where an episode starts."""
         self.observations = observations
-        self.memories = [agent.networks["actor"].first_memory(self.environment.batch) for agent in self.generators]
+        self.memories = [agent.first_memory(self.environment.batch) for agent in self.generators]
 
     @property
     def images_seen(self) -> int:
@@ -164,11 +164,11 @@ class MADDPG:
         return metrics
 
     def next_values(self, batch: Batch) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        """Q'(s', a') for the TD targets, of each discriminator and each generator; None where gamma = 0 needs none.
+        """Q'(s', a') for the TD targets, of each discriminator and each generator; None where nothing needs them.
 
         After x_t the real next image is x_{t+1}; after a fake one it is what target actor and G would put forward then.
         """
-        if self.config.gamma == 0:
+        if self.config.gamma == 0 or self.config.algorithm == "gan":
             return [None] * len(self.discriminators), [None] * len(self.generators)
         next_state = batch.real  # s_{t+1} is x_t
         acts = [agent.next_action(next_state, h) for agent, h in zip(self.generators, batch.memory, strict=True)]

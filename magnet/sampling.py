@@ -41,7 +41,7 @@ class Sampler:
     """G and G_a of one agent, as they stand now, ready to be sampled. Draws nothing from the run's own generators."""
 
     def __init__(self, agent: GeneratorAgent, faces: Faces | None, seed: int = 0, averaged: bool = True):
-        """faces: whose states G_a answers, None if only prior samples are wanted.
+        """faces: whose states G_a answers; None if only prior samples are wanted, or there is no G_a (a plain GAN).
 
         averaged: sample the targets, running averages of the trained networks; else these themselves.
         """
@@ -89,13 +89,16 @@ class FixedGrids:
     """The grids of a run: 64 pictures of fixed noise, and G_a's answers to 32 fixed states, each beside its state."""
 
     def __init__(self, agent: GeneratorAgent, faces: Faces, seed: int):
-        self.agent, self.faces = agent, faces
+        self.agent, self.faces = agent, faces if "actor" in agent.networks else None
         draw = stream(seed, "grid")
         self.z = torch.randn(64, agent.config.nz, generator=draw).to(agent.device)
         self.state = faces.batch(torch.randperm(len(faces), generator=draw)[:32].to(faces.device))
 
-    def draw(self) -> tuple[Tensor, Tensor]:
-        """The prior grid and the policy grid of the present networks, (64, 3, S, S) in [-1, 1] each."""
+    def draw(self) -> dict[str, Tensor]:
+        """The grids of the present networks by name, "prior" and "policy": (64, 3, S, S) in [-1, 1] each."""
         sampler = Sampler(self.agent, self.faces)
-        answers, _ = sampler.policy(self.state)
-        return sampler.prior(self.z), torch.stack([self.state, answers], dim=1).flatten(0, 1)
+        grids = {"prior": sampler.prior(self.z)}
+        if self.faces:
+            answers, _ = sampler.policy(self.state)
+            grids["policy"] = torch.stack([self.state, answers], dim=1).flatten(0, 1)
+        return grids

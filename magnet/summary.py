@@ -28,7 +28,7 @@ def kept_bytes(network: nn.Module, *inputs: Tensor) -> int:
 
 
 def summary(config, images: int) -> str:
-    """A table of the five networks' parameters, and the memory that training on `images` images takes, in MiB.
+    """A table of the networks' parameters, and the memory that training on `images` images takes, in MiB.
 
     Memory is counted from the tensors themselves: weights with their copies, the array, the ring, and what the forward
     passes of one step keep. Libraries' workspaces come on top.
@@ -39,19 +39,24 @@ def summary(config, images: int) -> str:
     plain = dataclasses.replace(config, precision="fp32")  # there is no autocast on the meta device
     with torch.device("meta"):
         generator, discriminator = generator_networks(plain), discriminator_networks(plain)
-        memory = generator["actor"].first_memory(batch)
-        z, logits = torch.empty(batch, config.nz), torch.empty(2 * batch, 1)
+        memory, z, logits = torch.empty(batch, 0), torch.empty(batch, config.nz), torch.empty(2 * batch, 1)
+        if "actor" in generator:
+            memory = generator["actor"].first_memory(batch)
     rows = [
-        ("G_a generator actor", generator["actor"], (image, memory)),
-        ("G   generator", generator["generator"], (z,)),
-        ("G_c generator critic", generator["critic"], (image, z)),
-        ("D_a discriminator actor", discriminator["actor"], (pairs,)),
-        ("D_c discriminator critic", discriminator["critic"], (pairs, logits)),
+        (name, networks[key], inputs)
+        for name, networks, key, inputs in (
+            ("G_a generator actor", generator, "actor", (image, memory)),
+            ("G   generator", generator, "generator", (z,)),
+            ("G_c generator critic", generator, "critic", (image, z)),
+            ("D_a discriminator actor", discriminator, "actor", (pairs,)),
+            ("D_c discriminator critic", discriminator, "critic", (pairs, logits)),
+        )
+        if key in networks
     ]
     share = 0.5 if config.precision == "bf16" else 1.0  # of float32, for what convolutions keep
     weights = [sum(p.numel() for p in network.parameters()) for _, network, _ in rows]
     kept = sum(share * kept_bytes(network, *inputs) for _, network, inputs in rows)
-    transition = 3 * size**2 + 4 * (config.nz + generator["actor"].first_memory(1).numel()) + 3 * 8
+    transition = 3 * size**2 + 4 * (config.nz + memory[0].numel()) + 3 * 8
     needs = [
         ("weights, targets, gradients, optimizers", 4 * WEIGHT_COPIES * sum(weights)),
         ("one step's activations", kept),

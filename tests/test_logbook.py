@@ -68,7 +68,7 @@ def test_what_a_killed_process_wrote_past_its_checkpoint_is_taken_back(run):
     for step in range(1, 6):
         book.add({"x": torch.tensor(float(step))})
         book.picture("prior", torch.zeros(64, 3, 4, 4))
-        book.picture("policy", torch.zeros(64, 3, 4, 4), "-policy")
+        book.picture("policy", torch.zeros(64, 3, 4, 4))
     book.tensorboard.close()
     (run / "samples" / "best.png").write_bytes(b"somebody's own")
     with open(run / "metrics.jsonl", "a") as file:
@@ -99,7 +99,7 @@ def test_progress_shows_the_prior_grids_in_order(run):
     book = Logbook(run, step=0, batch=8, every=1)
     for book.step, value in [(999_999, 0.0), (1_000_000, 1.0), (5, -1.0)]:
         book.picture("prior", torch.full((64, 3, 4, 4), value))
-        book.picture("policy", torch.full((64, 3, 4, 4), 0.5), "-policy")
+        book.picture("policy", torch.full((64, 3, 4, 4), 0.5))
     film = Image.open(write_progress(run))
     shown = []
     for frame in range(film.n_frames):

@@ -5,7 +5,7 @@ import io
 
 import pytest
 import torch
-from conftest import CPU, differing, relative_error, small_config, small_faces, weights
+from conftest import CPU, differing, gradient, relative_error, small_config, small_faces, watch_steps, weights
 from torch.nn.functional import logsigmoid
 
 from magnet.maddpg import MADDPG
@@ -410,3 +410,42 @@ def test_a_trainer_restored_but_for_one_item_goes_on_otherwise(gone_on, item):
     restored = new_trainer(seed=7, **FULL)
     restored.load_state_dict(state)
     assert (run(restored, M), restored.steps) != expected
+
+
+# The plain GAN
+
+
+def test_a_plain_gan_has_two_networks_that_ascend_their_returns_on_noise():
+    trainer = new_trainer(algorithm="gan")
+    (generator,), (discriminator,) = trainer.generators, trainer.discriminators
+    assert (list(generator.networks), list(discriminator.networks)) == (["generator"], ["actor"])
+    batch = trainer.act()
+    trainer.play(batch)
+    real, fake = batch.logits[0]
+    steps = watch_steps(discriminator), watch_steps(generator)
+    expected = gradient(-(logsigmoid(real) + logsigmoid(-fake)).mean(), discriminator.networks["actor"])
+    discriminator.update(batch.real, batch.fakes, batch.logits[0], None, fresh=len(batch.real))
+    torch.testing.assert_close(steps[0], {"actor": expected})
+
+    judge, g = discriminator.networks["actor"], generator.networks["generator"]
+    expected = gradient(-logsigmoid(judge(g(batch.z[0].detach()))).mean(), g)
+    metrics = generator.update(
+        batch.state, batch.z[0], batch.images[0], batch.policy[0], batch.explored[0], [judge], None
+    )
+    torch.testing.assert_close(steps[1], {"generator": expected})
+    assert set(metrics) == {"return", "generator_gradient"}
+
+
+def test_a_plain_gan_plays_standard_noise():
+    trainer = new_trainer(algorithm="gan")
+    z = torch.cat([trainer.generators[0].act(trainer.observations["generator"], None)[1] for _ in range(500)])
+    assert z.mean().abs() < 0.02 and abs(z.std() - 1) < 0.02
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.25])
+def test_a_plain_gan_is_restored_exactly(fraction):
+    whole, restored = (new_trainer(seed=seed, algorithm="gan", replay_fraction=fraction) for seed in (0, 7))
+    run(whole, N)
+    restored.load_state_dict(saved(whole))
+    assert run(restored, M) == run(whole, M)
+    assert same(saved(restored), saved(whole))

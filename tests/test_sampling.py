@@ -69,7 +69,7 @@ def test_drawing_grids_changes_nothing_of_the_run():
         grids = FixedGrids(trainer.generators[0], trainer.faces, seed=0)
         for _ in range(4):
             if drawing:
-                assert [grid.shape for grid in grids.draw()] == [(64, 3, 32, 32)] * 2
+                assert [grid.shape for grid in grids.draw().values()] == [(64, 3, 32, 32)] * 2
             metrics = trainer.step()
         return metrics
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import sample
 import train
 from magnet import checkpoint
 from magnet.maddpg import MADDPG
@@ -126,6 +127,7 @@ def test_every_preset_trains_and_flags_come_before_it(place, preset):
         (["--replay-fraction", "0.9", "--batch-size", "8"], ["--replay-fraction 0.9"]),
         (["--replay-size", "5"], ["--replay-size is 5"]),
         (["--batch-size", "64", "--replay-size", "64"], ["faces", "too few", "--batch-size"]),
+        (["--algorithm", "gan", "--lambda-generator", "0"], ["--algorithm gan", "--lambda-generator"]),
         (["--resume", "models/none"], ["models/none", "no run"]),
     ],
 )
@@ -194,6 +196,19 @@ def test_the_policy_grid_shows_real_states_beside_the_answers(place):
     real = {np.asarray(Image.open(p)).tobytes() for p in (place / "faces").iterdir()}
     cells = [[grid[2 + 34 * r : 34 + 34 * r, 2 + 34 * c : 34 + 34 * c].tobytes() for c in range(8)] for r in range(8)]
     assert all((cells[r][c] in real) == (c % 2 == 0) for r in range(8) for c in range(8))
+
+
+def test_a_plain_gan_trains_and_has_no_policy(place, capsys):
+    assert train.main([*TINY, "--algorithm", "gan", "--steps", "6", "--name", "gan"]) == 0
+    assert "G_c" not in capsys.readouterr().out
+    assert sorted(p.name for p in (place / "models" / "gan" / "samples").iterdir()) == [
+        "000000.png",
+        "000005.png",
+        "000006.png",
+    ]
+    assert sample.main(["models/gan", "--out", "prior.png"]) == 0
+    assert sample.main(["models/gan", "--kind", "policy"]) == 2
+    assert "no policy" in capsys.readouterr().err
 
 
 def test_only_the_last_checkpoints_stay(place):
