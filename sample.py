@@ -47,7 +47,7 @@ def load_states(config, data: str | None):
 def draw(sampler, kind: str, count: int):
     """`count` images (count, 3, S, S) uint8 on the CPU, and for policy samples the states they answer, else None.
 
-    Policy samples are those of episodes, as in training: a batch at a time, the memory carried from state to state.
+    Policy samples are from the middle of episodes: a batch at a time, the memory carried from state to state.
     """
     import torch
 
@@ -59,7 +59,7 @@ def draw(sampler, kind: str, count: int):
             images.append(to_uint8(sampler.prior(sampler.noise(batch))).cpu())
         else:
             if t % sampler.config.episode_length == 0:
-                memory = None
+                memory = sampler.memory(batch)
             state = sampler.state(batch)
             answer, memory = sampler.policy(state, memory)
             images.append(to_uint8(answer).cpu())

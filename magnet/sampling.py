@@ -15,6 +15,10 @@ from magnet.networks import Convolutions
 from magnet.randomness import stream
 
 BATCHES, BATCH = 16, 128  # over which the statistics are taken
+# States that G_a sees before it is sampled. In training z is normalised over a batch whose rows have all seen equally
+# many; over an episode the first answers lie nearer to each other, and with the statistics of the later ones they look
+# alike. After 8 states nothing changes any more (measured: the README's differences).
+WARM_UP = 8
 
 
 @torch.no_grad()
@@ -49,17 +53,27 @@ class Sampler:
         self.config, self.device, self.faces = agent.config, agent.device, faces
         networks = agent.targets if averaged else agent.networks
         self.generator = with_own_statistics(networks["generator"], self._show_noise)
-        self.actor = with_own_statistics(networks["actor"], self._play_episode) if faces else None
+        if faces:
+            memory = self._remember(copy.deepcopy(networks["actor"]).train(), BATCH)
+            self.actor = with_own_statistics(networks["actor"], lambda actor: self._play(actor, memory, BATCHES))
 
     def _show_noise(self, generator: nn.Module) -> None:
         for _ in range(BATCHES):
             generator(self.noise(BATCH))
 
-    def _play_episode(self, actor: nn.Module) -> None:
-        for t in range(BATCHES):
-            if t % self.config.episode_length == 0:
-                memory = actor.first_memory(BATCH)
-            _, memory = actor(self.state(BATCH), memory)
+    def _play(self, actor: nn.Module, memory: Tensor, states: int) -> Tensor:
+        """Answers random states one after another; returns the memory at the end."""
+        for _ in range(states):
+            _, memory = actor(self.state(len(memory)), memory)
+        return memory
+
+    def _remember(self, actor: nn.Module, count: int) -> Tensor:
+        return self._play(actor, actor.first_memory(count), min(WARM_UP, self.config.episode_length - 1))
+
+    @torch.no_grad()
+    def memory(self, count: int) -> Tensor:
+        """What G_a remembers (count, 2, layers, hidden) in the middle of an episode, after some random states."""
+        return self._remember(self.actor, count)
 
     def noise(self, count: int) -> Tensor:
         """z ~ N(0, I), (count, nz)."""
@@ -76,12 +90,12 @@ class Sampler:
         return self.generator(z)
 
     @torch.no_grad()
-    def policy(self, state: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def policy(self, state: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """G_a's answer to states (B, 3, S, S): the images (B, 3, S, S) that it puts forward, and its next memory.
 
-        memory: the last call's in the same episode; None begins one.
+        memory: as `memory` gives it, or the last call's in the same episode.
         """
-        z, memory = self.actor(state, self.actor.first_memory(len(state)) if memory is None else memory)
+        z, memory = self.actor(state, memory)
         return self.generator(z), memory
 
 
@@ -99,6 +113,6 @@ class FixedGrids:
         sampler = Sampler(self.agent, self.faces)
         grids = {"prior": sampler.prior(self.z)}
         if self.faces:
-            answers, _ = sampler.policy(self.state)
+            answers, _ = sampler.policy(self.state, sampler.memory(len(self.state)))
             grids["policy"] = torch.stack([self.state, answers], dim=1).flatten(0, 1)
         return grids

@@ -42,12 +42,25 @@ def test_samples_have_a_range_and_depend_on_what_they_should(trainer):
     assert images.shape == (6, 3, 32, 32) and images.dtype == torch.float32 and images.abs().max() <= 1
     assert torch.equal(images[:1], sampler.prior(z[:1])), "a sample depends on no other of its batch"
     state = sampler.state(6)
-    first, memory = sampler.policy(state)
-    again, _ = sampler.policy(state)
-    later, _ = sampler.policy(state, memory)
+    memory = sampler.memory(6)
+    first, after = sampler.policy(state, memory)
+    again, _ = sampler.policy(state, memory)
+    later, _ = sampler.policy(state, after)
     assert torch.equal(first, again)
     assert not torch.equal(first, later), "the policy remembers"
     assert not torch.allclose(first[0], first[1]), "the policy answers the state"
+
+
+def test_policy_samples_are_spread_as_those_that_g_learned_from(trainer):
+    """Over the states of an episode's middle, z has mean 0 and variance 1 in every coordinate."""
+    sampler = Sampler(trainer.generators[0], trainer.faces)
+    memory, answers = sampler.memory(400), []
+    sampler.actor.register_forward_hook(lambda module, inputs, outputs: answers.append(outputs[0]))
+    for _ in range(3):
+        _, memory = sampler.policy(sampler.state(400), memory)
+    z = torch.cat(answers)
+    torch.testing.assert_close(z.mean(dim=0), torch.zeros(z.shape[1]), atol=0.2, rtol=0)
+    torch.testing.assert_close(z.std(dim=0), torch.ones(z.shape[1]), atol=0.2, rtol=0)
 
 
 def test_the_averaged_networks_are_sampled_unless_said_otherwise(trainer):
