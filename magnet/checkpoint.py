@@ -4,39 +4,15 @@ A file is written under a temporary name, synced to the disk and renamed, so wha
 read with `weights_only=True` and never otherwise: nothing in it can execute.
 """
 
-import os
 import pickle
 from pathlib import Path
 
 import torch
 
 from magnet.errors import Diverged, UserError
+from magnet.files import remove_abandoned, write_atomically
 
 FORMAT, VERSION = "magnet-checkpoint", 1
-TEMPORARY = ".tmp"
-
-
-def write_atomically(path: Path, write) -> None:
-    """Calls `write(file)` on a temporary file beside `path`, syncs it and renames it to `path`.
-
-    On any exception the temporary file goes and `path` stays as it was; the exception is raised on.
-    """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if hasattr(os, "O_DIRECTORY"):  # POSIX: the new name must reach the disk too
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def save(path: Path, contents: dict) -> None:
@@ -114,5 +90,4 @@ def prune(folder: Path, keep: int) -> None:
     """Deletes all but the last `keep` checkpoints, and what a killed process left half written."""
     for path in listed(folder)[:-keep]:
         path.unlink(missing_ok=True)
-    for path in folder.glob(f"*{TEMPORARY}"):
-        path.unlink(missing_ok=True)
+    remove_abandoned(folder)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from tqdm import tqdm
 
 from magnet import synthetic
 from magnet.errors import UserError
+from magnet.files import remove_abandoned, write_atomically
 
 try:
     import fcntl
@@ -180,29 +182,23 @@ def _make_array(target: Path, image_size: int, expected: int, blocks: Iterable) 
 
     Plain writing, not a memory map, whose writer the system kills when the disk is full.
     """
-    for abandoned in target.parent.glob("*.npy.tmp"):  # of a program that was killed
-        with suppress(OSError):
-            abandoned.unlink()
-    temporary = target.with_suffix(f".{os.getpid()}.npy.tmp")
-    try:
-        with open(temporary, "wb") as file, tqdm(total=expected, desc=f"making {target}", unit="image") as bar:
-            header = {"descr": "|u1", "fortran_order": False, "shape": (expected, 3, image_size, image_size)}
-            np.lib.format.write_array_header_1_0(file, header)
-            count = 0
+    remove_abandoned(target.parent)
+
+    def write(file: BinaryIO) -> None:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (expected, 3, image_size, image_size)}
+        np.lib.format.write_array_header_1_0(file, header)
+        count = 0
+        with tqdm(total=expected, desc=f"making {target}", unit="image") as bar:
             for block in blocks:
                 for pixels in block:
                     file.write(pixels.tobytes())
                 count += len(block)
                 bar.update(len(block))
-            file.seek(0)
-            header["shape"] = (count, 3, image_size, image_size)
-            np.lib.format.write_array_header_1_0(file, header)  # as long as the first: numpy leaves room for any count
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        file.seek(0)
+        header["shape"] = (count, 3, image_size, image_size)
+        np.lib.format.write_array_header_1_0(file, header)  # as long as the first: numpy leaves room for any count
+
+    write_atomically(target, write)
 
 
 def _in_order(work: Callable, tasks: Iterable, workers: int) -> Iterator:

@@ -22,9 +22,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from magnet.checkpoint import write_atomically
 from magnet.errors import Diverged, UserError
 from magnet.faces import to_uint8
+from magnet.files import write_atomically
 
 GIF_FRAMES, GIF_MILLISECONDS = 60, 100
 

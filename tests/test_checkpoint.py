@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from magnet import checkpoint
+from magnet import checkpoint, files
 from magnet.errors import Diverged, UserError
 
 CONTENTS = {"weights": {"a": torch.arange(6.0).reshape(2, 3)}, "steps": 3, "config": {"lr": 0.1}}
@@ -44,7 +44,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(UserError, match="No space left.*--resume"):
         saved(tmp_path, 3)
     assert os.listdir(tmp_path) == []
@@ -126,7 +126,7 @@ def test_what_could_not_be_read_is_set_aside_and_not_counted_among_the_last_ones
 
 def test_the_last_ones_stay_and_half_written_ones_go(tmp_path):
     saved(tmp_path, 5, 999_999, 1_000_000)  # in the order of numbers, not of letters
-    (tmp_path / f"000007.pt.123{checkpoint.TEMPORARY}").write_bytes(b"half")
+    (tmp_path / f"000007.pt.123{files.TEMPORARY}").write_bytes(b"half")
     (tmp_path / "notes.txt").write_text("mine")
     checkpoint.prune(tmp_path, keep=2)
     assert sorted(os.listdir(tmp_path)) == ["1000000.pt", "999999.pt", "notes.txt"]

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from magnet import faces, synthetic
+from magnet import faces, files, synthetic
 from magnet.errors import UserError
 from magnet.faces import BadImage, Faces, find_images, from_uint8, load_faces, load_image, to_uint8
 
@@ -317,7 +317,7 @@ def test_a_failing_write_removes_its_file_and_is_a_user_error(tmp_path, monkeypa
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(faces.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(UserError, match="No space left on device"):
         load_faces(str(images), 16, cache_dir=tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*.npy*"))
