@@ -3,10 +3,12 @@
 
     python3 sample.py models/2026-11-22_14-03-59                          64 prior samples -> samples.png
     python3 sample.py RUN --kind policy --out answers.png                 states, each with the answer beside it
+    python3 sample.py RUN --kind interpolation --out walk.gif             a loop from face to face
     python3 sample.py RUN --count 5000 --npz faces.npz                    uint8 (N, H, W, 3) under the key arr_0
 
 RUN is a run folder (its newest checkpoint) or a checkpoint file. prior: z from noise; policy: z from G_a, which plays
-an episode of real states. Exit status 2: a mistake in the settings or files, said in one sentence.
+an episode of real states; interpolation: z on the arcs between points of noise, as a strip or, into a .gif, as a loop.
+Exit status 2: a mistake in the settings or files, said in one sentence.
 """
 
 import argparse
@@ -16,7 +18,8 @@ from pathlib import Path
 
 from magnet.errors import UserError
 
-ROW = 8  # pictures in a row of the grid
+ROW = 8  # pictures in a row of the grid, and from one point of an interpolation to the next
+FRAME = 60  # milliseconds
 
 
 def load_agent(run: Path, device: str):
@@ -52,8 +55,14 @@ def draw(sampler, kind: str, count: int):
     import torch
 
     from magnet.faces import to_uint8
+    from magnet.sampling import spherical
 
     images, states, batch = [], [], sampler.config.batch_size
+    if kind == "interpolation":
+        points = sampler.noise(-(-count // ROW))
+        ways = [spherical(points, points.roll(-1, 0), step / ROW) for step in range(ROW)]  # the last leads to the first
+        z = torch.stack(ways, dim=1).flatten(0, 1)[:count]
+        return to_uint8(torch.cat([sampler.prior(part) for part in z.split(batch)])).cpu(), None
     for t in range(-(-count // batch)):
         if kind == "prior":
             images.append(to_uint8(sampler.prior(sampler.noise(batch))).cpu())
@@ -68,13 +77,16 @@ def draw(sampler, kind: str, count: int):
 
 
 def write(images, states, out: Path | None, folder: Path | None, npz: Path | None) -> None:
-    """Writes a grid of up to 64 pictures, a PNG each into `folder`, and an array; those that are not None."""
+    """Writes a grid of up to 64 pictures (a .gif: all in a loop), a PNG each into `folder`, an array; what is not None."""
     import numpy as np
     import torch
     from PIL import Image
     from torchvision.utils import make_grid
 
-    if out:
+    if out and out.suffix.lower() == ".gif":
+        frames = [Image.fromarray(picture) for picture in images.permute(0, 2, 3, 1).numpy()]
+        frames[0].save(out, save_all=True, append_images=frames[1:], duration=FRAME, loop=0)
+    elif out:
         shown = images if states is None else torch.stack([states, images], dim=1).flatten(0, 1)
         Image.fromarray(make_grid(shown[: ROW * ROW], nrow=ROW).permute(1, 2, 0).numpy()).save(out)
     pixels = images.permute(0, 2, 3, 1).numpy()  # (N, H, W, 3)
@@ -90,7 +102,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line. Exits with 2 on a bad word."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run folder or checkpoint file")
-    parser.add_argument("--kind", choices=("prior", "policy"), default="prior", help="where z comes from")
+    parser.add_argument(
+        "--kind", choices=("prior", "policy", "interpolation"), default="prior", help="where z comes from"
+    )
     parser.add_argument("--count", type=int, default=64, help="number of samples (default 64)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise and of the states (default 0)")
     parser.add_argument("--data", help="the states of policy samples: a folder or synthetic (default: the run's own)")
@@ -120,7 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
         sampler = Sampler(agent, faces, seed=options.seed, averaged=options.ema)
         images, states = draw(sampler, options.kind, options.count)
         write(images, states, options.out, options.images, options.npz)
-    except (UserError, OSError) as error:
+    except (UserError, OSError, ValueError) as error:  # ValueError: an ending that Pillow does not know
         print(f"sample.py: {error}", file=sys.stderr)
         return 2
     print(", ".join(str(path) for path in (options.out, options.images, options.npz) if path))

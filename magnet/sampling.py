@@ -41,6 +41,17 @@ def with_own_statistics(network: nn.Module, play: Callable[[nn.Module], None]) -
     return network.eval()
 
 
+def spherical(a: Tensor, b: Tensor, share: float) -> Tensor:
+    """The point at `share` in [0, 1] of the way from a to b, both (B, nz), on the arc between them.
+
+    A straight line between two draws of N(0, I) passes through points shorter than any draw (White 2016,
+    arXiv 1609.04468); the arc does not.
+    """
+    cosine = torch.nn.functional.cosine_similarity(a, b, dim=1).clamp(-1 + 1e-6, 1 - 1e-6).unsqueeze(1)
+    angle = cosine.acos()
+    return (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / angle.sin()
+
+
 class Sampler:
     """G and G_a of one agent, as they stand now, ready to be sampled. Draws nothing from the run's own generators."""
 

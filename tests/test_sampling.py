@@ -12,7 +12,7 @@ from torch import nn
 import sample
 import train
 from magnet.maddpg import MADDPG
-from magnet.sampling import FixedGrids, Sampler, with_own_statistics
+from magnet.sampling import FixedGrids, Sampler, spherical, with_own_statistics
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +120,26 @@ def test_an_array_for_fid_tools(run, tmp_path, monkeypatch, kind):
     assert not np.array_equal(array, np.load("c.npz")["arr_0"])
 
 
+def test_an_interpolation_keeps_the_length_of_noise_and_ends_where_it_began():
+    a, b = torch.randn(2, 5, 400)
+    assert torch.allclose(spherical(a, b, 0.0), a, atol=1e-4) and torch.allclose(spherical(a, b, 1.0), b, atol=1e-4)
+    middle = spherical(a, b, 0.5)
+    assert torch.allclose(middle.norm(dim=1), torch.stack([a, b]).norm(dim=2).mean(dim=0), rtol=0.05)
+    assert ((a + b) / 2).norm(dim=1).max() < 0.8 * middle.norm(dim=1).min(), "a straight line cuts the corner"
+
+
+def test_an_interpolation_is_a_strip_and_a_loop(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = [str(run), "--kind", "interpolation", "--count", "24"]
+    assert sample.main([*command, "--out", "walk.gif", "--npz", "walk.npz"]) == 0
+    assert Image.open("walk.gif").n_frames == 24 and Image.open("walk.gif").info["loop"] == 0
+    walk = np.load("walk.npz")["arr_0"].astype(float)
+    steps = np.abs(walk - np.roll(walk, -1, axis=0)).mean(axis=(1, 2, 3))  # the last to the first too
+    assert steps.max() < np.abs(walk[::8] - np.roll(walk, -8, axis=0)[::8]).mean(axis=(1, 2, 3)).min()
+    assert sample.main([*command, "--out", "strip.png"]) == 0
+    assert Image.open("strip.png").size == (8 * 34 + 2, 3 * 34 + 2)
+
+
 def test_a_bare_checkpoint_copied_elsewhere(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.pt").write_bytes((run / "checkpoints" / "000002.pt").read_bytes())
@@ -134,6 +154,7 @@ def test_a_bare_checkpoint_copied_elsewhere(run, tmp_path, monkeypatch):
         (["RUN", "--kind", "policy", "--data", "gone"], "gone"),
         (["RUN", "--device", "tpu"], "tpu"),
         (["RUN", "--out", "nowhere/a.png"], "nowhere"),
+        (["RUN", "--out", "a.xyz"], "xyz"),
     ],
 )
 def test_mistakes_are_a_sentence(run, tmp_path, monkeypatch, capsys, arguments, words):
