@@ -77,7 +77,7 @@ def draw(sampler, kind: str, count: int):
 
 
 def write(images, states, out: Path | None, folder: Path | None, npz: Path | None) -> None:
-    """Writes a grid of up to 64 pictures (a .gif: all in a loop), a PNG each into `folder`, an array; what is not None."""
+    """Writes a grid of up to 64 pictures (a .gif: all in a loop), a PNG each into `folder`, an array; if not None."""
     import numpy as np
     import torch
     from PIL import Image
