@@ -30,7 +30,12 @@ def load_agent(run: Path, device: str):
     from magnet.agents import GeneratorAgent
     from train import restored_config, settle
 
-    path, saved = checkpoint.newest(run / "checkpoints") if run.is_dir() else (run, checkpoint.load(run))
+    if run.is_file():
+        path, saved = run, checkpoint.load(run)
+    elif (run / "checkpoints").is_dir():
+        path, saved = checkpoint.newest(run / "checkpoints")
+    else:
+        raise UserError(f"There is no run or checkpoint {run}; `ls models` shows the runs.")
     config = settle(dataclasses.replace(restored_config(path, saved), device=device))
     agent = GeneratorAgent("generator", config, torch.device(config.device))
     agent.load_networks(saved["trainer"]["agents"]["generator"])
@@ -84,7 +89,8 @@ def write(images, states, out: Path | None, folder: Path | None, npz: Path | Non
     from torchvision.utils import make_grid
 
     if out and out.suffix.lower() == ".gif":
-        frames = [Image.fromarray(picture) for picture in images.permute(0, 2, 3, 1).numpy()]
+        shown = images if states is None else torch.cat([states, images], dim=3)
+        frames = [Image.fromarray(picture) for picture in shown.permute(0, 2, 3, 1).numpy()]
         frames[0].save(out, save_all=True, append_images=frames[1:], duration=FRAME, loop=0)
     elif out:
         shown = images if states is None else torch.stack([states, images], dim=1).flatten(0, 1)
@@ -95,7 +101,8 @@ def write(images, states, out: Path | None, folder: Path | None, npz: Path | Non
         for i, picture in enumerate(pixels):
             Image.fromarray(picture).save(folder / f"{i:06d}.png")
     if npz:
-        np.savez(npz, arr_0=pixels)
+        with open(npz, "wb") as file:  # np.savez would add an ending to a bare name
+            np.savez(file, arr_0=pixels)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -95,7 +95,7 @@ LOG_EVERY = 20  # steps: metrics are read back from the device, checked and writ
 def parse(arguments: list[str]) -> tuple[dict, argparse.Namespace]:
     """The parameters that the command line gives, and its commands (preset, resume, dry_run). Others exit with 2."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=PRESETS, help="a set of parameters; flags come before it")
+    parser.add_argument("--preset", choices=PRESETS, help="a set of parameters; flags beside it win")
     parser.add_argument("--resume", metavar="RUN", type=Path, help="go on with a run folder, from its last checkpoint")
     parser.add_argument("--dry-run", action="store_true", help="print settings, parameters and memory needed, and stop")
     group = parser.add_argument_group("parameters")
@@ -123,8 +123,10 @@ def check(config: Config) -> None:
             raise UserError(f"--{field.name.replace('_', '-')} is {value}, but must be {limits}.")
     if config.name and not re.fullmatch(r"(?!\.+$)[A-Za-z0-9._-]{1,64}", config.name):
         raise UserError(f"--name is {config.name!r}, but must be 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-'.")
-    if config.algorithm == "gan" and (config.lambda_generator, config.lambda_discriminator) != (1, 1):
-        raise UserError("--algorithm gan has no critics: leave out --lambda-generator and --lambda-discriminator.")
+    if config.algorithm == "gan" and (config.lambda_generator, config.lambda_discriminator, config.gamma) != (1, 1, 0):
+        raise UserError(
+            "--algorithm gan has no critics: both --lambda-... must be 1 and --gamma 0 (--preset original has others)."
+        )
     replayed = round(config.replay_fraction * config.batch_size)
     fresh = config.batch_size - replayed
     if fresh < 2:
@@ -293,6 +295,9 @@ def start(given: dict, commands: argparse.Namespace) -> int:
     del saved  # as large as the trainer
     total = config.epochs * trainer.steps_per_epoch
     total = min(total, config.steps) if config.steps else total
+    if trainer.steps >= total:
+        print(f"Nothing to do: {commands.resume} is at step {trainer.steps} of {total}; give more --steps or --epochs.")
+        return 0
     stop = Stop()
     run = commands.resume or new_run(Path(config.models_dir), config.name)
     with sole_owner(run):

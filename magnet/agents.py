@@ -169,7 +169,8 @@ class DiscriminatorAgent(Agent):
             value_slope, metrics = self.update_critic(torch.cat([real, *fakes]), flat, side, next_value)
             direction = returns.ascent_direction(direction, value_slope, self.config.lambda_discriminator)
         direction = direction.view_as(logits)
-        # The return is a mean over the batch of the real term and of the mean fake term.
+        # The deterministic policy gradient: dl/dtheta times the direction in l, over the mean of the batch; the return
+        # is the real term and the mean of the fake terms.
         direction[1:] /= len(fakes)
         logits.backward(-direction / logits.shape[1])
         metrics["actor_gradient"] = self.descend("actor")
@@ -249,13 +250,13 @@ class GeneratorAgent(Agent):
         with frozen(judges):
             earned = returns.generator_return(torch.stack([judge(images) for judge in judges])).mean(dim=0)
         earned.mean().neg().backward()  # G ascends its return; what reaches its input is the return's slope
-        return_slope = -z.grad * len(z)
+        return_slope = -z.grad * len(z)  # z.grad is that of minus the mean
         metrics = {"return": earned.detach().mean(), "generator_gradient": self.descend("generator")}
         if "critic" not in self.networks:
             return metrics
 
         encoded = self.networks["critic"].encode(state)
-        value_slope, taught = self.teach_critic(encoded, z, earned.detach(), return_slope, next_value)
+        value_slope, critic_metrics = self.teach_critic(encoded, z, earned.detach(), return_slope, next_value)
 
         fresh = len(explored)
         direction = returns.ascent_direction(return_slope, value_slope, self.config.lambda_generator)[:fresh]
@@ -265,7 +266,7 @@ class GeneratorAgent(Agent):
         metrics["actor_gradient"] = self.descend("actor")
 
         policy = policy.detach()
-        return metrics | taught | {
+        return metrics | critic_metrics | {
             "diversity": diversity.detach(),
             "z_correlation": returns.mean_correlation(policy),
             # Normalised, z always has unit deviation: what tells of a collapse is the deviation before.

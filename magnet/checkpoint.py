@@ -50,7 +50,7 @@ def load(path: Path) -> dict:
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"{path} cannot be read as a checkpoint ({reason[0]}); delete it to use an older one."
+            f"{path} cannot be read as a checkpoint ({reason[0]}); give a file that train.py wrote."
         ) from error
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of MAGNET; give a file that train.py wrote.")
@@ -75,7 +75,7 @@ def newest(folder: Path) -> tuple[Path, dict]:
         try:
             return path, load(path)
         except UserError as error:
-            print(f"warning: {error} Trying the one before.")
+            print(f"warning: {error} Trying the one before it.")
     raise UserError(f"{folder} holds no checkpoint that can be read; start a new run with `python3 train.py`.")
 
 

@@ -90,18 +90,17 @@ class MADDPG:
 
     def step(self) -> Metrics:
         """One pass through the box of Algorithm 1. Returns detached scalars by name, on the device."""
-        batch = self.act()
-        self.play(batch)
+        old = self.replay.sample(self.replayed)  # before this step's enter the ring: one pass of G renders both
+        batch = self.act(old)
+        self.play(batch)  # and store
         metrics = self.update(batch)
+        for agent in self.agents:
+            agent.update_targets()
         self.steps += 1
         return metrics
 
-    def act(self) -> Batch:
-        """Each agent selects its action, with exploration; a share of the batch is drawn from the ring.
-
-        It is drawn before this step's transitions enter the ring, so that one pass of G renders fresh and old actions.
-        """
-        old = self.replay.sample(self.replayed)
+    def act(self, old: dict[str, Tensor]) -> Batch:
+        """Each agent selects its action, with exploration. `old`: the transitions from the ring that fill the batch."""
         state = self.observations[self.generators[0].name]
         real = self.observations[self.discriminators[0].name]
         acts = [agent.act(state, memory) for agent, memory in zip(self.generators, self.memories, strict=True)]
@@ -144,7 +143,7 @@ class MADDPG:
             self.observations = observations
 
     def update(self, batch: Batch) -> Metrics:
-        """For each agent: its critic by the TD error and slope, its actor by the ascent; then all targets.
+        """For each agent: its critic by the TD error and slope, its actor (and G) by the ascent.
 
         Discriminators first, so that generators answer to discriminators that have seen this batch.
         """
@@ -159,8 +158,6 @@ class MADDPG:
                 batch.state, batch.z[i], batch.images[i], batch.policy[i], batch.explored[i], judges, act_next[i]
             )
             metrics |= {f"{agent.name}/{key}": value for key, value in learned.items()}
-        for agent in self.agents:
-            agent.update_targets()
         return metrics
 
     def next_values(self, batch: Batch) -> tuple[list[Tensor | None], list[Tensor | None]]:

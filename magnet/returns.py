@@ -1,5 +1,6 @@
 """What the agents earn, and what their critics are taught: pure functions, tensors in and tensors out.
 
+A return is what one step earns, the reward r of the game; with gamma = 0 that is all there is to earn.
 Logits l are D_a's; high means real, p = sigmoid(l). Every log p is a logsigmoid of l, finite for every finite l.
 Values, returns and logits are (B,) float32, actions (B, A) float32; means over the batch are the caller's, unless said.
 """

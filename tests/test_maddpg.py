@@ -117,7 +117,7 @@ def test_generators_answer_to_discriminators_that_have_seen_this_batch(precision
 
 def test_a_discriminators_update_does_not_reach_the_generators():
     trainer = new_trainer()
-    batch = trainer.act()
+    batch = trainer.act(trainer.replay.sample(trainer.replayed))
     trainer.play(batch)
     (discriminator,), (generator,) = trainer.discriminators, trainer.generators
     before = weights(trainer.agents)
@@ -419,7 +419,7 @@ def test_a_plain_gan_has_two_networks_that_ascend_their_returns_on_noise():
     trainer = new_trainer(algorithm="gan")
     (generator,), (discriminator,) = trainer.generators, trainer.discriminators
     assert (list(generator.networks), list(discriminator.networks)) == (["generator"], ["actor"])
-    batch = trainer.act()
+    batch = trainer.act(trainer.replay.sample(trainer.replayed))
     trainer.play(batch)
     real, fake = batch.logits[0]
     steps = watch_steps(discriminator), watch_steps(generator)

@@ -150,7 +150,7 @@ def test_a_bare_checkpoint_copied_elsewhere(run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["nowhere"], "nowhere"),
+        (["nowhere"], "ls models"),
         (["RUN", "--kind", "policy", "--data", "gone"], "gone"),
         (["RUN", "--device", "tpu"], "tpu"),
         (["RUN", "--out", "nowhere/a.png"], "nowhere"),

@@ -127,7 +127,7 @@ def test_every_preset_trains_and_flags_come_before_it(place, preset):
         (["--replay-fraction", "0.9", "--batch-size", "8"], ["--replay-fraction 0.9"]),
         (["--replay-size", "5"], ["--replay-size is 5"]),
         (["--batch-size", "64", "--replay-size", "64"], ["faces", "too few", "--batch-size"]),
-        (["--algorithm", "gan", "--lambda-generator", "0"], ["--algorithm gan", "--lambda-generator"]),
+        (["--algorithm", "gan", "--gamma", "0.5"], ["--algorithm gan", "--gamma 0"]),
         (["--resume", "models/none"], ["models/none", "no run"]),
     ],
 )
@@ -199,7 +199,7 @@ def test_the_policy_grid_shows_real_states_beside_the_answers(place):
 
 
 def test_a_plain_gan_trains_and_has_no_policy(place, capsys):
-    assert train.main([*TINY, "--algorithm", "gan", "--steps", "6", "--name", "gan"]) == 0
+    assert train.main([*TINY, "--algorithm", "gan", "--gamma", "0", "--steps", "6", "--name", "gan"]) == 0
     assert "G_c" not in capsys.readouterr().out
     assert sorted(p.name for p in (place / "models" / "gan" / "samples").iterdir()) == [
         "000000.png",
@@ -287,6 +287,14 @@ def test_a_resumed_run_keeps_its_game(place, capsys):
     assert train.main(["--resume", "models/game", "--steps", "3"]) == 2
     assert "not those" in capsys.readouterr().err
     assert state(place / "models" / "game")["steps"] == 2
+
+
+def test_a_finished_run_is_left_as_it_is(place, capsys):
+    assert train.main([*TINY, "--steps", "2", "--name", "done"]) == 0
+    before = {path: path.stat().st_mtime_ns for path in (place / "models" / "done").rglob("*")}
+    assert train.main(["--resume", "models/done"]) == 0
+    assert "Nothing to do" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in (place / "models" / "done").rglob("*")}
 
 
 def test_a_run_that_another_process_trains_is_left_alone(place):
