@@ -80,7 +80,7 @@ FREE_ON_RESUME = {"data", "epochs", "steps", "device", "sample_every", "checkpoi
 
 PRESETS = {
     "default": {},
-    "original": {  # the published hyperparameters, as far as they have a counterpart here; they do not learn faces
+    "original": {  # the published hyperparameters, as far as they have a counterpart here
         "batch_size": 16, "gamma": 0.95, "tau": 0.01, "lambda_generator": 0.0, "lambda_discriminator": 0.0,
         "slope_weight": 0.0, "diversity_weight": 0.0, "exploration": 0.1, "replay_fraction": 0.5,
     },
