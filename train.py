@@ -35,7 +35,8 @@ def parameter(default, about: str, low: float = -math.inf, high: float = math.in
 class Config:
     """All parameters of a run. The command line is made from these fields, and config.json holds them.
 
-    Sources: [M] the published MAGNET, [L] Lowe et al. 2017 (MADDPG), [D] measured here: see the README's differences.
+    Sources: [M] the published MAGNET, [L] Lowe et al. 2017 (MADDPG), [D] chosen here: the README's differences say why,
+    and what of it was measured.
     """
 
     data: str = parameter("data/celeba", "folder of images, or the word synthetic: faces drawn by the program")

@@ -1,7 +1,7 @@
 """The two kinds of agent: each has an actor and a critic, their targets and optimizers, and learns by one `update`.
 
 DDPG (Lillicrap et al. 2015, arXiv 1509.02971) for each agent, as in MADDPG (Lowe et al. 2017, arXiv 1706.02275), with
-two changes that the README measures: critics are taught the slope of the return as well as the return, and an actor
+two changes (the README's differences): critics are taught the slope of the return as well as the return, and an actor
 follows lambda * dr/da + (1 - lambda) * dQ/da instead of dQ/da alone (`returns.ascent_direction`).
 """
 
@@ -90,7 +90,9 @@ class Agent:
             self.networks[key].load_state_dict(saved["networks"][key])
             self.targets[key].load_state_dict(saved["targets"][key])
 
-    def teach_critic(self, encoded: Tensor, actions: Tensor, reward: Tensor, return_slope: Tensor, next_value) -> tuple:
+    def teach_critic(
+        self, encoded: Tensor, actions: Tensor, reward: Tensor, return_slope: Tensor, next_value: Tensor | None
+    ) -> tuple[Tensor, Metrics]:
         """The critic's loss and step: value towards the TD target, slope towards the return's.
 
         encoded (B, hidden) by the critic, with its graph; actions and return_slope (B, A); reward and next_value (B,),

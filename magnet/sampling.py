@@ -25,8 +25,8 @@ WARM_UP = 8
 def with_own_statistics(network: nn.Module, play: Callable[[nn.Module], None]) -> nn.Module:
     """A float32 copy of `network` for evaluation, whose BatchNorms hold plain averages over what `play(copy)` shows it.
 
-    The running statistics were taken from the trained weights, not from their average; with them its pictures are worse
-    by far (the README has the figures). Compare the standing statistics of Brock et al. 2019 (BigGAN).
+    The running statistics were taken from the trained weights, not from their average; with them its pictures are
+    worse, early in a run by far (README). Compare the standing statistics of Brock et al. 2019 (BigGAN).
     """
     network = copy.deepcopy(network).train()
     for module in network.modules():

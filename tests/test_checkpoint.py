@@ -130,3 +130,6 @@ def test_the_last_ones_stay_and_half_written_ones_go(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     checkpoint.prune(tmp_path, keep=2)
     assert sorted(os.listdir(tmp_path)) == ["1000000.pt", "999999.pt", "notes.txt"]
+    assert checkpoint.newest(tmp_path)[0].name == "1000000.pt"
+    checkpoint.prune(tmp_path, keep=1)
+    assert sorted(os.listdir(tmp_path)) == ["1000000.pt", "notes.txt"]

@@ -430,6 +430,11 @@ def test_to_uint8_is_the_inverse_and_rounds_and_clamps():
     assert near.tolist() == [0, 1, 255, 0, 255, 128] and near.dtype == torch.uint8
 
 
+def test_a_fingerprint_counts_the_images_that_it_does_not_read():
+    some, more = (np.zeros((count, 3, 2, 2), np.uint8) for count in (1500, 1600))
+    assert faces.fingerprint(some) != faces.fingerprint(more)
+
+
 def test_a_fingerprint_tells_sets_of_images_apart_by_what_they_show(tmp_path):
     images = folder_of(tmp_path / "images", 3)
     first = faces.fingerprint(load_faces(str(images), 16, cache_dir=tmp_path / "cache"))

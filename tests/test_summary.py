@@ -7,7 +7,7 @@ from torch import nn
 
 from magnet.agents import discriminator_networks, generator_networks
 from magnet.maddpg import MADDPG
-from magnet.summary import kept_bytes, summary
+from magnet.summary import MIB, kept_bytes, summary
 
 
 def test_kept_bytes_by_hand():
@@ -16,6 +16,8 @@ def test_kept_bytes_by_hand():
     assert kept_bytes(linear, x) == 4 * 5 * 3  # its input, for the weight's gradient
     assert kept_bytes(nn.Sequential(linear, nn.Tanh()), x) == 4 * (5 * 3 + 5 * 2)  # and tanh's output
     assert kept_bytes(nn.Sequential(linear, nn.Identity()), x) == 4 * 5 * 3
+    second = nn.Linear(2, 7, device="meta")  # the pass keeps its weight too, for its input's gradient
+    assert kept_bytes(nn.Sequential(linear, second), x) == 4 * (5 * 3 + 5 * 2)
 
 
 def test_the_table_counts_what_the_agents_hold():
@@ -35,16 +37,14 @@ def test_the_table_counts_what_the_agents_hold():
 
 
 def test_the_ring_and_the_array_are_counted_to_the_byte():
-    from magnet import summary as module
-
-    config = small_config(replay_fraction=0.25, replay_size=3000)
-    trainer = MADDPG(config, small_faces(), CPU)
-    ring = sum(tensor.numel() * tensor.element_size() for tensor in trainer.replay.ring.values())
+    trainer = MADDPG(small_config(replay_fraction=0.25, replay_size=10), small_faces(), CPU)
+    ring = sum(tensor.numel() * tensor.element_size() for tensor in trainer.replay.ring.values()) / 10 * 10**6
+    config = small_config(replay_fraction=0.25, replay_size=10**6)
     lines = {
         line[:40].strip(): float(line.split()[-2].replace(",", "")) for line in summary(config, 10**6).splitlines()[5:]
     }
-    assert lines["replay"] == pytest.approx(ring / module.MIB, abs=0.5)
-    assert lines["1,000,000 images"] == pytest.approx(3 * 32**2 * 1e6 / module.MIB, abs=0.5)
+    assert lines["replay"] == pytest.approx(ring / MIB, abs=0.5)
+    assert lines["1,000,000 images"] == pytest.approx(3 * 32**2 * 1e6 / MIB, abs=0.5)
     assert lines["memory in all, about"] == pytest.approx(sum(lines.values()) / 2, abs=2)
 
 
