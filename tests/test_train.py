@@ -86,6 +86,11 @@ def differences(a, b, name=""):
     return [] if a == b else [name]
 
 
+def metrics(run):
+    """What a run has logged so far. With its times in it no two makings are alike: a step made again would show."""
+    return (run / "metrics.jsonl").read_bytes()
+
+
 def state(run):
     return checkpoint.newest(run / "checkpoints")[1]["trainer"]
 
@@ -227,10 +232,12 @@ def test_k_steps_and_the_rest_are_all_steps_bit_for_bit(place, k):
     total = 14  # the ring of 20 wraps, episodes of 4 end, epochs of 6 end
     assert train.main([*TINY, "--steps", str(total), "--name", "straight"]) == 0
     assert finish(start(place, *TINY, "--steps", str(k), "--name", "parts"))[0] == 0
+    first_part = metrics(place / "models" / "parts")
     status, output = finish(start(place, "--resume", "models/parts", "--steps", str(total)))
     assert status == 0, output
 
     straight, parts = place / "models" / "straight", place / "models" / "parts"
+    assert first_part and metrics(parts).startswith(first_part), "the first steps are not made again"
     assert differences(state(straight), state(parts)) == []
     assert differences(
         state(straight), checkpoint.load(straight / "checkpoints" / "000012.pt")["trainer"]
@@ -249,8 +256,10 @@ def test_a_signal_finishes_the_step_saves_and_goes_on_bit_for_bit(place, number,
     assert "Traceback" not in output
     reached = state(place / "models" / "stopped")["steps"]
     assert 5 <= reached
+    first_part = metrics(place / "models" / "stopped")
     total = str(reached + 5)
     assert finish(start(place, "--resume", "models/stopped", "--steps", total))[0] == 0
+    assert first_part and metrics(place / "models" / "stopped").startswith(first_part)
     assert train.main([*TINY, "--epochs", "1000", "--steps", total, "--name", "straight"]) == 0
     assert differences(state(place / "models" / "stopped"), state(place / "models" / "straight")) == []
 
