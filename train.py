@@ -42,6 +42,9 @@ class Config:
     data: str = parameter("data/celeba", "folder of images, or the word synthetic: faces drawn by the program")
     skip_bad_images: bool = parameter(False, "leave out files that are no images, up to 1 %% of them")
     algorithm: str = parameter("magnet", "magnet, or gan: G and D_a alone, z from noise", choices=("magnet", "gan"))
+    returns: str = parameter(
+        "log", "the generator's: log D, or -log(1 - D) of the minimax game", choices=("log", "minimax")
+    )
     image_size: int = parameter(64, "S, side of all images in pixels [M]", choices=(32, 64, 128))
     epochs: int = parameter(50, "passes over the images [M]", low=1)
     steps: int = parameter(0, "steps of the trainer, if these end before the epochs; 0: no limit", low=0)
@@ -63,6 +66,11 @@ class Config:
     slope_weight: float = parameter(1.0, "weight of dQ/da - dr/da in the critics' loss [D]; 0 in [M]", low=0, high=1e6)
     diversity_weight: float = parameter(10.0, "weight of the return for uncorrelated z [D]; 0 in [M]", low=0, high=1e6)
     exploration: float = parameter(1.0, "largest sigma of the noise in z [D]; 0.1 in [M]", low=0, high=1)
+    r1: float = parameter(0.0, "weight gamma of R1, the penalty on D_a's slopes at real images", low=0, high=1e6)
+    gradient_penalty: float = parameter(
+        0.0, "weight of D_a's gradient penalty between real and fake images; 10 in WGAN-GP", low=0, high=1e6
+    )
+    spectral_norm: bool = parameter(False, "spectral normalisation of D_a, in place of its BatchNorm")
     replay_size: int = parameter(8192, "transitions in the ring [D]", low=1)
     replay_fraction: float = parameter(0.25, "share of a batch that comes from the ring [D]", low=0, high=0.9)
     seed: int = parameter(0, "seed of everything random", low=0, high=2**63 - 1)

@@ -117,9 +117,10 @@ class Agent:
 def discriminator_networks(config) -> dict[str, nn.Module]:
     """D_a and D_c; of a plain GAN D_a alone."""
     shape = {"image_size": config.image_size, "width": config.width, "bf16": config.precision == "bf16"}
+    actor = DiscriminatorActor(**shape, spectral_norm=config.spectral_norm)
     if config.algorithm == "gan":
-        return {"actor": DiscriminatorActor(**shape)}
-    return {"actor": DiscriminatorActor(**shape), "critic": Critic(**shape, actions=1)}
+        return {"actor": actor}
+    return {"actor": actor, "critic": Critic(**shape, actions=1)}
 
 
 def generator_networks(config) -> dict[str, nn.Module]:
@@ -175,6 +176,12 @@ class DiscriminatorAgent(Agent):
         # is the real term and the mean of the fake terms.
         direction[1:] /= len(fakes)
         logits.backward(-direction / logits.shape[1])
+        if self.config.r1:
+            metrics["r1"] = self.penalise(real, 0.0, self.config.r1 / 2)
+        if self.config.gradient_penalty:
+            share = torch.rand(len(real), 1, 1, 1, generator=self.random, device=self.device)
+            between = torch.cat([torch.lerp(real, fake, share) for fake in fakes])
+            metrics["gradient_penalty"] = self.penalise(between, 1.0, self.config.gradient_penalty)
         metrics["actor_gradient"] = self.descend("actor")
 
         real_logits, fake_logits = logits.detach()[:1, :fresh], logits.detach()[1:, :fresh]
@@ -185,6 +192,14 @@ class DiscriminatorAgent(Agent):
             "accuracy_real": (real_logits > 0).float().mean(),
             "accuracy_fake": (fake_logits <= 0).float().mean(),
         }
+
+    def penalise(self, images: Tensor, norm: float, weight: float) -> Tensor:
+        """Adds to D_a's gradient that of `weight` times the penalty on its slope in `images`; returns the penalty."""
+        images = images.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(self.networks["actor"](images).sum(), images, create_graph=True)
+        penalty = returns.slope_penalty(slope, norm)
+        (weight * penalty).backward()
+        return penalty.detach()
 
     def update_critic(
         self, images: Tensor, logits: Tensor, side: Tensor, next_value: Tensor | None
@@ -250,7 +265,8 @@ class GeneratorAgent(Agent):
         and the critic alone, for only an action of the present policy can be led back to it. judges: the D_a's.
         """
         with frozen(judges):
-            earned = returns.generator_return(torch.stack([judge(images) for judge in judges])).mean(dim=0)
+            logits = torch.stack([judge(images) for judge in judges])
+            earned = returns.generator_return(logits, self.config.returns).mean(dim=0)
         earned.mean().neg().backward()  # G ascends its return; what reaches its input is the return's slope
         return_slope = -z.grad * len(z)  # z.grad is that of minus the mean
         metrics = {"return": earned.detach().mean(), "generator_gradient": self.descend("generator")}

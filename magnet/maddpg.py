@@ -58,7 +58,7 @@ class MADDPG:
         self.replayed = round(config.replay_fraction * config.batch_size)  # rows of a batch that come from the ring
         self.environment = FaceGame(
             faces, config.batch_size - self.replayed, config.episode_length,
-            [agent.name for agent in self.generators], [agent.name for agent in self.discriminators],
+            [agent.name for agent in self.generators], [agent.name for agent in self.discriminators], config.returns,
         )  # fmt: skip
         image, memory = (3, config.image_size, config.image_size), self.generators[0].first_memory(1).shape[1:]
         self.replay = Replay(

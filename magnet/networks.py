@@ -37,13 +37,13 @@ class Convolutions(nn.Sequential):
             return super().forward(x).float()
 
 
-def image_stack(image_size: int, width: int, bf16: bool) -> Convolutions:
+def image_stack(image_size: int, width: int, bf16: bool, batch_norm: bool = True) -> Convolutions:
     """Strided convolutions (B, 3, S, S) -> (B, F), with F = 16 x the last number of maps."""
     layers, channels = [], 3
     for level, maps in enumerate(feature_maps(image_size, width)):
-        first = level == 0
-        layers.append(nn.Conv2d(channels, maps, 4, stride=2, padding=1, bias=first))
-        if not first:
+        normalised = batch_norm and level > 0
+        layers.append(nn.Conv2d(channels, maps, 4, stride=2, padding=1, bias=not normalised))
+        if normalised:
             layers.append(nn.BatchNorm2d(maps))
         layers.append(nn.LeakyReLU(0.2, inplace=True))
         channels = maps  # (B, maps, S / 2^(level + 1), S / 2^(level + 1))
@@ -116,13 +116,21 @@ class Generator(nn.Module):
 
 
 class DiscriminatorActor(nn.Module):
-    """D_a, the discriminator's policy: an image -> the logit of the chance that it is real."""
+    """D_a, the discriminator's policy: an image -> the logit of the chance that it is real.
 
-    def __init__(self, image_size: int, width: int, bf16: bool = False):
+    With spectral_norm every layer has spectral norm 1 (Miyato et al. 2018, arXiv 1802.05957), in place of BatchNorm,
+    whose gains would undo it.
+    """
+
+    def __init__(self, image_size: int, width: int, bf16: bool = False, spectral_norm: bool = False):
         super().__init__()
-        self.stack = image_stack(image_size, width, bf16)
+        self.stack = image_stack(image_size, width, bf16, batch_norm=not spectral_norm)
         self.logit = nn.Linear(stack_features(image_size, width), 1)
         self.apply(initialise)
+        if spectral_norm:
+            for layer in (*self.stack, self.logit):
+                if hasattr(layer, "weight"):
+                    nn.utils.parametrizations.spectral_norm(layer)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """images (B, 3, S, S) in [-1, 1] -> logits (B,); above 0 means real."""

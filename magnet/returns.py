@@ -14,9 +14,14 @@ from torch.nn.functional import cosine_similarity, logsigmoid
 EQUILIBRIUM = -math.log(4)  # V(D, G) where the generator's images are the data's: Goodfellow et al. 2014, theorem 1
 
 
-def generator_return(fake_logits: Tensor) -> Tensor:
-    """log D(G(z)), the non-saturating return: logits (B,) -> (B,), below 0."""
-    return logsigmoid(fake_logits)
+def generator_return(fake_logits: Tensor, kind: str = "log") -> Tensor:
+    """What the generator earns by images with these logits (B,) -> (B,).
+
+    log: log D(G(z)), below 0, whose slope is steepest where D is sure that the image is fake (the non-saturating return
+    of Goodfellow et al. 2014, section 3). minimax: -log(1 - D(G(z))), above 0, exactly what the discriminator loses by
+    the image (there, eq. 1).
+    """
+    return -logsigmoid(-fake_logits) if kind == "minimax" else logsigmoid(fake_logits)
 
 
 def discriminator_return(*, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
@@ -70,6 +75,16 @@ def ascent_direction(return_slope: Tensor, value_slope: Tensor, lam: float) -> T
     the return, SVG(1) of Heess et al. 2015 in a game whose next state ignores the action.
     """
     return lam * return_slope + (1 - lam) * value_slope
+
+
+def slope_penalty(slope: Tensor, norm: float) -> Tensor:
+    """Mean over the batch of (|dl/dx| - norm)^2, for D_a's slopes dl/dx (B, 3, S, S) in images: a scalar.
+
+    norm 0 at real images: R1 (Mescheder et al. 2018, arXiv 1801.04406, eq. 9). norm 1 between real and fake images: the
+    gradient penalty of Gulrajani et al. 2017 (arXiv 1704.00028, eq. 3).
+    """
+    # The small number keeps the gradient finite where the slope is 0.
+    return (slope.square().sum(dim=(1, 2, 3)).add(1e-12).sqrt() - norm).square().mean()
 
 
 def explore(policy: Tensor, *, sigma: Tensor, noise: Tensor) -> Tensor:

@@ -43,7 +43,9 @@ def differing(first: dict[str, Tensor], second: dict[str, Tensor]) -> set[str]:
 
 def gradient(objective: Tensor, network: nn.Module) -> Tensor:
     """d objective / d parameters of `network`, in one vector; nothing is left in their .grad."""
-    return torch.cat([g.flatten() for g in torch.autograd.grad(objective, network.parameters(), retain_graph=True)])
+    parameters = list(network.parameters())
+    gradients = torch.autograd.grad(objective, parameters, retain_graph=True, materialize_grads=True)
+    return torch.cat([g.flatten() for g in gradients])
 
 
 def watch_steps(agent: Agent) -> dict[str, Tensor]:

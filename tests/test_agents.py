@@ -165,6 +165,40 @@ def test_d_a_ascends_lambda_of_the_return_and_the_rest_of_q(lam, generators):
     assert metrics["actor_gradient"].item() == pytest.approx(expected.norm().item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("generators", [1, 2])
+@pytest.mark.parametrize("spectral_norm", [False, True])
+def test_d_a_descends_the_penalties_beside(generators, spectral_norm):
+    def steps_gradient(**changes):
+        agent = new_discriminator(spectral_norm=spectral_norm, **changes)
+        steps = watch_steps(agent)
+        metrics = update_discriminator(agent, generators)
+        return steps["actor"], metrics
+
+    def penalty(agent, images, norm):
+        images = images.requires_grad_()
+        (slope,) = torch.autograd.grad(agent.networks["actor"](images).sum(), images, create_graph=True)
+        return ((slope.flatten(1).norm(dim=1) - norm) ** 2).mean()
+
+    plain, _ = steps_gradient()
+    real, fakes = pictures(0), [pictures(1 + i) for i in range(generators)]
+
+    agent = new_discriminator(spectral_norm=spectral_norm)
+    agent.act(real, fakes)  # spectral_norm: a power iteration for each batch, as in the update
+    expected = gradient(penalty(agent, real, 0.0), agent.networks["actor"])
+    found, metrics = steps_gradient(r1=3.0)
+    assert relative_error(found - plain, 3 / 2 * expected) < 1e-3
+    assert metrics["r1"].item() == pytest.approx(penalty(agent, real, 0.0).item(), rel=1e-2)
+
+    agent = new_discriminator(spectral_norm=spectral_norm)
+    agent.act(real, fakes)
+    torch.randn((1 + generators) * B, generator=agent.random)  # the critic's noise comes first
+    share = torch.rand(B, 1, 1, 1, generator=agent.random)
+    between = torch.cat([real + share * (fake - real) for fake in fakes])
+    expected = gradient(penalty(agent, between, 1.0), agent.networks["actor"])
+    found, _ = steps_gradient(gradient_penalty=10.0)
+    assert relative_error(found - plain, 10 * expected) < 1e-3
+
+
 @pytest.mark.parametrize(("slope_weight", "gamma"), [(0.0, 0.0), (1.0, 0.0), (1.0, 0.9)])
 @pytest.mark.parametrize("generators", [1, 2])
 def test_d_c_is_taught_value_and_slope_of_the_return_at_explored_logits(slope_weight, gamma, generators):
@@ -230,8 +264,9 @@ def generator_objectives(agent, judges, next_value=None):
     critic, config = agent.networks["critic"], agent.config
 
     def reward(z):
-        images = agent.networks["generator"](z)
-        return sum(logsigmoid(judge(images)) for judge in judges) / len(judges)
+        logits = [judge(agent.networks["generator"](z)) for judge in judges]
+        earned = [-logsigmoid(-x) if config.returns == "minimax" else logsigmoid(x) for x in logits]
+        return sum(earned) / len(judges)
 
     (return_slope,) = torch.autograd.grad(reward(z).sum(), z)
     value = critic(state, z)
@@ -286,9 +321,10 @@ def test_a_generators_update_changes_its_own_three_networks_alone_and_leaves_no_
     assert all(p.requires_grad for judge in judges for p in judge.parameters())
 
 
+@pytest.mark.parametrize("kind", ["log", "minimax"])
 @pytest.mark.parametrize("judges", [1, 2])
-def test_g_ascends_its_return_on_fresh_and_replayed_rows(judges):
-    agent, judges = new_generator(), new_judges(judges)
+def test_g_ascends_its_return_on_fresh_and_replayed_rows(judges, kind):
+    agent, judges = new_generator(returns=kind), new_judges(judges)
     earned = generator_objectives(agent, judges)["earned"]
     expected = -gradient(earned.mean(), agent.networks["generator"])
     steps = watch_steps(agent)

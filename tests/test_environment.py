@@ -13,8 +13,8 @@ ONE, TWO = (["generator"], ["discriminator"]), (["g_0", "g_1"], ["d_0", "d_1"])
 FOREVER = 10**9
 
 
-def new_game(count=20, batch=B, episode_length=T, names=ONE):
-    return FaceGame(small_faces(count), batch, episode_length, *names)
+def new_game(count=20, batch=B, episode_length=T, names=ONE, kind="log"):
+    return FaceGame(small_faces(count), batch, episode_length, *names, kind)
 
 
 def answer(game, logit=0.0):
@@ -113,6 +113,14 @@ def test_rewards_by_hand_for_one_generator_and_one_discriminator():
     _, rewards, *_ = game.step({"generator": torch.zeros(2, 3, 32, 32), "discriminator": chances.logit()})
     torch.testing.assert_close(rewards["generator"], torch.tensor([1 / 4, 1 / 10]).log())
     torch.testing.assert_close(rewards["discriminator"], torch.tensor([1 / 2 * 3 / 4, 3 / 4 * 9 / 10]).log())
+
+
+def test_in_the_minimax_game_the_generators_reward_is_the_discriminators_loss():
+    game = new_game(batch=2, kind="minimax")
+    game.reset(seed=0)
+    chances = torch.tensor([[1 / 2, 3 / 4], [1 / 4, 1 / 10]])
+    _, rewards, *_ = game.step({"generator": torch.zeros(2, 3, 32, 32), "discriminator": chances.logit()})
+    torch.testing.assert_close(rewards["generator"], -torch.tensor([3 / 4, 9 / 10]).log())
 
 
 def test_rewards_by_hand_for_two_generators_and_two_discriminators():

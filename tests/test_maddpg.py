@@ -371,6 +371,15 @@ def test_n_plus_m_steps_are_n_steps_a_restored_trainer_and_m_steps(gamma, fracti
     assert restored.images_seen == whole.images_seen
 
 
+def test_a_spectrally_normalised_and_penalised_discriminator_is_restored_exactly():
+    options = FULL | {"spectral_norm": True, "r1": 1.0, "gradient_penalty": 1.0}
+    whole, restored = new_trainer(**options), new_trainer(seed=7, **options)
+    run(whole, 2)
+    restored.load_state_dict(saved(whole))
+    assert run(restored, 2) == run(whole, 2)
+    assert same(saved(restored), saved(whole))
+
+
 ITEMS = [
     *(("agents", "generator", part, key) for part in ("networks", "targets", "optimizers")
       for key in ("actor", "generator", "critic")),

@@ -46,6 +46,19 @@ def test_shapes_dtypes_and_ranges(size):
     assert {t.dtype for t in (z, next_memory, images, logits, *values)} == {torch.float32}
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_with_spectral_norm_no_layer_of_d_a_stretches_its_input(bf16):
+    actor = DiscriminatorActor(32, WIDTH, bf16, spectral_norm=True)
+    for _ in range(60):  # one power iteration a pass
+        actor(pictures())
+    actor.eval()
+    layers = [layer for layer in actor.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    assert len(layers) == 4
+    for layer in layers:
+        assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, abs=0.05)
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in actor.modules())
+
+
 @SIZES
 def test_images_stay_in_range_whatever_the_weights(size):
     generator = Generator(size, WIDTH, NZ)

@@ -21,6 +21,10 @@ def test_the_generator_earns_minus_the_cross_entropy_of_calling_its_images_real(
     torch.testing.assert_close(returns.generator_return(LOGITS), -cross_entropy(LOGITS, 1.0))
 
 
+def test_in_the_minimax_game_the_generator_earns_what_the_discriminator_loses_by_its_images():
+    torch.testing.assert_close(returns.generator_return(LOGITS, "minimax"), cross_entropy(LOGITS, 0.0))
+
+
 def test_the_discriminator_earns_minus_both_cross_entropies():
     real, fake = LOGITS, LOGITS.roll(2)
     earned = returns.discriminator_return(real_logits=real, fake_logits=fake)
@@ -68,6 +72,19 @@ def test_judgement_slope_is_the_gradient_of_the_judgement_return(side):
     real = torch.full_like(logits, side)
     (slope,) = torch.autograd.grad(returns.judgement_return(logits, real).sum(), logits)
     torch.testing.assert_close(returns.judgement_slope(logits.detach(), real), slope)
+
+
+@pytest.mark.parametrize("norm", [0.0, 1.0])
+def test_slope_penalty_by_hand(norm):
+    slope = torch.zeros(2, 3, 4, 4)
+    slope[0, 0, 0, :2] = torch.tensor([3.0, 4.0])  # of norm 5; the other of norm 0
+    assert returns.slope_penalty(slope, norm).item() == pytest.approx(((5 - norm) ** 2 + norm**2) / 2, rel=1e-4)
+
+
+def test_a_flat_discriminators_penalty_has_a_finite_gradient():
+    slope = torch.zeros(2, 3, 4, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(returns.slope_penalty(slope, 1.0), slope)
+    assert gradient.isfinite().all()
 
 
 def test_td_target_by_hand():
