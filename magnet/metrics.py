@@ -1,0 +1,107 @@
+"""How near generated images are to real ones: numbers from two sets of images, whatever made them.
+
+    scores = sliced_wasserstein(fakes, reals, stream(0, "evaluate"))     # {"swd_32": ..., "swd_16": ..., "swd": ...}
+
+Images are uint8 (N, 3, S, S) RGB. A distance is lower for sets that are more alike.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from magnet.faces import from_uint8
+
+PATCH, PATCHES = 7, 128  # side of a patch; patches cut from an image at each level
+COARSEST = 16  # side of the pyramid's last level
+DIRECTIONS = 512  # Karras et al. take the mean over 4 repeats of 128: the same
+BLOCK, CHUNK, ROWS = 32, 256, 8192  # directions, images, patches at a time, so that memory stays bounded
+
+
+def sliced_wasserstein(a: Tensor, b: Tensor, random: torch.Generator) -> dict[str, float]:
+    """Sliced Wasserstein distance between local patches, level by level of a Laplacian pyramid, times 1000.
+
+    Karras et al. 2018 (arXiv 1710.10196), section 5: how alike two sets are in structure and texture at each scale;
+    no trained network is needed. a, b: uint8 (N, 3, S, S) of one N, S = 16, 32, 64, ...; random: on any device.
+    Returns "swd_S", ..., "swd_16", by the side of the level, and their mean "swd".
+    As published, both sets' colour channels are brought to mean 0 and deviation 1 at every level: what shifts or
+    stretches a channel of all images alike is not seen, nor is where in an image a patch lies.
+    Two halves of one distribution score more than 0, the more the fewer they are: compare only at the same N.
+    Memory: 0.6 GB at N = 5,000. Raises ValueError for other images.
+    """
+    size = a.shape[-1]
+    levels = range(size.bit_length() - COARSEST.bit_length() + 1)
+    fits = a.dim() == 4 and a.shape[1:] == (3, size, size) and len(a) > 0 and size == COARSEST << max(levels, default=0)
+    if a.shape != b.shape or not fits or a.dtype != torch.uint8 or b.dtype != torch.uint8:
+        found = f"{tuple(a.shape)} {a.dtype} and {tuple(b.shape)} {b.dtype}"
+        raise ValueError(f"both sets must be uint8 (N, 3, S, S) of one N > 0, S = 16, 32, 64, ..., not {found}")
+    scores = {}
+    for level in levels:
+        directions = torch.randn(3 * PATCH**2, DIRECTIONS, generator=random, device=random.device).to(a.device)
+        one, two = (descriptors(images, level, random) for images in (a, b))
+        scores[f"swd_{size >> level}"] = 1000 * sliced(one, two, directions / directions.norm(dim=0))
+    return scores | {"swd": sum(scores.values()) / len(scores)}
+
+
+def laplacian_pyramid(images: Tensor) -> list[Tensor]:
+    """Images (N, 3, S, S) by bands of detail: (N, 3, S, S), (N, 3, S/2, S/2), ..., (N, 3, 16, 16).
+
+    Each but the last is what the next coarser image, enlarged, lacks, so that their sum is the image: Burt and
+    Adelson 1983.
+    """
+    bands = []
+    while images.shape[-1] > COARSEST:
+        coarse = blurred(images)[:, :, ::2, ::2]
+        bands.append(images - enlarged(coarse))
+        images = coarse
+    return [*bands, images]
+
+
+def blurred(images: Tensor) -> Tensor:
+    """Images (N, 3, S, S) under the binomial filter 1 4 6 4 1 along both sides, mirrored at the edges."""
+    for side, edges in ((2, (0, 0, 2, 2)), (3, (2, 2, 0, 0))):
+        padded = pad(images, edges, mode="reflect")
+        a, b, c, d, e = (padded.narrow(side, start, images.shape[side]) for start in range(5))
+        images = (a + e + 4 * (b + d) + 6 * c) / 16  # twice as fast on a CPU as a convolution
+    return images
+
+
+def enlarged(images: Tensor) -> Tensor:
+    """(N, 3, S, S) -> (N, 3, 2S, 2S): zeros between the pixels, then four times the filter."""
+    n, c, h, w = images.shape
+    spread = images.new_zeros(n, c, 2 * h, 2 * w)
+    spread[:, :, ::2, ::2] = images
+    return 4 * blurred(spread)
+
+
+def descriptors(images: Tensor, level: int, random: torch.Generator) -> Tensor:
+    """Patches from random places of one level of the images' pyramids: uint8 (N, 3, S, S) -> (128 N, 147).
+
+    Each channel has mean 0 and deviation 1 over the set. In float16, whose rounding lies far below the noise of any
+    sample: 5,000 images take 190 MB.
+    """
+    places = (images.shape[-1] >> level) - PATCH + 1  # along a side
+    patches = torch.empty(len(images), PATCHES, 3, PATCH**2, dtype=torch.float16, device=images.device)
+    for chunk, into in zip(images.split(CHUNK), patches.split(CHUNK), strict=True):
+        windows = laplacian_pyramid(from_uint8(chunk))[level].unfold(2, PATCH, 1).unfold(3, PATCH, 1)
+        y, x = torch.randint(places, (2, len(chunk), PATCHES), generator=random, device=random.device).to(images.device)
+        rows = torch.arange(len(chunk), device=images.device)[:, None]
+        into.copy_(windows[rows, :, y, x].flatten(3))  # (n, PATCHES, 3, 7, 7) -> (n, PATCHES, 3, 49)
+    for channel in patches.unbind(dim=2):
+        deviation, mean = torch.std_mean(channel.float())
+        channel.sub_(mean).div_(deviation.clamp_min(1e-6))  # images of one colour have none
+    return patches.view(-1, 3 * PATCH**2)
+
+
+def sliced(a: Tensor, b: Tensor, directions: Tensor) -> float:
+    """Mean Wasserstein-1 distance of points a, b (n, d) along unit directions (d, k), each by sorting (Rabin 2011)."""
+    blocks = directions.split(BLOCK, dim=1)
+    return sum((projected(a, u) - projected(b, u)).abs().mean(dim=1).sum().item() for u in blocks) / directions.shape[1]
+
+
+def projected(points: Tensor, directions: Tensor) -> Tensor:
+    """Where points (n, d) lie along directions (d, k), sorted: (k, n) float32."""
+    along = torch.cat([directions.T @ rows.float().T for rows in points.split(ROWS)], dim=1)
+    if along.is_cuda:
+        return along.sort(dim=1).values
+    along.numpy().sort(axis=1)  # 20 times as fast as torch on a CPU with AVX-512
+    return along
