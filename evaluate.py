@@ -35,13 +35,13 @@ def evaluate(options: argparse.Namespace) -> dict:
     from magnet.metrics import nearest
     from magnet.randomness import stream
     from magnet.sampling import Sampler
-    from sample import draw, load_agent, load_checkpoint, write
+    from sample import draw, load_agents, load_checkpoint, write
 
     picture = options.nearest or (options.run / "nearest.png" if options.run.is_dir() else Path("nearest.png"))
     if not picture.parent.is_dir():
         raise UserError(f"There is no folder {picture.parent} for {picture.name}; make it, or name another --nearest.")
     path, saved = load_checkpoint(options.run)
-    agent, config = load_agent(path, saved, options.device)
+    agent, discriminator, config = load_agents(path, saved, options.device)
     embed, network = feature_network(options, agent.device)
     faces, reference, kind_of_reference = load_images(options, config, saved["faces"])
 

@@ -3,11 +3,13 @@
 
     python3 sample.py models/2026-11-22_14-03-59                          64 prior samples -> samples.png
     python3 sample.py RUN --kind policy --out answers.png                 states, each with the answer beside it
+    python3 sample.py RUN --kind guided --out best.png                    noise led to what the discriminator believes
     python3 sample.py RUN --kind interpolation --out walk.gif             a loop from face to face
     python3 sample.py RUN --count 5000 --npz faces.npz                    uint8 (N, H, W, 3) under the key arr_0
 
 RUN is a run folder (its newest checkpoint) or a checkpoint file. prior: z from noise; policy: z from G_a, which plays
-an episode of real states; interpolation: z on the arcs between points of noise, as a strip or, into a .gif, as a loop.
+an episode of real states; guided: z from noise, moved by Langevin steps to where D_a takes G(z) for real;
+interpolation: z on the arcs between points of noise, as a strip or, into a .gif, as a loop.
 Exit status 2: a mistake in the settings or files, said in one sentence.
 """
 
@@ -33,17 +35,19 @@ def load_checkpoint(run: Path) -> tuple[Path, dict]:
     raise UserError(f"There is no run or checkpoint {run}; `ls models` shows the runs.")
 
 
-def load_agent(path: Path, saved: dict, device: str):
-    """The generator agent of the checkpoint `saved`, read from `path`, and its config. Raises UserError."""
+def load_agents(path: Path, saved: dict, device: str):
+    """The generator and the discriminator of the checkpoint `saved`, read from `path`; the config. Raises UserError."""
     import torch
 
-    from magnet.agents import GeneratorAgent
+    from magnet.agents import DiscriminatorAgent, GeneratorAgent
     from train import restored_config, settle
 
     config = settle(dataclasses.replace(restored_config(path, saved), device=device))
-    agent = GeneratorAgent("generator", config, torch.device(config.device))
-    agent.load_networks(saved["trainer"]["agents"]["generator"])
-    return agent, config
+    place = torch.device(config.device)
+    agents = GeneratorAgent("generator", config, place), DiscriminatorAgent("discriminator", config, place)
+    for agent in agents:
+        agent.load_networks(saved["trainer"]["agents"][agent.name])
+    return *agents, config
 
 
 def load_states(config, data: str | None, held_out: bool = False):
@@ -59,7 +63,7 @@ def load_states(config, data: str | None, held_out: bool = False):
     return Faces(pixels, config.device)
 
 
-def draw(sampler, kind: str, count: int):
+def draw(sampler, kind: str, count: int, guide=None):
     """`count` images (count, 3, S, S) uint8 on the CPU, and for policy samples the states they answer, else None.
 
     Policy samples are from the middle of episodes: a batch at a time, the memory carried from state to state.
@@ -76,8 +80,9 @@ def draw(sampler, kind: str, count: int):
         z = torch.stack(ways, dim=1).flatten(0, 1)[:count]
         return to_uint8(torch.cat([sampler.prior(part) for part in z.split(batch)])).cpu(), None
     for t in range(-(-count // batch)):
-        if kind == "prior":
-            images.append(to_uint8(sampler.prior(sampler.noise(batch))).cpu())
+        if kind in ("prior", "guided"):
+            z = sampler.noise(batch)
+            images.append(to_uint8(sampler.prior(guide(sampler, z) if kind == "guided" else z)).cpu())
         else:
             if t % sampler.config.episode_length == 0:
                 memory = sampler.memory(batch)
@@ -117,7 +122,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run folder or checkpoint file")
     parser.add_argument(
-        "--kind", choices=("prior", "policy", "interpolation"), default="prior", help="where z comes from"
+        "--kind", choices=("prior", "policy", "guided", "interpolation"), default="prior", help="where z comes from"
     )
     parser.add_argument("--count", type=int, default=64, help="number of samples (default 64)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise and of the states (default 0)")
@@ -138,15 +143,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """The program; returns its exit status."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
-    from magnet.sampling import Sampler
+    from magnet.sampling import Guide, Sampler
 
     try:
-        agent, config = load_agent(*load_checkpoint(options.run), options.device)
+        generator, discriminator, config = load_agents(*load_checkpoint(options.run), options.device)
         if options.kind == "policy" and config.algorithm == "gan":
             raise UserError(f"{options.run} is a plain GAN and has no policy; leave out --kind policy.")
         faces = load_states(config, options.data) if options.kind == "policy" else None
-        sampler = Sampler(agent, faces, seed=options.seed, averaged=options.ema)
-        images, states = draw(sampler, options.kind, options.count)
+        sampler = Sampler(generator, faces, seed=options.seed, averaged=options.ema)
+        images, states = draw(sampler, options.kind, options.count, Guide([discriminator]))
         write(images, states, options.out, options.images, options.npz)
     except (UserError, OSError, ValueError) as error:  # ValueError: an ending that Pillow does not know
         print(f"sample.py: {error}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """How a trained generator agent is sampled: its averaged networks, with statistics of BatchNorm of their own.
 
-Prior samples are G(z) of noise z ~ N(0, I), policy samples G(z) of the z with which G_a answers real states.
+Prior samples are G(z) of noise z ~ N(0, I), policy samples G(z) of the z with which G_a answers real states, guided
+samples G(z) of noise that was moved to where the discriminator takes G(z) for real.
 """
 
 import copy
@@ -9,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from magnet.agents import GeneratorAgent
+from magnet.agents import DiscriminatorAgent, GeneratorAgent, frozen
 from magnet.faces import Faces
 from magnet.networks import Convolutions
 from magnet.randomness import stream
@@ -19,6 +20,16 @@ BATCHES, BATCH = 16, 128  # over which the statistics are taken
 # many; over an episode the first answers lie nearer to each other, and with the statistics of the later ones they look
 # alike. After 8 states nothing changes any more (measured: the README's differences).
 WARM_UP = 8
+LANGEVIN_STEPS, LANGEVIN_STEP = 10, 0.05  # of guided samples: more or larger steps gain nothing (README)
+
+
+def in_float32(network: nn.Module) -> nn.Module:
+    """A copy of `network` in training mode without bfloat16, so that pictures do not depend on where they are made."""
+    network = copy.deepcopy(network).train()
+    for module in network.modules():
+        if isinstance(module, Convolutions):
+            module.bf16 = False
+    return network
 
 
 @torch.no_grad()
@@ -28,11 +39,9 @@ def with_own_statistics(network: nn.Module, play: Callable[[nn.Module], None]) -
     The running statistics were taken from the trained weights, not from their average; with them its pictures are
     worse, early in a run by far (README). Compare the standing statistics of Brock et al. 2019 (BigGAN).
     """
-    network = copy.deepcopy(network).train()
+    network = in_float32(network)
     for module in network.modules():
-        if isinstance(module, Convolutions):
-            module.bf16 = False  # so that a picture does not depend on where it is made
-        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.reset_running_stats()
             module.momentum = None  # a plain average instead of a running one
         elif isinstance(module, nn.LSTM):
@@ -108,6 +117,29 @@ class Sampler:
         """
         z, memory = self.actor(state, memory)
         return self.generator(z), memory
+
+
+class Guide:
+    """Moves noise to where discriminators take G(z) for real, with their averaged D_a."""
+
+    def __init__(self, discriminators: list[DiscriminatorAgent]):
+        self.judges = [in_float32(agent.targets["actor"]) for agent in discriminators]
+
+    def __call__(self, sampler: Sampler, z: Tensor) -> Tensor:
+        """z ~ N(0, I), (B, nz) -> z (B, nz), about from the density N(z; 0, I) exp(l(G(z))), with l the mean logit.
+
+        If D were optimal for G, G(z) of such z would be distributed as the data are: Langevin steps in z, Che et al.
+        2020 (DDLS, arXiv 2003.06060, algorithm 1). D_a judges as in training, by the statistics of the batch.
+        """
+        for _ in range(LANGEVIN_STEPS):
+            z = z.detach().requires_grad_()
+            with frozen([*self.judges, sampler.generator]):
+                images = sampler.generator(z)
+                logits = torch.stack([judge(images) for judge in self.judges]).mean(dim=0)
+            (slope,) = torch.autograd.grad(logits.sum(), z)
+            noise = torch.randn(z.shape, generator=sampler.random, device=z.device)
+            z = z.detach() + LANGEVIN_STEP / 2 * (slope - z.detach()) + LANGEVIN_STEP**0.5 * noise
+        return z
 
 
 class FixedGrids:

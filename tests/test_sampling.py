@@ -1,6 +1,7 @@
 """Samplers: exact statistics of their own, the run untouched."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,16 @@ from torch import nn
 import sample
 import train
 from magnet.maddpg import MADDPG
-from magnet.sampling import FixedGrids, Sampler, spherical, with_own_statistics
+from magnet.sampling import (
+    LANGEVIN_STEP,
+    LANGEVIN_STEPS,
+    FixedGrids,
+    Guide,
+    Sampler,
+    in_float32,
+    spherical,
+    with_own_statistics,
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +59,37 @@ def test_samples_have_a_range_and_depend_on_what_they_should(trainer):
     assert torch.equal(first, again)
     assert not torch.equal(first, later), "the policy remembers"
     assert not torch.allclose(first[0], first[1]), "the policy answers the state"
+
+
+def test_guided_noise_follows_langevins_equation_for_its_density():
+    """With G(z) = z and l = w z the density is N(w, I), and after k steps from N(0, I) mean and variance are known."""
+    judge = nn.Linear(2, 1, bias=False)
+    judge.weight.data = torch.tensor([[3.0, -1.0]])
+    discriminators = [SimpleNamespace(targets={"actor": nn.Sequential(judge, nn.Flatten(0))})]
+    world = SimpleNamespace(generator=nn.Identity(), random=torch.Generator().manual_seed(0))
+    z = Guide(discriminators)(world, torch.randn(100_000, 2, generator=world.random))
+    mean, variance = torch.zeros(2), 1.0
+    for _ in range(LANGEVIN_STEPS):
+        mean = mean + LANGEVIN_STEP / 2 * (judge.weight[0].detach() - mean)
+        variance = (1 - LANGEVIN_STEP / 2) ** 2 * variance + LANGEVIN_STEP
+    torch.testing.assert_close(z.mean(dim=0), mean, atol=0.015, rtol=0)
+    torch.testing.assert_close(z.var(dim=0), torch.full((2,), variance), atol=0.02, rtol=0)
+
+
+def test_guided_samples_are_taken_for_real_more_often_and_leave_the_run_untouched(trainer):
+    generator, discriminator = trainer.generators[0], trainer.discriminators[0]
+    before = copy.deepcopy(trainer.state_dict())
+    sampler, judge = Sampler(generator, None), in_float32(discriminator.targets["actor"])
+    z = sampler.noise(200)
+    prior, guided = sampler.prior(z), sampler.prior(Guide([discriminator])(sampler, z))
+    assert judge(guided).mean() > judge(prior).mean()
+    after = trainer.state_dict()
+    for name, agent in after["agents"].items():
+        for part in ("networks", "targets"):
+            for key, network in agent[part].items():
+                old = before["agents"][name][part][key]
+                assert all(torch.equal(old[entry], value) for entry, value in network.items())
+        assert torch.equal(before["agents"][name]["random"], agent["random"])
 
 
 def test_policy_samples_are_spread_as_those_that_g_learned_from(trainer):

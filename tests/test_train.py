@@ -215,6 +215,8 @@ def test_a_plain_gan_trains_and_has_no_policy(place, capsys):
         "000006.png",
     ]
     assert sample.main(["models/gan", "--out", "prior.png"]) == 0
+    assert sample.main(["models/gan", "--kind", "guided", "--out", "guided.png"]) == 0
+    assert (place / "guided.png").read_bytes() != (place / "prior.png").read_bytes()
     assert sample.main(["models/gan", "--kind", "policy"]) == 2
     assert "no policy" in capsys.readouterr().err
 
