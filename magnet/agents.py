@@ -114,6 +114,14 @@ class Agent:
         }
 
 
+def for_answers(values: Tensor, fresh: int, answers: int) -> Tensor:
+    """Repeats the first `fresh` rows of `values` (B, ...) for each answer; the others, replayed, had one answer each.
+
+    -> (answers * fresh + B - fresh, ...), the order in which a generator's actions stand.
+    """
+    return torch.cat([*[values[:fresh]] * answers, values[fresh:]])
+
+
 def discriminator_networks(config) -> dict[str, nn.Module]:
     """D_a and D_c; of a plain GAN D_a alone."""
     shape = {"image_size": config.image_size, "width": config.width, "bf16": config.precision == "bf16"}
@@ -141,50 +149,53 @@ class DiscriminatorAgent(Agent):
     def __init__(self, name: str, config, device: torch.device):
         super().__init__(name, config, device, discriminator_networks(config))
 
-    def act(self, real: Tensor, fakes: list[Tensor]) -> Tensor:
-        """Logits (1 + generators, B), on real images, then on each generator's, all (B, 3, S, S).
+    def act(self, real: Tensor, fakes: list[Tensor]) -> list[Tensor]:
+        """Logits on real images (B, 3, S, S), then on each generator's (C, 3, S, S): (B,), then (C,) each.
 
         In separate passes, so that BatchNorm normalises real and fake images apart (Radford et al. 2015).
         """
-        actor = self.networks["actor"]
-        return torch.stack([actor(images) for images in (real, *fakes)])
+        return [self.networks["actor"](images) for images in (real, *fakes)]
 
-    def next_value(self, next_real: Tensor, next_fakes: list[Tensor]) -> Tensor:
-        """Q'(s', a') of the targets on the images that come next, ((1 + generators) B,)."""
+    def next_value(self, next_real: Tensor, next_fakes: list[Tensor]) -> list[Tensor]:
+        """Q'(s', a') of the targets on the images that come next (B, 3, S, S): (B,) for real, then each generator's."""
         with torch.no_grad():
-            logits = torch.cat([self.targets["actor"](images) for images in (next_real, *next_fakes)])
-            return self.targets["critic"](torch.cat([next_real, *next_fakes]), logits[:, None])
+            seen = [next_real, *next_fakes]
+            logits = torch.cat([self.targets["actor"](images) for images in seen])
+            return list(self.targets["critic"](torch.cat(seen), logits[:, None]).chunk(len(seen)))
 
     def update(
-        self, real: Tensor, fakes: list[Tensor], logits: Tensor, next_value: Tensor | None, fresh: int
+        self, real: Tensor, fakes: list[Tensor], logits: list[Tensor], next_value: list[Tensor] | None, fresh: int
     ) -> Metrics:
-        """Critic, then actor, on real images and each generator's fakes (B, 3, S, S).
+        """Critic, then actor, on real images (B, 3, S, S) and each generator's fakes (C, 3, S, S).
 
-        logits: what `act` gave for them, with its graph. The critic is taught at logits with unit noise, else it would
-        never see what another policy earns. Return and accuracies are those of the first `fresh` rows, as the game
-        was played: the others' fakes are old.
+        logits: what `act` gave for them, with its graph; next_value: as `next_value` gives it. The critic is taught at
+        logits with unit noise, else it would never see what another policy earns. Return and accuracies are those of
+        the first `fresh` rows, as the game was played: the others' fakes are old, or were not played.
         """
-        side = torch.ones_like(logits)
-        side[1:] = -1  # (1 + generators, B): 1 for real, -1 for fake
-        side, flat = side.flatten(), logits.detach().flatten()  # ((1 + generators) B,), the order of the images
-        direction, metrics = returns.judgement_slope(flat, side), {}
+        side = torch.cat([torch.ones_like(logits[0]), *[-torch.ones_like(fake) for fake in logits[1:]]])
+        # The return is a mean: of the real term, and of the fake terms over generators and their images.
+        share = torch.cat([torch.full_like(part, 1 / len(part)) for part in logits])
+        share[len(real) :] /= len(fakes)
+        joined = torch.cat(logits)
+        direction, metrics = returns.judgement_slope(joined.detach(), side), {}
         if "critic" in self.networks:
-            value_slope, metrics = self.update_critic(torch.cat([real, *fakes]), flat, side, next_value)
+            if next_value:
+                answers = 1 + (len(fakes[0]) - len(real)) // fresh
+                next_value = torch.cat([next_value[0], *[for_answers(v, fresh, answers) for v in next_value[1:]]])
+            images = torch.cat([real, *fakes])
+            value_slope, metrics = self.update_critic(images, joined.detach(), side, next_value)
             direction = returns.ascent_direction(direction, value_slope, self.config.lambda_discriminator)
-        direction = direction.view_as(logits)
-        # The deterministic policy gradient: dl/dtheta times the direction in l, over the mean of the batch; the return
-        # is the real term and the mean of the fake terms.
-        direction[1:] /= len(fakes)
-        logits.backward(-direction / logits.shape[1])
+        joined.backward(-direction * share)  # the deterministic policy gradient: dl/dtheta times the direction in l
         if self.config.r1:
             metrics["r1"] = self.penalise(real, 0.0, self.config.r1 / 2)
         if self.config.gradient_penalty:
-            share = torch.rand(len(real), 1, 1, 1, generator=self.random, device=self.device)
-            between = torch.cat([torch.lerp(real, fake, share) for fake in fakes])
+            place = torch.rand(len(real), 1, 1, 1, generator=self.random, device=self.device)
+            between = torch.cat([torch.lerp(real, fake[: len(real)], place) for fake in fakes])
             metrics["gradient_penalty"] = self.penalise(between, 1.0, self.config.gradient_penalty)
         metrics["actor_gradient"] = self.descend("actor")
 
-        real_logits, fake_logits = logits.detach()[:1, :fresh], logits.detach()[1:, :fresh]
+        real_logits, *fake_logits = (part.detach()[:fresh] for part in logits)
+        fake_logits = torch.stack(fake_logits)
         value = returns.discriminator_return(real_logits=real_logits, fake_logits=fake_logits).mean()
         return metrics | {
             "return": value,  # its mean is the game's V(D, G)
@@ -234,14 +245,19 @@ class GeneratorAgent(Agent):
         return self.networks["actor"].first_memory(batch)
 
     def act(self, state: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The policy's z and the explored z, both (B, nz) with their graphs, and the next memory, detached."""
+        """The policy's z (B, nz) and the explored z (answers * B, nz) with graphs, and the next memory, detached.
+
+        Each answer explores apart; the first B explored z are first answers, and so on.
+        """
+        count = self.config.answers * len(state)
         if "actor" not in self.networks:
-            noise = torch.randn(len(state), self.config.nz, generator=self.random, device=self.device)
+            noise = torch.randn(count, self.config.nz, generator=self.random, device=self.device)
             return noise, noise, memory
         policy, memory = self.networks["actor"](state, memory)
-        sigma = torch.rand(len(policy), 1, generator=self.random, device=self.device) * self.config.exploration
-        noise = torch.randn(policy.shape, generator=self.random, device=self.device)
-        return policy, returns.explore(policy, sigma=sigma, noise=noise), memory.detach()
+        sigma = torch.rand(count, 1, generator=self.random, device=self.device) * self.config.exploration
+        noise = torch.randn(count, self.config.nz, generator=self.random, device=self.device)
+        explored = returns.explore(policy.repeat(self.config.answers, 1), sigma=sigma, noise=noise)
+        return policy, explored, memory.detach()
 
     def next_action(self, next_state: Tensor, next_memory: Tensor) -> tuple[Tensor, Tensor]:
         """What the targets would do next: z' (B, nz), and the image that they would show."""
@@ -260,9 +276,10 @@ class GeneratorAgent(Agent):
     ) -> Metrics:  # fmt: skip
         """G, then critic, then actor.
 
-        state (B, 3, S, S); z (B, nz), a leaf that requires a gradient; images G(z), with their graph. policy and
-        explored: what `act` gave for the first F <= B rows, those of this step; the others are replayed, and teach G
-        and the critic alone, for only an action of the present policy can be led back to it. judges: the D_a's.
+        state (B, 3, S, S), of which the first F <= B rows are of this step, the others replayed. policy (F, nz) and
+        explored (A F, nz): what `act` gave for the first, with A answers each. z (C, nz), a leaf that requires a
+        gradient: explored, then the replayed actions; images G(z), with their graph. Replayed actions teach G and the
+        critic alone, for only an action of the present policy can be led back to it. judges: the D_a's.
         """
         with frozen(judges):
             logits = torch.stack([judge(images) for judge in judges])
@@ -273,14 +290,16 @@ class GeneratorAgent(Agent):
         if "critic" not in self.networks:
             return metrics
 
-        encoded = self.networks["critic"].encode(state)
+        fresh, answers = len(policy), len(explored) // len(policy)
+        encoded = for_answers(self.networks["critic"].encode(state), fresh, answers)
+        if next_value is not None:
+            next_value = for_answers(next_value, fresh, answers)
         value_slope, critic_metrics = self.teach_critic(encoded, z, earned.detach(), return_slope, next_value)
 
-        fresh = len(explored)
-        direction = returns.ascent_direction(return_slope, value_slope, self.config.lambda_generator)[:fresh]
+        direction = returns.ascent_direction(return_slope, value_slope, self.config.lambda_generator)[: len(explored)]
         diversity = returns.diversity_return(policy)
         loss = -self.config.diversity_weight * diversity
-        torch.autograd.backward([explored, loss], [-direction / fresh, torch.ones_like(loss)])
+        torch.autograd.backward([explored, loss], [-direction / len(explored), torch.ones_like(loss)])
         metrics["actor_gradient"] = self.descend("actor")
 
         policy = policy.detach()

@@ -20,19 +20,21 @@ from magnet.replay import Replay
 
 @dataclass
 class Batch:
-    """What one step learns from. Of its B rows the first F were played just now, the others come from the ring.
+    """What one step learns from. Of its B rows the first F are of this step, the others come from the ring.
 
-    Lists have one entry a generator, `logits` one a discriminator. Actions keep their graphs: no pass is made twice.
+    To each of the F states a generator finds A answers, of which the first is played; with the replayed actions it has
+    C = A F + B - F of them. Lists have one entry a generator, `logits` one a discriminator. Actions keep their graphs:
+    no pass is made twice.
     """
 
     state: Tensor  # s_t (B, 3, S, S)
     real: Tensor  # x_t = s_{t+1} (B, 3, S, S)
     policy: list[Tensor]  # G_a(s_t, h_t) (F, nz)
-    explored: list[Tensor]  # the same, with exploration (F, nz)
-    z: list[Tensor]  # the actions taken (B, nz), leaves
-    images: list[Tensor]  # G(z) by the present G (B, 3, S, S)
-    fakes: list[Tensor]  # as they were put forward: by the present G, then by earlier ones (B, 3, S, S)
-    logits: list[Tensor]  # D_a's on real, then on each of fakes (1 + generators, B)
+    explored: list[Tensor]  # the same, with exploration (A F, nz)
+    z: list[Tensor]  # the actions taken (C, nz), leaves
+    images: list[Tensor]  # G(z) by the present G (C, 3, S, S)
+    fakes: list[Tensor]  # as they were put forward: by the present G, then by earlier ones (C, 3, S, S)
+    logits: list[list[Tensor]]  # D_a's on real (B,), then on each of fakes (C,)
     memory: list[Tensor]  # h_{t+1}, with which the next state is met (B, 2, layers, hidden)
     next_real: Tensor  # indices of x_{t+1}, in the game after x_t; (B,) once the environment has stepped
 
@@ -108,7 +110,7 @@ class MADDPG:
 
         z = [torch.cat([a.detach(), old["z"][:, i]]).requires_grad_() for i, a in enumerate(explored)]
         images = [agent.networks["generator"](a) for agent, a in zip(self.generators, z, strict=True)]
-        fresh = len(state)
+        fresh = len(explored[0])
         fakes = [torch.cat([x.detach()[:fresh], from_uint8(old["image"][:, i])]) for i, x in enumerate(images)]
         real = torch.cat([real, self.faces.batch(old["real"])])
         return Batch(
@@ -120,13 +122,13 @@ class MADDPG:
         )  # fmt: skip
 
     def play(self, batch: Batch) -> None:
-        """Executes the actions of this step, and stores the transitions.
+        """Executes the first answers to this step's states, and stores the transitions.
 
         The rewards are left: the update needs those of the replayed rows too, and their slopes.
         """
         fresh = self.environment.batch
         shown = {agent.name: x[:fresh] for agent, x in zip(self.generators, batch.fakes, strict=True)}
-        answers = [logits.detach()[:, :fresh] for logits in batch.logits]
+        answers = [torch.stack([part.detach()[:fresh] for part in logits]) for logits in batch.logits]
         judged = dict(zip((agent.name for agent in self.discriminators), answers, strict=True))
         observations, _, _, truncated, info = self.environment.step(shown | judged)
         batch.next_real = torch.cat([info["next_real"], batch.next_real])

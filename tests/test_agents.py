@@ -137,11 +137,11 @@ def discriminator_objectives(agent, generators, next_value):
 def test_the_discriminator_judges_real_and_each_generators_images_in_passes_of_their_own(generators):
     agent, real, fakes = new_discriminator(), pictures(0), [pictures(1 + i) for i in range(generators)]
     logits = agent.act(real, fakes)
-    assert logits.shape == (1 + generators, B)
+    assert len(logits) == 1 + generators
     for row, images in zip(logits, (real, *fakes), strict=True):
         assert torch.equal(row, agent.networks["actor"](images))
-    together = agent.networks["actor"](torch.cat([real, *fakes])).view(1 + generators, B)
-    assert not torch.allclose(logits, together, atol=1e-3)
+    together = agent.networks["actor"](torch.cat([real, *fakes]))
+    assert not torch.allclose(torch.cat(logits), together, atol=1e-3)
 
 
 def test_a_discriminators_update_changes_its_own_actor_and_critic_alone():
@@ -203,11 +203,11 @@ def test_d_a_descends_the_penalties_beside(generators, spectral_norm):
 @pytest.mark.parametrize("generators", [1, 2])
 def test_d_c_is_taught_value_and_slope_of_the_return_at_explored_logits(slope_weight, gamma, generators):
     agent = new_discriminator(slope_weight=slope_weight, gamma=gamma)
-    next_value = torch.linspace(-3, 3, (1 + generators) * B) if gamma else None
+    next_value = torch.linspace(-3, 3, (1 + generators) * B) if gamma else None  # of real, then of each generator's
     *_, loss, td_error, cosine = discriminator_objectives(agent, generators, next_value)
     expected = gradient(loss, agent.networks["critic"])
     steps = watch_steps(agent)
-    metrics = update_discriminator(agent, generators, next_value)
+    metrics = update_discriminator(agent, generators, next_value.chunk(1 + generators) if gamma else None)
     assert relative_error(steps["critic"], expected) < 1e-4
     assert metrics["critic_gradient"].item() == pytest.approx(expected.norm().item(), rel=1e-4)
     assert metrics["td_error"].item() == pytest.approx(td_error.item(), rel=1e-4)
@@ -217,7 +217,7 @@ def test_d_c_is_taught_value_and_slope_of_the_return_at_explored_logits(slope_we
 def test_the_discriminators_metrics_by_hand():
     agent, real, fakes = new_discriminator(), pictures(0, count=4), [pictures(1, count=4)]
     chances = torch.tensor([[0.6, 0.9, 0.8, 0.2], [0.1, 0.5, 0.7, 0.9]])
-    logits = agent.act(real, fakes) * 0 + chances.logit()
+    logits = [acted * 0 + chance.logit() for acted, chance in zip(agent.act(real, fakes), chances, strict=True)]
     metrics = agent.update(real, fakes, logits, None, fresh=len(real))
     earned = (chances[0].log() + (1 - chances[1]).log()).mean().item()
     assert metrics["return"].item() == pytest.approx(earned)
@@ -231,9 +231,32 @@ def test_the_discriminators_next_value_is_that_of_its_targets(generators):
     agent, real, fakes = new_discriminator(), pictures(0), [pictures(1 + i) for i in range(generators)]
     logits = torch.cat([agent.targets["actor"](images) for images in (real, *fakes)])
     expected = agent.targets["critic"](torch.cat([real, *fakes]), logits[:, None])
-    found = agent.next_value(real, fakes)
+    found = torch.cat(agent.next_value(real, fakes))
     torch.testing.assert_close(found, expected.detach())
     assert not found.requires_grad
+
+
+def test_with_several_answers_every_fake_counts_alike_and_keeps_its_next_value():
+    """Real (B,), fakes of 2 answers to the first 5 states and 3 replayed ones: 13, with the next values of 8 states."""
+    agent = new_discriminator(gamma=0.9, lambda_discriminator=0.5)
+    real, fake = pictures(0), pictures(1, 13)
+    next_value = [torch.linspace(-3, 3, B), torch.linspace(5, 6, B)]
+    states = [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6, 7]
+    draw = torch.Generator()
+    draw.set_state(agent.random.get_state())
+    actor, critic = agent.networks["actor"], agent.networks["critic"]
+    logits = torch.cat([actor(real), actor(fake)])
+    side, share = torch.tensor([1.0] * B + [-1.0] * 13), torch.tensor([1 / B] * B + [1 / 13] * 13)
+    value = critic(torch.cat([real, fake]), logits[:, None])
+    expected = -gradient((share * (logsigmoid(side * logits) + value) / 2).sum(), actor)
+    explored = logits.detach() + torch.randn(logits.shape, generator=draw)
+    target = logsigmoid(side * explored) + 0.9 * torch.cat([next_value[0], next_value[1][states]])
+    td_error = (critic(torch.cat([real, fake]), explored[:, None]) - target).square().mean()
+
+    steps = watch_steps(agent)
+    metrics = agent.update(real, [fake], agent.act(real, [fake]), next_value, fresh=5)
+    assert relative_error(steps["actor"], expected) < 1e-4
+    assert metrics["td_error"].item() == pytest.approx(td_error.item(), rel=1e-4)
 
 
 # The generator agent
@@ -242,7 +265,7 @@ FRESH = 5  # rows played now, of B; the others are replayed
 
 
 def actions(agent, replayed=2):
-    """What the trainer hands to `update`: policy and explored of the fresh rows, and z of all rows, a leaf."""
+    """What the trainer hands to `update`: policy and explored of the fresh rows, and z of all answers, a leaf."""
     policy, explored, _ = agent.act(pictures(0, FRESH), agent.networks["actor"].first_memory(FRESH))
     old = torch.randn(B - FRESH, NZ, generator=torch.Generator().manual_seed(replayed))
     return policy, explored, torch.cat([explored.detach(), old]).requires_grad_()
@@ -260,8 +283,13 @@ def generator_objectives(agent, judges, next_value=None):
     random = agent.random.get_state()
     policy, explored, z = actions(agent)
     agent.random.set_state(random)
-    state = torch.cat([pictures(0, FRESH), pictures(2, B - FRESH)])
     critic, config = agent.networks["critic"], agent.config
+    if next_value is not None:
+        next_value = torch.cat([next_value[:FRESH].repeat(config.answers), next_value[FRESH:]])
+
+    def q(actions):  # the statistics of BatchNorm are those of the B states, each taken once
+        encoded = critic.encode(torch.cat([pictures(0, FRESH), pictures(2, B - FRESH)]))
+        return critic.value(torch.cat([encoded[:FRESH].repeat(config.answers, 1), encoded[FRESH:]]), actions)
 
     def reward(z):
         logits = [judge(agent.networks["generator"](z)) for judge in judges]
@@ -269,15 +297,15 @@ def generator_objectives(agent, judges, next_value=None):
         return sum(earned) / len(judges)
 
     (return_slope,) = torch.autograd.grad(reward(z).sum(), z)
-    value = critic(state, z)
+    value = q(z)
     (slope,) = torch.autograd.grad(value.sum(), z, create_graph=True)
     td_error = (value - reward(z).detach() - (0 if next_value is None else config.gamma * next_value)).square().mean()
-    loss = td_error + config.slope_weight * (slope - return_slope).square().sum() / B
+    loss = td_error + config.slope_weight * (slope - return_slope).square().sum() / len(z)
     cosine = (slope * return_slope).sum() / slope.norm() / return_slope.norm()
 
-    led_back = torch.cat([explored, z[FRESH:].detach()])
+    led_back = torch.cat([explored, z[len(explored) :].detach()])
     return {
-        "earned": reward(led_back), "value": critic(state, led_back), "diversity": returns.diversity_return(policy),
+        "earned": reward(led_back), "value": q(led_back), "diversity": returns.diversity_return(policy),
         "loss": loss, "td_error": td_error, "cosine": cosine,
     }  # fmt: skip
 
@@ -293,14 +321,15 @@ def test_without_exploration_the_generator_follows_its_policy():
     assert torch.equal(policy, explored)
 
 
-@pytest.mark.parametrize("largest", [0.3, 1.0])
-def test_each_row_is_explored_with_a_sigma_of_its_own_up_to_the_largest(largest):
-    agent = new_generator(exploration=largest)
+@pytest.mark.parametrize(("largest", "answers"), [(0.3, 1), (1.0, 1), (1.0, 3)])
+def test_each_answer_is_explored_with_a_sigma_of_its_own_up_to_the_largest(largest, answers):
+    agent = new_generator(exploration=largest, answers=answers)
     policy, explored, memory = agent.act(pictures(0), agent.networks["actor"].first_memory(B))
     draw = stream(agent.config.seed, agent.name)
-    sigma, noise = torch.rand(B, 1, generator=draw) * largest, torch.randn(B, NZ, generator=draw)
-    torch.testing.assert_close(explored, (1 - sigma**2).sqrt() * policy + sigma * noise)
-    assert explored.shape == policy.shape == (B, NZ) and explored.requires_grad and policy.requires_grad
+    sigma, noise = torch.rand(answers * B, 1, generator=draw) * largest, torch.randn(answers * B, NZ, generator=draw)
+    expected = (1 - sigma**2).sqrt() * torch.cat([policy] * answers) + sigma * noise
+    torch.testing.assert_close(explored, expected)
+    assert policy.shape == (B, NZ) and explored.requires_grad and policy.requires_grad
 
 
 def test_memory_is_carried_on_without_its_graph():
@@ -322,9 +351,9 @@ def test_a_generators_update_changes_its_own_three_networks_alone_and_leaves_no_
 
 
 @pytest.mark.parametrize("kind", ["log", "minimax"])
-@pytest.mark.parametrize("judges", [1, 2])
-def test_g_ascends_its_return_on_fresh_and_replayed_rows(judges, kind):
-    agent, judges = new_generator(returns=kind), new_judges(judges)
+@pytest.mark.parametrize(("judges", "answers"), [(1, 1), (2, 1), (2, 3)])
+def test_g_ascends_its_return_on_fresh_and_replayed_rows(judges, kind, answers):
+    agent, judges = new_generator(returns=kind, answers=answers), new_judges(judges)
     earned = generator_objectives(agent, judges)["earned"]
     expected = -gradient(earned.mean(), agent.networks["generator"])
     steps = watch_steps(agent)
@@ -335,9 +364,9 @@ def test_g_ascends_its_return_on_fresh_and_replayed_rows(judges, kind):
 
 
 @pytest.mark.parametrize(("slope_weight", "gamma"), [(0.0, 0.0), (1.0, 0.0), (1.0, 0.9)])
-@pytest.mark.parametrize("judges", [1, 2])
-def test_g_c_is_taught_value_and_slope_of_the_return_at_explored_actions(slope_weight, gamma, judges):
-    agent, judges = new_generator(slope_weight=slope_weight, gamma=gamma), new_judges(judges)
+@pytest.mark.parametrize(("judges", "answers"), [(1, 1), (2, 1), (2, 3)])
+def test_g_c_is_taught_value_and_slope_of_the_return_at_explored_actions(slope_weight, gamma, judges, answers):
+    agent, judges = new_generator(slope_weight=slope_weight, gamma=gamma, answers=answers), new_judges(judges)
     next_value = torch.linspace(-3, 3, B) if gamma else None
     expected = generator_objectives(agent, judges, next_value)
     step = gradient(expected["loss"], agent.networks["critic"])
@@ -350,12 +379,13 @@ def test_g_c_is_taught_value_and_slope_of_the_return_at_explored_actions(slope_w
 
 
 @LAMBDAS
-@pytest.mark.parametrize("diversity_weight", [0.0, 10.0])
-def test_g_a_ascends_lambda_of_the_return_and_the_rest_of_q_and_diversity(lam, diversity_weight):
-    agent, judges = new_generator(lambda_generator=lam, diversity_weight=diversity_weight), new_judges()
+@pytest.mark.parametrize(("diversity_weight", "answers"), [(0.0, 1), (10.0, 1), (10.0, 3)])
+def test_g_a_ascends_lambda_of_the_return_and_the_rest_of_q_and_diversity(lam, diversity_weight, answers):
+    agent = new_generator(lambda_generator=lam, diversity_weight=diversity_weight, answers=answers)
+    judges = new_judges()
     parts = generator_objectives(agent, judges)
     # BatchNorm lets a fresh action change what replayed rows earn: the sum is over all, the mean over the fresh.
-    objective = (lam * parts["earned"] + (1 - lam) * parts["value"]).sum() / FRESH
+    objective = (lam * parts["earned"] + (1 - lam) * parts["value"]).sum() / (answers * FRESH)
     expected = -gradient(objective + diversity_weight * parts["diversity"], agent.networks["actor"])
     steps = watch_steps(agent)
     metrics = update_generator(agent, judges)
@@ -395,10 +425,10 @@ def test_return_and_accuracies_are_those_of_the_fresh_rows():
     real, fake = torch.randn(2, B, 3, 32, 32).tanh()
     logits = agent.act(real, [fake])
     metrics = agent.update(real, [fake], logits, None, fresh=3)
-    real_logits, fake_logits = logits.detach()[:, :3]
+    real_logits, fake_logits = (part.detach()[:3] for part in logits)
     expected = (logsigmoid(real_logits) + logsigmoid(-fake_logits)).mean()
     assert metrics["return"].item() == pytest.approx(expected.item())
     assert metrics["from_equilibrium"].item() == pytest.approx(expected.item() + torch.log(torch.tensor(4.0)).item())
     assert metrics["accuracy_real"].item() == pytest.approx((real_logits > 0).float().mean().item())
     assert metrics["accuracy_fake"].item() == pytest.approx((fake_logits <= 0).float().mean().item())
-    assert expected != (logsigmoid(logits.detach()[0]) + logsigmoid(-logits.detach()[1])).mean()
+    assert expected != (logsigmoid(logits[0]) + logsigmoid(-logits[1])).mean()

@@ -90,7 +90,7 @@ def test_several_agents_of_a_kind_differ():
         "generator_0", "generator_1", "discriminator_0", "discriminator_1",
     ]  # fmt: skip
     assert not torch.allclose(batch.z[0], batch.z[1], atol=0.1)
-    assert not torch.allclose(batch.logits[0], batch.logits[1], atol=1e-3)
+    assert not torch.allclose(torch.cat(batch.logits[0]), torch.cat(batch.logits[1]), atol=1e-3)
 
 
 def test_each_discriminator_judges_real_images_and_every_generators():
@@ -203,7 +203,20 @@ def test_the_configured_share_of_a_batch_comes_from_the_ring(fraction, fresh):
         assert {len(x) for x in (*batch.policy, *batch.explored)} == {fresh}
         everything = (*batch.z, *batch.images, *batch.fakes, *batch.memory, batch.state, batch.real, batch.next_real)
         assert {len(x) for x in everything} == {rows}
-        assert batch.logits[0].shape == (3, rows)
+        assert [len(part) for part in batch.logits[0]] == [rows] * 3
+
+
+@pytest.mark.parametrize("algorithm", ["magnet", "gan"])
+def test_all_answers_teach_and_the_first_is_played_and_stored(algorithm):
+    trainer = new_trainer(1, 1, replay_fraction=0.25, answers=3, algorithm=algorithm)
+    run(trainer, 1)
+    _, batch = step_and_batch(trainer)
+    assert len(batch.explored[0]) == 3 * FRESH
+    assert {len(x) for x in (batch.z[0], batch.images[0], batch.fakes[0], batch.logits[0][1])} == {3 * FRESH + 2}
+    assert {len(x) for x in (batch.real, batch.state, batch.logits[0][0])} == {8}
+    stored = trainer.replay.ring["z"][FRESH : 2 * FRESH, 0]
+    assert torch.equal(stored, batch.z[0].detach()[:FRESH])
+    assert len(trainer.replay) == 2 * FRESH
 
 
 def test_what_was_played_is_stored():
@@ -292,7 +305,8 @@ def test_td_errors_by_hand_with_gamma(generators):
     name = "discriminator"
     draw = torch.Generator()
     draw.set_state(random)
-    logits = batch.logits[0] + torch.randn(batch.logits[0].numel(), generator=draw).view_as(batch.logits[0])
+    logits = torch.stack(batch.logits[0])
+    logits = logits + torch.randn(logits.numel(), generator=draw).view_as(logits)
     reward = torch.cat([logsigmoid(logits[0]), logsigmoid(-logits[1:]).flatten()])
     next_images = [trainer.faces.batch(batch.next_real), *next_fakes]
     next_logits = torch.cat([targets[name]["actor"](images) for images in next_images])
@@ -371,8 +385,8 @@ def test_n_plus_m_steps_are_n_steps_a_restored_trainer_and_m_steps(gamma, fracti
     assert restored.images_seen == whole.images_seen
 
 
-def test_a_spectrally_normalised_and_penalised_discriminator_is_restored_exactly():
-    options = FULL | {"spectral_norm": True, "r1": 1.0, "gradient_penalty": 1.0}
+def test_a_run_with_penalties_spectral_norm_and_several_answers_is_restored_exactly():
+    options = FULL | {"spectral_norm": True, "r1": 1.0, "gradient_penalty": 1.0, "answers": 2}
     whole, restored = new_trainer(**options), new_trainer(seed=7, **options)
     run(whole, 2)
     restored.load_state_dict(saved(whole))
