@@ -102,9 +102,10 @@ def test_every_kind_of_run_has_a_table(place, thumbnail, capsys, kind):
 def test_the_protocol_and_what_stays_in_the_run_folder(place, capsys):
     found = report(capsys, "models/default", "--no-features", "--count", "40")
     protocol = found["protocol"]
-    assert protocol["reference"] == "faces" and protocol["reference set"] == "training, 90 images"
+    assert protocol["reference"] == "faces" and protocol["reference_set"] == "training, 90 images"
     assert protocol["fingerprint"] == fingerprint(real())
-    assert protocol["checkpoint"].endswith("000002.pt") and protocol["step"] == 2 and protocol["features"] is None
+    assert protocol["checkpoint"].endswith("000002.pt") and protocol["features"] is None
+    assert (protocol["step"], protocol["images_seen"]) == (2, 16)
     assert found["scores"]["prior"].keys() == {"samples", "references", "swd_32", "swd_16", "swd"}
     assert found["scores"]["prior"]["samples"] == 40 and found["scores"]["real"]["samples"] == 40
     board = EventAccumulator("models/default").Reload()
@@ -118,7 +119,7 @@ def test_held_out_images_are_the_reference_and_training_images_the_nearest(place
     assert len(apart) + len(pixels) == 90
     picture = tmp_path / "near.png"
     found = report(capsys, "models/apart", "--no-features", "--held-out", "--nearest", str(picture))
-    assert found["protocol"]["reference set"] == f"held out, {len(apart)} images"
+    assert found["protocol"]["reference_set"] == f"held out, {len(apart)} images"
     assert found["protocol"]["fingerprint"] == fingerprint(apart) != fingerprint(pixels)
     assert found["scores"]["prior"]["references"] == len(apart)
     assert found["scores"]["real"]["references"] == len(apart) // 2
@@ -158,7 +159,7 @@ def test_other_images_than_those_of_training_are_named_so(place, tmp_path, capsy
     shutil.copytree("faces", tmp_path / "others")
     (tmp_path / "others" / "00.png").unlink()
     found = report(capsys, "models/gan", "--no-features", "--data", str(tmp_path / "others"))
-    assert found["protocol"]["reference set"] == "not those of training, 89 images"
+    assert found["protocol"]["reference_set"] == "not those of training, 89 images"
 
 
 def test_damaged_checkpoints_are_told_on_stderr(place, tmp_path, capsys):
