@@ -65,10 +65,10 @@ def evaluate(options: argparse.Namespace) -> dict:
     if options.run.is_dir():
         log(options.run, step, scores, "evaluate-held-out" if options.held_out else "evaluate")
     protocol = {
-        "checkpoint": str(path), "step": step, "images seen": step * config.batch_size, "algorithm": config.algorithm,
+        "checkpoint": str(path), "step": step, "images_seen": step * config.batch_size, "algorithm": config.algorithm,
         "samples": f"of the running average, seed {options.seed}", "size": f"{config.image_size}x{config.image_size}",
         "crop": "short side resized to the size (bilinear), centre cut out, not mirrored",
-        "reference": options.data or config.data, "reference set": f"{kind_of_reference}, {len(reference)} images",
+        "reference": options.data or config.data, "reference_set": f"{kind_of_reference}, {len(reference)} images",
         "fingerprint": reference.fingerprint, "features": network, "torch": torch.__version__,
     }  # fmt: skip
     return {"scores": scores, "protocol": protocol, "nearest": str(picture)}
@@ -123,9 +123,9 @@ def described(images, embed) -> dict:
     return {"images": images} | ({"features": features(embed, images)} if embed else {})
 
 
-def rows(described: dict, start: int, stop: int) -> dict:
-    """Part of a set."""
-    return {key: values[start:stop] for key, values in described.items()}
+def rows(whole: dict, start: int, stop: int) -> dict:
+    """Part of a set that `described` gave."""
+    return {key: values[start:stop] for key, values in whole.items()}
 
 
 def compare(fakes: dict, reals: dict, frechet: str, device) -> dict[str, float]:
@@ -203,7 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         print(table(report["scores"]) + "\n")
         for key, value in (report["protocol"] | {"nearest": report["nearest"]}).items():
-            print(f"{key:<16}{value}")
+            print(f"{key.replace('_', ' '):<16}{value}")
     return 0
 
 

@@ -1,6 +1,7 @@
 """What several test files share: a tiny game that steps in milliseconds, and ways to watch networks learn."""
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -61,6 +62,28 @@ def watch_steps(agent: Agent) -> dict[str, Tensor]:
     for key in agent.networks:
         watch(key)
     return seen
+
+
+class Thumbnail(nn.Module):
+    """A feature network: uint8 (N, 3, 64, 64) -> (N, 12), mean colours of the quarters, made less alike."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        colours = nn.functional.avg_pool2d(images.float() / 255, 32).flatten(1)
+        return colours * torch.arange(1, 13)
+
+
+def export(network: nn.Module, path) -> None:
+    """Writes `network`, which takes uint8 (N, 3, 64, 64), with torch.export, for any N."""
+    example, any_count = torch.zeros(4, 3, 64, 64, dtype=torch.uint8), torch.export.Dim("count")
+    torch.export.save(torch.export.export(network.eval(), (example,), dynamic_shapes=({0: any_count},)), path)
+
+
+@pytest.fixture(scope="session")
+def thumbnail(tmp_path_factory):
+    """The file of an exported Thumbnail."""
+    path = tmp_path_factory.mktemp("network") / "thumbnail.pt2"
+    export(Thumbnail(), path)
+    return path
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

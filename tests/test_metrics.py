@@ -1,15 +1,28 @@
 """Metrics: closed forms, and what each of them sees and does not see."""
 
+import importlib.util
+import json
 import math
+import subprocess
+import sys
+import urllib.error
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import CPU, Thumbnail, export
+from PIL import Image
+from torch import nn
 from torch.nn.functional import avg_pool2d, pad
 
-from magnet.faces import from_uint8, to_uint8
-from magnet.metrics import blurred, descriptors, enlarged, laplacian_pyramid, sliced, sliced_wasserstein
+from magnet import metrics
+from magnet.errors import UserError
+from magnet.faces import Faces, from_uint8, to_uint8
+from magnet.metrics import exported_network, feature_scores, features, inception, nearest, sliced, sliced_wasserstein
 from magnet.randomness import stream
 from magnet.synthetic import draw_faces
+
+SHARED = Path(__file__).parent.parent.parent / "shared"
 
 
 @pytest.fixture(scope="module")
@@ -46,17 +59,17 @@ def test_the_distance_of_shifted_gaussians_has_a_closed_form():
 
 def test_the_pyramid_holds_the_image(faces):
     images = from_uint8(torch.from_numpy(draw_faces(3, 64, seed=1)[0]))
-    finest, middle, coarsest = laplacian_pyramid(images)
+    finest, middle, coarsest = metrics.laplacian_pyramid(images)
     assert [band.shape[-1] for band in (finest, middle, coarsest)] == [64, 32, 16]
-    torch.testing.assert_close(finest + enlarged(middle + enlarged(coarsest)), images)
+    torch.testing.assert_close(finest + metrics.enlarged(middle + metrics.enlarged(coarsest)), images)
 
 
 def test_a_band_holds_what_the_coarser_one_cannot():
     ramp = torch.linspace(-1, 1, 32).expand(1, 3, 32, 32)  # smooth: no detail, but where the edges mirror it
-    detail, coarse = laplacian_pyramid(ramp)
+    detail, coarse = metrics.laplacian_pyramid(ramp)
     assert detail[..., 4:-4].abs().max() < 1e-6 and coarse.std() > 0.5
     stripes = torch.tensor([1.0, -1.0]).repeat(16).expand(1, 3, 32, 32)  # the finest there is
-    detail, coarse = laplacian_pyramid(stripes)
+    detail, coarse = metrics.laplacian_pyramid(stripes)
     torch.testing.assert_close(detail, stripes)
     assert coarse.abs().max() < 1e-6
 
@@ -65,12 +78,12 @@ def test_the_filter_is_the_binomial_one():
     impulse = torch.zeros(1, 1, 9, 9)
     impulse[..., 4, 4] = 256
     row = torch.tensor([0.0, 0, 1, 4, 6, 4, 1, 0, 0])
-    torch.testing.assert_close(blurred(impulse)[0, 0], torch.outer(row, row))
+    torch.testing.assert_close(metrics.blurred(impulse)[0, 0], torch.outer(row, row))
 
 
 def test_patches_are_normalised_by_channel_and_are_patches(faces):
     columns = torch.arange(16, dtype=torch.uint8).expand(8, 3, 16, 16) * torch.tensor([1, 2, 3])[:, None, None]
-    found = descriptors(columns.to(torch.uint8), 0, stream(0, "test")).float()
+    found = metrics.descriptors(columns.to(torch.uint8), 0, stream(0, "test")).float()
     assert found.shape == (8 * 128, 147)
     by_channel = found.view(-1, 3, 7, 7)
     torch.testing.assert_close(by_channel.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-3, rtol=0)
@@ -132,3 +145,179 @@ def test_shapes_that_have_no_pyramid(shape):
     images = torch.zeros(shape, dtype=torch.uint8)
     with pytest.raises(ValueError, match="16, 32, 64"):
         score(images, images)
+
+
+def points(count, dimensions=4, seed=0):
+    return torch.randn(count, dimensions, generator=stream(seed, "points"), dtype=torch.float64)
+
+
+def test_the_frechet_distance_of_shifted_and_stretched_sets_has_a_closed_form():
+    pytest.importorskip("torch_fidelity")
+    a, shift = points(500), torch.tensor([1.0, 0.0, -2.0, 0.5])
+    assert feature_scores(a + shift, a)["frechet"] == pytest.approx(1 + 4 + 0.25)
+    a -= a.mean(dim=0)
+    # tr(C) + tr(9 C) - 2 tr(3 C)
+    assert feature_scores(3 * a, a)["frechet"] == pytest.approx(4 * a.var(dim=0).sum().item())
+
+
+def test_kid_by_its_definition():
+    pytest.importorskip("torch_fidelity")
+    a, b = points(60), points(60, seed=1) * 2
+
+    def kernel(x, y):
+        return (x @ y.T / 4 + 1) ** 3
+
+    within = [(kernel(x, x).sum() - kernel(x, x).trace()) / (60 * 59) for x in (a, b)]
+    expected = sum(within) - 2 * kernel(a, b).mean()
+    assert feature_scores(b, a)["kid_x1000"] == pytest.approx(1000 * expected.item())
+    other = feature_scores(points(90, seed=1) * 2, a)["kid_x1000"]  # subsets of 60
+    assert other == pytest.approx(1000 * expected.item(), rel=0.3)
+
+
+def test_precision_is_of_the_fakes_and_recall_of_the_reals():
+    pytest.importorskip("torch_fidelity")
+    left = points(100)
+    reals = torch.cat([left, points(100, seed=1) + 100])  # two far clusters
+    found = feature_scores(points(100, seed=2), reals)  # the fakes are all in the first
+    assert found["precision"] > 0.5 and found["recall"] <= 0.5
+    assert found["recall"] > 0.2
+    assert feature_scores(left + 1000, left)["precision"] == 0
+
+
+@pytest.mark.skipif(not (SHARED / "judge").is_dir(), reason="the judge and its faces are not beside this checkout")
+def test_agrees_with_the_judge_on_real_faces(tmp_path):
+    """Its network exported, 32x32 images enlarged as it does, its own Frechet distance, KID, precision and recall."""
+    pytest.importorskip("torch_fidelity")
+    spec = importlib.util.spec_from_file_location("judge", SHARED / "judge" / "judge.py")
+    judge = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(judge)
+    network = judge.Judge()
+    network.load_state_dict(torch.load(SHARED / "judge" / "judge.pt", weights_only=True))
+    export(network, tmp_path / "judge.pt2")
+    reals, fakes = judge.images(SHARED / "celeba" / "img_align_celeba.zip", 800, 32).split(400)
+    noise = 0.1 * torch.randn(fakes.shape, generator=stream(0, "noise"))
+    fakes = blur(to_uint8(from_uint8(fakes) + noise))
+
+    embed, name = exported_network(tmp_path / "judge.pt2", CPU)
+    found = feature_scores(features(embed, fakes), features(embed, reals))
+    real, fake = judge.features(network, reals, 32), judge.features(network, fakes, 32)
+    precision, recall = judge.precision_recall(fake, real)
+    expected = {"frechet": judge.frechet(fake, real), "kid_x1000": 1000 * judge.kid(fake, real)}
+    assert found == pytest.approx(expected | {"precision": precision, "recall": recall}, rel=0.01)
+    assert 0.1 < precision < 0.99 and 0.1 < recall < 0.99, "else they could agree by being extreme"
+
+
+@pytest.fixture(scope="module")
+def inception_weights(tmp_path_factory):
+    """Inception with random weights, in the file that torch-fidelity reads."""
+    extractor = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    torch.save({}, path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extractor, "load_state_dict", lambda *_: None)
+        network = extractor("inception-v3-compat", ["2048"], str(path))
+    torch.manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def test_agrees_with_the_command_line_of_torch_fidelity(inception_weights, faces, tmp_path):
+    count, sets = 10, (blur(faces[0])[:10], faces[1][:10])
+    for folder, images in zip(("fakes", "reals"), sets, strict=True):
+        (tmp_path / folder).mkdir()
+        for i, picture in enumerate(images.permute(0, 2, 3, 1).numpy()):
+            Image.fromarray(picture).save(tmp_path / folder / f"{i:02d}.png")
+    program = [sys.executable, "-m", "torch_fidelity.fidelity", "--input1", "fakes", "--input2", "reals"]
+    network = ["--feature-extractor", "inception-v3-compat", "--feature-extractor-weights-path", str(inception_weights)]
+    options = ["--kid-subsets", "1", "--kid-subset-size", str(count), "--no-cache", "--save-cpu-ram", "--cpu", "--json"]
+    command = [*program, *network, *options, "--fid", "--kid", "--prc", "--silent"]
+    answer = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    expected = json.loads(answer)
+
+    embed, name = inception(inception_weights, CPU)
+    found = feature_scores(*(features(embed, images) for images in sets))
+    assert found["frechet"] == pytest.approx(expected["frechet_inception_distance"], rel=0.01)
+    assert found["kid_x1000"] == pytest.approx(1000 * expected["kernel_inception_distance_mean"], rel=0.01)
+    assert (found["precision"], found["recall"]) == (expected["precision"], expected["recall"])
+    assert name.startswith("Inception-v3 ")
+
+
+def test_an_exported_network_sees_64x64_and_any_number_of_images(thumbnail, faces):
+    pytest.importorskip("torch_fidelity")
+    embed, name = exported_network(thumbnail, CPU)
+    assert name.startswith("thumbnail.pt2 ")
+    images = faces[0][:65]  # one more than are embedded at a time
+    found = features(embed, images)
+    assert found.shape == (65, 12) and found.dtype == torch.float64
+    assert torch.equal(found, torch.cat([features(embed, part) for part in images.split(13)]))
+    quarters = avg_pool2d(images.float() / 255, 16).flatten(1) * torch.arange(1, 13)
+    torch.testing.assert_close(found, quarters.double(), atol=0.05, rtol=0)
+    large = torch.from_numpy(draw_faces(3, 64, seed=0)[0])
+    torch.testing.assert_close(features(embed, large), Thumbnail()(large).double())
+
+
+@pytest.mark.parametrize("by_features", [False, True])
+def test_the_nearest_image_is_found_mirrored_or_not(by_features):
+    real = torch.from_numpy(draw_faces(40, 32, seed=2)[0])
+    stretched = to_uint8(from_uint8(real[[7, 30, 11]]) * 0.9)
+    samples = torch.cat([stretched[:2], stretched[2:].flip(3)])
+    embed = (lambda images: images.float().flatten(1)) if by_features else None
+    found = nearest(samples, Faces(real.numpy(), CPU), embed)
+    assert torch.equal(found, torch.cat([real[[7, 30]], real[[11]].flip(3)]))
+
+
+def test_the_nearest_by_features_need_not_be_the_nearest_by_pixels():
+    real = torch.from_numpy(draw_faces(20, 32, seed=2)[0])
+    twin = real[4:5, [0, 2, 1]]  # the red channel of number 4
+    faces = Faces(real.numpy(), CPU)
+    only_red = nearest(twin, faces, lambda images: images[:, 0].float().flatten(1))
+    assert torch.equal(only_red, real[4:5])
+    real[9] = to_uint8(from_uint8(twin[0]) * 0.95)
+    assert torch.equal(nearest(twin, Faces(real.numpy(), CPU), None), real[9:10])
+
+
+def test_without_torch_fidelity_the_sentence_names_it(monkeypatch, thumbnail):
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    for load in (lambda: inception(None, CPU), lambda: exported_network(thumbnail, CPU)):
+        with pytest.raises(UserError, match="pip3 install --upgrade torch-fidelity.*--no-features"):
+            load()
+
+
+def test_without_a_network_the_sentence_names_the_other_ways(monkeypatch):
+    pytest.importorskip("torch_fidelity")
+
+    def refuse(*_, **__):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
+    with pytest.raises(UserError, match="no route to host.*--inception-weights.*--features"):
+        inception(None, CPU)
+
+
+class Weapon:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.mkdir, (self.path,)
+
+
+def test_files_that_are_no_networks(tmp_path):
+    pytest.importorskip("torch_fidelity")
+    (tmp_path / "text").write_text("no network")
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "other")
+    torch.save(Weapon(tmp_path / "made"), tmp_path / "weapon")
+    for name in ("text", "other", "weapon", "absent"):
+        with pytest.raises(UserError, match=f"{name}.*Inception.*https://"):
+            inception(tmp_path / name, CPU)
+        with pytest.raises(UserError, match=f"{name}.*face_features.py"):
+            exported_network(tmp_path / name, CPU)
+    assert not (tmp_path / "made").exists(), "nothing in a file of weights may execute"
+    export(nn.Identity(), tmp_path / "images.pt2")
+    with pytest.raises(UserError, match="images.pt2.*face_features.py"):
+        exported_network(tmp_path / "images.pt2", CPU)
