@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from magnet.agents import DiscriminatorAgent
-from magnet.faces import from_uint8
+from magnet.faces import Faces, from_uint8, to_uint8
 from magnet.randomness import derived_seed, stream
 from magnet.returns import EQUILIBRIUM
 
@@ -25,11 +25,13 @@ BATCH, POOL = 64, 25  # of the fresh discriminator: images of either kind a step
 
 def equilibrium_report(
     discriminator: DiscriminatorAgent, *, fakes: Tensor, draw: Callable[[int], Tensor],
-    training: Tensor, held_out: Tensor | None = None, steps: int = 500, seed: int = 0,
+    training: Faces, held_out: Faces | None = None, steps: int = 500, seed: int = 0,
 ) -> dict[str, float]:  # fmt: skip
-    """What D_a, D_c and a fresh discriminator make of the images of one generator. All images are uint8 (N, 3, S, S).
+    """What D_a, D_c and a fresh discriminator make of the images of one generator.
 
-    fakes: samples of the generator; draw(count): other ones, for the fresh discriminator to learn from for `steps`.
+    fakes: its samples, uint8 (N, 3, S, S); draw(count): others, for the fresh discriminator to learn from for `steps`.
+    D_a has played against the trained G: the running average's samples it may know at once (seen at step 1,500: 100 %
+    of them, 76 % of the trained G's), and V(D, G) is then not the game's.
     training: real images that the players learned from; held_out: such that they never saw, or None. Of either as many
     as there are fakes are judged, in random order and half of them mirrored, as the game shows them.
 
@@ -82,11 +84,10 @@ def _value(real_logits: Tensor, fake_logits: Tensor) -> float:
     return (logsigmoid(real_logits).mean() + logsigmoid(-fake_logits).mean()).item()
 
 
-def _shown(images: Tensor, indices: Tensor, random: torch.Generator) -> Tensor:
-    """Images uint8 by index, each mirrored left to right with chance 1/2: the real images of the game."""
-    chosen = images[indices]
-    mirrored = torch.randint(2, (len(chosen), 1, 1, 1), generator=random) == 1
-    return torch.where(mirrored, chosen.flip(3), chosen)
+def _shown(faces: Faces, indices: Tensor, random: torch.Generator) -> Tensor:
+    """Faces by index, each mirrored with chance 1/2 as in the game: uint8 (n, 3, S, S) on the CPU."""
+    mirrored = torch.randint(2, indices.shape, generator=random)
+    return torch.cat([to_uint8(faces.batch(part)).cpu() for part in (indices + mirrored * len(faces)).split(256)])
 
 
 def _batches(images: Tensor, size: int) -> tuple[Tensor, ...]:
@@ -139,13 +140,13 @@ def calibration_error(logits: Tensor, is_real: Tensor) -> float:
 
 
 def fresh_discriminator(
-    discriminator: DiscriminatorAgent, *, draw: Callable[[int], Tensor], real: Tensor, taught: Tensor,
+    discriminator: DiscriminatorAgent, *, draw: Callable[[int], Tensor], real: Faces, taught: Tensor,
     steps: int, seed: int,
 ) -> DiscriminatorAgent:  # fmt: skip
     """A new D_a with the architecture and Adam of `discriminator`'s, taught by the return for `steps`.
 
-    Each step shows it BATCH images from `draw`, and BATCH of `real` (N, 3, S, S) uint8 with the indices `taught`, half
-    of them mirrored. Weights and order follow `seed`; torch's own generator is left as it was.
+    Each step shows it BATCH images from `draw`, and BATCH of `real` with the indices `taught` (n,) int64, half of them
+    mirrored. Weights and order follow `seed`; torch's own generator is left as it was.
     """
     config = dataclasses.replace(discriminator.config, algorithm="gan", batch_size=BATCH)
     with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU

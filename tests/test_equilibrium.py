@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid
 from magnet import equilibrium, synthetic
 from magnet.agents import DiscriminatorAgent
 from magnet.equilibrium import calibration_error, equilibrium_report, greedy_answers, judge
-from magnet.faces import from_uint8, to_uint8
+from magnet.faces import Faces, from_uint8, to_uint8
 
 
 class Bright(nn.Module):
@@ -47,6 +47,10 @@ def agent(**networks):
     return made
 
 
+def real(images):
+    return Faces(images.numpy(), CPU)
+
+
 def kinds(white, black):
     return torch.tensor([255] * white + [0] * black, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 32, 32)
 
@@ -65,7 +69,12 @@ def test_an_ideal_judge_of_known_distributions():
     """Real images are white in 3 of 4 cases, fakes in 1 of 4: the best logit is log 3, and V is -log 4 + 2 JSD."""
     ideal = agent(actor=Bright(math.log(3)), critic=Knowing(math.log(3)))
     report = equilibrium_report(
-        ideal, fakes=kinds(30, 90), draw=lambda n: kinds(n, 0), training=kinds(90, 30), held_out=kinds(20, 20), steps=1
+        ideal,
+        fakes=kinds(30, 90),
+        draw=lambda n: kinds(n, 0),
+        training=real(kinds(90, 30)),
+        held_out=real(kinds(20, 20)),
+        steps=1,
     )
     to_mean = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)  # KL of either to their mean, so JSD as well
     assert report["accuracy_real"] == report["accuracy_fake"] == 0.75 and report["accuracy_held_out"] == 0.5
@@ -81,9 +90,9 @@ def test_an_ideal_judge_of_known_distributions():
 @pytest.mark.parametrize(("believed", "share"), [(math.log(3), 1.0), (5.0, 1.0), (-math.log(3), 0.0)])
 def test_the_greedy_answer_is_the_likelier_one_whatever_the_confidence(believed, share):
     judging = agent(actor=Bright(0.01), critic=Knowing(believed))
-    real, fakes = kinds(50, 20), kinds(20, 50)
-    logits = torch.cat([judge(judging, real), judge(judging, fakes)])
-    assert (greedy_answers(judging, real, fakes, logits) == (logits > 0)).float().mean() == share
+    reals, fakes = kinds(50, 20), kinds(20, 50)
+    logits = torch.cat([judge(judging, reals), judge(judging, fakes)])
+    assert (greedy_answers(judging, reals, fakes, logits) == (logits > 0)).float().mean() == share
 
 
 def test_the_critic_sees_batches_of_both_kinds_and_the_answers_stay_in_order():
@@ -119,20 +128,22 @@ def test_calibrated_logits_have_no_error_and_overconfident_ones_have():
 
 def test_d_is_judged_as_it_plays_and_left_as_it_was():
     judging = DiscriminatorAgent("discriminator", small_config(), CPU)
-    real, fakes = drawn(16, 0), noise(16)
+    reals, fakes = drawn(16, 0), noise(16)
     before = copy.deepcopy(judging.networks["actor"].state_dict())
-    judged = torch.stack([judge(judging, real), judge(judging, fakes)])
+    judged = torch.stack([judge(judging, reals), judge(judging, fakes)])
     assert all(torch.equal(before[key], value) for key, value in judging.networks["actor"].state_dict().items())
     with torch.no_grad():
-        played = [judging.act(from_uint8(real[i : i + 8]), [from_uint8(fakes[i : i + 8])]) for i in (0, 8)]
+        played = [judging.act(from_uint8(reals[i : i + 8]), [from_uint8(fakes[i : i + 8])]) for i in (0, 8)]
         assert torch.equal(judged, torch.cat(played, dim=1))
-        apart = judging.networks["actor"].eval()(from_uint8(real))
+        apart = judging.networks["actor"].eval()(from_uint8(reals))
     assert not torch.allclose(apart, judged[0], atol=1e-3), "else the test says nothing"
 
 
 def test_half_right_proves_nothing_a_fresh_judge_does():
     fooled = agent(actor=Bright(0.0))
-    told = equilibrium_report(fooled, fakes=noise(64), draw=lambda n: noise(n, n), training=drawn(80, 0), steps=30)
+    told = equilibrium_report(
+        fooled, fakes=noise(64), draw=lambda n: noise(n, n), training=real(drawn(80, 0)), steps=30
+    )
     assert told["from_equilibrium"] == pytest.approx(0, abs=1e-6)
     assert told["fresh_accuracy"] > 0.95 and told["fresh_value"] > -0.3
 
@@ -146,7 +157,7 @@ def test_a_fresh_judge_cannot_tell_real_images_from_others_of_their_kind_though_
 
     report = equilibrium_report(
         agent(actor=Bright(0.0)), fakes=noise(128, seed=1, side=4), draw=draw,
-        training=noise(40, seed=2, side=4), held_out=noise(128, seed=3, side=4), steps=30,
+        training=real(noise(40, seed=2, side=4)), held_out=real(noise(128, seed=3, side=4)), steps=30,
     )  # fmt: skip
     assert sum(map(len, learned)) == 30 * 64
     assert report["fresh_accuracy"] == pytest.approx(0.5, abs=0.1)
@@ -162,7 +173,7 @@ def test_without_held_out_images_a_fresh_judge_answers_on_a_fifth_that_it_was_no
             return images.new_zeros(len(images))
 
     def fresh(discriminator, **given):
-        taught.extend(given["real"][given["taught"], 0, 0, 0].tolist())
+        taught.extend(to_uint8(given["real"].batch(given["taught"]))[:, 0, 0, 0].tolist())
         seen.clear()
         return agent(actor=Recording())
 
@@ -170,7 +181,7 @@ def test_without_held_out_images_a_fresh_judge_answers_on_a_fifth_that_it_was_no
     greys = torch.arange(100, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 32, 32)
     judging = agent(actor=Bright(1.0))
     del judging.networks["critic"]  # as a plain GAN
-    report = equilibrium.equilibrium_report(judging, fakes=kinds(50, 0), draw=None, training=greys)
+    report = equilibrium.equilibrium_report(judging, fakes=kinds(50, 0), draw=None, training=real(greys))
     assert "critic_agreement" not in report and not any("held_out" in name for name in report)
     tested = seen[:20]
     assert sorted(tested + taught) == list(range(100)) and tested != sorted(tested), "at random: names may be in groups"
@@ -180,8 +191,8 @@ def test_without_held_out_images_a_fresh_judge_answers_on_a_fifth_that_it_was_no
 def test_a_report_follows_its_seed_and_moves_nothing_else():
     def report(seed):
         return equilibrium_report(
-            agent(actor=Bright(1.0)), fakes=noise(7), draw=noise, training=noise(9, 1), held_out=noise(3, 2), steps=2,
-            seed=seed,
+            agent(actor=Bright(1.0)), fakes=noise(7), draw=noise, training=real(noise(9, 1)),
+            held_out=real(noise(3, 2)), steps=2, seed=seed,
         )  # fmt: skip
 
     torch.manual_seed(0)
@@ -205,8 +216,8 @@ def test_real_images_are_judged_in_both_orientations_as_they_are_played():
 
     white_on_the_left = torch.cat([kinds(100, 0)[..., :16], kinds(0, 100)[..., 16:]], dim=3)
     report = equilibrium_report(
-        agent(actor=Left()), fakes=white_on_the_left, draw=noise, training=white_on_the_left,
-        held_out=white_on_the_left, steps=1,
+        agent(actor=Left()), fakes=white_on_the_left, draw=noise, training=real(white_on_the_left),
+        held_out=real(white_on_the_left), steps=1,
     )  # fmt: skip
     assert report["accuracy_fake"] == 0
     assert report["accuracy_real"] == pytest.approx(0.5, abs=0.2)
@@ -217,7 +228,7 @@ def test_a_fresh_judge_is_the_same_for_every_way_of_learning_so_that_runs_compar
     def learned(**changes):
         judging = DiscriminatorAgent("discriminator", small_config(**changes), CPU)
         fresh = equilibrium.fresh_discriminator(
-            judging, draw=noise, real=noise(20, 1), taught=torch.arange(20), steps=2, seed=0
+            judging, draw=noise, real=real(noise(20, 1)), taught=torch.arange(20), steps=2, seed=0
         )
         return torch.cat([p.detach().flatten() for p in fresh.networks["actor"].parameters()])
 
