@@ -85,11 +85,17 @@ class Config:
     sample_every: int = parameter(500, "steps between two grids", low=1)
     checkpoint_every: int = parameter(2, "epochs between two checkpoints [M]", low=1)
     keep: int = parameter(3, "checkpoints that stay", low=1)
+    evaluate_every: int = parameter(
+        0, "steps between two scores of the samples, the best of which is kept as best.pt; 0: never", low=0
+    )
+    patience: int = parameter(0, "scores in a row, none a new best, that end the run; 0: no limit", low=0)
     models_dir: str = parameter("models", "folder of the runs")
     name: str = parameter("", "name of the run's folder; empty: the time")
 
 
-FREE_ON_RESUME = {"data", "epochs", "steps", "device", "sample_every", "checkpoint_every", "keep"}
+FREE_ON_RESUME = {
+    "data", "epochs", "steps", "device", "sample_every", "checkpoint_every", "keep", "evaluate_every", "patience"
+}  # fmt: skip
 
 PRESETS = {
     "default": {},
@@ -140,6 +146,8 @@ def check(config: Config) -> None:
         raise UserError(
             "--algorithm gan has no critics: both --lambda-... must be 1 and --gamma 0 (--preset original has others)."
         )
+    if config.patience and not config.evaluate_every:
+        raise UserError(f"--patience {config.patience} counts scores: give --evaluate-every as well, or --patience 0.")
     replayed = round(config.replay_fraction * config.batch_size)
     fresh = config.batch_size - replayed
     if fresh < 2:
@@ -185,7 +193,7 @@ def resumed(run: Path, given: dict) -> tuple[Config, dict]:
 
     if not (run / "checkpoints").is_dir():
         raise UserError(f"{run} is no run of MAGNET: it has no folder checkpoints; `ls models` shows the runs.")
-    path, saved = checkpoint.newest(run / "checkpoints")
+    path, saved = checkpoint.latest(run / "checkpoints")
     config = restored_config(path, saved)
     if given.get("precision") == "auto":
         given = {key: value for key, value in given.items() if key != "precision"}
@@ -193,7 +201,7 @@ def resumed(run: Path, given: dict) -> tuple[Config, dict]:
     if changed:
         flags = ", ".join(f"--{key.replace('_', '-')} (was {getattr(config, key)})" for key in changed)
         raise UserError(f"{run} cannot go on with other values of {flags}; leave them out, or start a new run.")
-    checkpoint.set_aside(path.parent, int(path.stem))
+    checkpoint.set_aside(path.parent, saved["trainer"]["steps"])
     print(f"Going on from {path}.")
     return dataclasses.replace(config, **given), saved
 
@@ -212,8 +220,10 @@ class Stop:
         signal.signal(number, signal.SIG_DFL)
 
 
-def train(config: Config, run: Path, trainer, total: int, stop: Stop) -> None:
-    """Steps `trainer` until `total`, writing metrics, grids and checkpoints into `run`; less if `stop` has a signal.
+def train(config: Config, run: Path, trainer, evaluation, total: int, stop: Stop) -> None:
+    """Steps `trainer` until `total`, writing metrics, grids and checkpoints into `run`.
+
+    Less if `stop` has a signal, or if `evaluation` has lost its patience.
 
     Raises Diverged and UserError.
     """
@@ -236,11 +246,11 @@ def train(config: Config, run: Path, trainer, total: int, stop: Stop) -> None:
         for kind, images in grids.draw().items():
             book.picture(kind, images)
 
-    def save() -> None:
+    def save(name: str) -> None:
         show(book.flush())  # first: what is not finite is not saved
         state = {"config": dataclasses.asdict(config), "faces": trainer.faces.fingerprint}
-        state["trainer"] = trainer.state_dict()
-        checkpoint.save(run / "checkpoints" / f"{trainer.steps:06d}.pt", state)
+        state |= {"trainer": trainer.state_dict(), "best": evaluation.best}
+        checkpoint.save(run / "checkpoints" / name, state)
         checkpoint.prune(run / "checkpoints", config.keep)
 
     with (
@@ -250,18 +260,22 @@ def train(config: Config, run: Path, trainer, total: int, stop: Stop) -> None:
         saved_at = trainer.steps
         if trainer.steps == 0:
             draw()
-            save()  # so that a run killed at any moment can go on
-        while trainer.steps < total and stop.signal is None:
-            show(book.add(trainer.step()))
+            save("000000.pt")  # so that a run killed at any moment can go on
+        while trainer.steps < total and stop.signal is None and not evaluation.patience_ended:
+            metrics = trainer.step()
+            scores = evaluation.after(trainer.steps)
+            show(book.add(metrics, scores))
             bar.update(config.batch_size)
             bar.set_description(f"epoch {1 + (trainer.steps - 1) // per_epoch}/{last_epoch}", refresh=False)
-            if trainer.steps % config.sample_every == 0 or trainer.steps == total:
+            if trainer.steps % config.sample_every == 0 or trainer.steps == total or evaluation.patience_ended:
                 draw()
+            if scores and evaluation.best["step"] == trainer.steps:
+                save(checkpoint.BEST)
             if trainer.steps % (config.checkpoint_every * per_epoch) == 0:
-                save()
+                save(f"{trainer.steps:06d}.pt")
                 saved_at = trainer.steps
         if trainer.steps != saved_at:
-            save()
+            save(f"{trainer.steps:06d}.pt")
     if stop.signal is None:
         write_progress(run)
 
@@ -287,6 +301,7 @@ def build(config: Config, pixels, saved: dict | None):
 
 def start(given: dict, commands: argparse.Namespace) -> int:
     """Does what the command line asks for; returns the exit status. Raises UserError and Diverged."""
+    from magnet.evaluation import Evaluation
     from magnet.faces import load_faces
     from magnet.logbook import describe_environment, new_run, sole_owner, write_json
     from magnet.summary import summary
@@ -308,11 +323,16 @@ def start(given: dict, commands: argparse.Namespace) -> int:
         return 0
 
     trainer = build(config, pixels, saved)
+    evaluation = Evaluation(trainer.generators[0], trainer.faces, config, saved.get("best") if saved else None)
+    judge = trainer.discriminators[0].name
     del saved  # as large as the trainer
     total = config.epochs * trainer.steps_per_epoch
     total = min(total, config.steps) if config.steps else total
     if trainer.steps >= total:
         print(f"Nothing to do: {commands.resume} is at step {trainer.steps} of {total}; give more --steps or --epochs.")
+        return 0
+    if evaluation.patience_ended:
+        print(f"Nothing to do: {evaluation.verdict(commands.resume, judge)}; give more --patience, or 0 for no limit.")
         return 0
     stop = Stop()
     run = commands.resume or new_run(Path(config.models_dir), config.name)
@@ -320,10 +340,14 @@ def start(given: dict, commands: argparse.Namespace) -> int:
         write_json(run / "config.json", dataclasses.asdict(config))
         write_json(run / "environment.json", describe_environment(trainer.device))
         print(f"Run folder: {run}")
-        train(config, run, trainer, total, stop)
+        train(config, run, trainer, evaluation, total, stop)
     if stop.signal:
         print(f"Stopped and saved at step {trainer.steps}; go on with: python3 train.py --resume {run}")
         return 128 + stop.signal
+    if evaluation.patience_ended:
+        print(f"Ended early: {evaluation.verdict(run, judge)}.")
+    elif evaluation.best["step"]:
+        print(f"Best score: {evaluation.best['swd']:.2f} at step {evaluation.best['step']} (checkpoints/best.pt).")
     print(f"Done: {trainer.steps} steps. Grids: {run / 'samples'}; from the first to the last: {run / 'progress.gif'}")
     return 0
 

@@ -13,6 +13,7 @@ from magnet.errors import Diverged, UserError
 from magnet.files import remove_abandoned, write_atomically
 
 FORMAT, VERSION = "magnet-checkpoint", 1
+BEST = "best.pt"  # the checkpoint with the best score: a file like the others, which is never pruned
 
 
 def save(path: Path, contents: dict) -> None:
@@ -77,6 +78,26 @@ def newest(folder: Path) -> tuple[Path, dict]:
         except UserError as error:
             print(f"warning: {error} Trying the one before it.")
     raise UserError(f"{folder} holds no checkpoint that can be read; start a new run with `python3 train.py`.")
+
+
+def latest(folder: Path) -> tuple[Path, dict]:
+    """Where a run goes on: `newest`, or best.pt if that was written at a later step and a kill came before the next.
+
+    So what goes on never lies behind the best that it knows of. If best.pt cannot be read, that best is forgotten.
+    Raises UserError.
+    """
+    path, contents = newest(folder)
+    best = folder / BEST
+    if best.exists():
+        try:
+            later = load(best)
+        except UserError as error:
+            print(f"warning: {error} The next score makes it anew.")
+            contents["best"] = None
+        else:
+            if later["trainer"]["steps"] > contents["trainer"]["steps"]:
+                return best, later
+    return path, contents
 
 
 def set_aside(folder: Path, step: int) -> None:

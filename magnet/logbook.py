@@ -2,7 +2,7 @@
 
 models/2026-11-22_14-03-59/
     config.json  environment.json  metrics.jsonl  events.out.tfevents.*  progress.gif
-    samples/000500.png  samples/000500-policy.png     checkpoints/000500.pt
+    samples/000500.png  samples/000500-policy.png     checkpoints/000500.pt  checkpoints/best.pt
 """
 
 import json
@@ -116,13 +116,16 @@ class Logbook:
             if made_at.isdigit() and int(made_at) > step:
                 grid.unlink()
 
-    def add(self, metrics: dict[str, Tensor]) -> dict[str, float] | None:
-        """Takes the metrics of the next step, scalars on any device. Returns `flush`'s means when they are due."""
+    def add(self, metrics: dict[str, Tensor], scores: dict[str, float] | None = None) -> dict[str, float] | None:
+        """Takes the metrics of the next step, scalars on any device. Returns `flush`'s line when it is due.
+
+        scores: numbers of this step alone, which are written at once, into the line with the means.
+        """
         self.waiting.append(metrics)
         self.step += 1
-        return self.flush() if len(self.waiting) >= self.every else None
+        return self.flush(scores) if scores or len(self.waiting) >= self.every else None
 
-    def flush(self) -> dict[str, float] | None:
+    def flush(self, scores: dict[str, float] | None = None) -> dict[str, float] | None:
         """Writes one line with the means over the steps since the last; returns it. None if no step was made.
 
         Raises Diverged if a value of any of those steps is not finite.
@@ -136,7 +139,7 @@ class Logbook:
             raise Diverged(f"{names[name]} was {values[offset, name].item()} at step {first + offset}")
         now = time.perf_counter()
         line = {"step": self.step, "steps": len(values), "images": self.step * self.batch}
-        line |= dict(zip(names, values.mean(dim=0).tolist(), strict=True))
+        line |= dict(zip(names, values.mean(dim=0).tolist(), strict=True)) | (scores or {})
         line["images_per_second"] = len(values) * self.batch / (now - self.since)
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

@@ -53,6 +53,17 @@ def test_a_line_holds_the_means_over_its_steps(run):
     assert book.flush() is None
 
 
+def test_scores_are_written_at_once_beside_the_means(run):
+    book = Logbook(run, step=0, batch=8, every=3)
+    assert book.add({"x": torch.tensor(1.0)}) is None
+    assert book.add({"x": torch.tensor(3.0)}, {"swd": 7.5})["swd"] == 7.5
+    book.add({"x": torch.tensor(5.0)})
+    book.flush()
+    book.tensorboard.close()
+    assert [(x["step"], x["x"], x.get("swd")) for x in lines(run)] == [(2, 2, 7.5), (3, 5, None)]
+    assert [(e.step, e.value) for e in EventAccumulator(str(run)).Reload().Scalars("swd")] == [(2, 7.5)]
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_the_first_value_that_is_not_finite_is_named_with_its_step(run, value):
     book = Logbook(run, step=40, batch=8, every=3)

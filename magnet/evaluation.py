@@ -1,0 +1,61 @@
+"""How a run comes on: a score of its samples every so many steps, which of them was best, and when to give up."""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+
+from magnet.agents import GeneratorAgent
+from magnet.faces import Faces, to_uint8
+from magnet.metrics import sliced_wasserstein
+from magnet.randomness import stream
+from magnet.returns import EQUILIBRIUM
+from magnet.sampling import BATCH, Sampler
+
+IMAGES = 2000  # on either side, if there are as many to train on
+
+
+class Evaluation:
+    """Scores a run every `config.evaluate_every` steps by the sliced Wasserstein distance, and remembers the best.
+
+    The samples are of the averaged G from the same noise each time, and real images and projections are the same too:
+    differences are the network's. Draws nothing from the run's own generators.
+    """
+
+    def __init__(self, agent: GeneratorAgent, faces: Faces, config, best: dict | None = None):
+        """best: what an earlier part of the run left in `self.best`, which its checkpoints hold."""
+        self.agent, self.config = agent, config
+        self.best = best or {"swd": math.inf, "step": 0, "worse_since": 0}  # the last: evaluations, not steps
+        if config.evaluate_every:
+            random, count = stream(config.seed, "evaluation"), min(IMAGES, len(faces))
+            self.z = torch.randn(count, config.nz, generator=random)
+            self.real = to_uint8(faces.batch(torch.randperm(2 * len(faces), generator=random)[:count]))
+
+    def after(self, step: int) -> dict[str, float]:
+        """The scores after `step`, by name ("swd" and a part of it for each scale), if it is time for them; else {}."""
+        if not self.config.evaluate_every or step % self.config.evaluate_every:
+            return {}
+        sampler = Sampler(self.agent, None)
+        fakes = torch.cat([to_uint8(sampler.prior(z.to(self.agent.device))) for z in self.z.split(BATCH)])
+        scores = sliced_wasserstein(fakes, self.real, stream(self.config.seed, "projections"))
+        if scores["swd"] < self.best["swd"]:
+            self.best = {"swd": scores["swd"], "step": step, "worse_since": 0}
+        else:
+            self.best = self.best | {"worse_since": self.best["worse_since"] + 1}
+        return scores
+
+    @property
+    def patience_ended(self) -> bool:
+        """Whether the last `config.patience` evaluations were no better than the best before them."""
+        return 0 < self.config.patience <= self.best["worse_since"]
+
+    def verdict(self, run: Path, judge: str) -> str:
+        """Why the run ended, and how near to equilibrium `judge` and its opponent were by the last line of the log."""
+        line = json.loads((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+        return (
+            f"no better score in {self.best['worse_since']} evaluations than {self.best['swd']:.2f} at step "
+            f"{self.best['step']} (checkpoints/best.pt); at the end V(D, G) was {line[f'{judge}/return']:.2f}, at "
+            f"equilibrium {EQUILIBRIUM:.2f}, and D was right on {line[f'{judge}/accuracy_real']:.0%} of the real and "
+            f"{line[f'{judge}/accuracy_fake']:.0%} of the fake images, at equilibrium 50%"
+        )
