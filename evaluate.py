@@ -5,9 +5,11 @@
     python3 evaluate.py RUN --held-out                                 against images that training never saw
     python3 evaluate.py RUN --features NET.pt2                         with another feature network than Inception
     python3 evaluate.py RUN --no-features                              the sliced Wasserstein distance (SWD) alone
+    python3 evaluate.py RUN --equilibrium                              and how near equilibrium the two players are
 
 RUN is a run folder (its newest checkpoint) or a checkpoint file. Samples are of two kinds, prior (z from noise) and
-policy (z from G_a); real images against other real ones are the floor. What a number was measured on stands below it.
+policy (z from G_a), with --guided a third (noise led by D_a: see sample.py); real images against other real ones are
+the floor. What a number was measured on stands below it.
 Exit status 2: a mistake in the settings or files, said in one sentence.
 """
 
@@ -28,13 +30,14 @@ FEWEST = 32  # images to score against: half of them are the floor, whose neighb
 def evaluate(options: argparse.Namespace) -> dict:
     """Scores options.run: {"scores": by kind of sample, "protocol": what they were measured on, "nearest": a picture}.
 
-    Writes the picture, and into a run folder the scores for TensorBoard. Raises UserError.
+    With options.equilibrium also "equilibrium", what `equilibrium_report` found. Writes the picture, and into a run
+    folder the scores for TensorBoard. Raises UserError.
     """
     import torch
 
     from magnet.metrics import nearest
     from magnet.randomness import stream
-    from magnet.sampling import Sampler
+    from magnet.sampling import Guide, Sampler
     from sample import draw, load_agents, load_checkpoint, write
 
     picture = options.nearest or (options.run / "nearest.png" if options.run.is_dir() else Path("nearest.png"))
@@ -50,8 +53,11 @@ def evaluate(options: argparse.Namespace) -> dict:
         print(f"Scoring {count} samples of a kind: there are no more images to compare with.")
     order = torch.randperm(len(reference), generator=stream(options.seed, "reference"))
     real = described(pick(reference, order[: max(count, 2 * half)]), embed)
-    kinds = {"prior": None} if config.algorithm == "gan" else {"prior": None, "policy": faces}
-    samples = {kind: draw(Sampler(agent, states, seed=options.seed), kind, count)[0] for kind, states in kinds.items()}
+    kinds = ["prior"] + ["policy"] * (config.algorithm != "gan") + ["guided"] * options.guided
+    samples, guide = {}, Guide([discriminator])
+    for kind in kinds:
+        sampler = Sampler(agent, faces if kind == "policy" else None, seed=options.seed)
+        samples[kind] = draw(sampler, kind, count, guide)[0]
 
     frechet = "fd" if options.features else "fid"
     scores = {}
@@ -71,7 +77,24 @@ def evaluate(options: argparse.Namespace) -> dict:
         "reference": options.data or config.data, "reference_set": f"{kind_of_reference}, {len(reference)} images",
         "fingerprint": reference.fingerprint, "features": network, "torch": torch.__version__,
     }  # fmt: skip
-    return {"scores": scores, "protocol": protocol, "nearest": str(picture)}
+    report = {"scores": scores, "protocol": protocol, "nearest": str(picture)}
+    if options.equilibrium:
+        report["equilibrium"] = equilibrium(options, agent, discriminator, faces, count)
+    return report
+
+
+def equilibrium(options: argparse.Namespace, generator, discriminator, faces, count: int) -> dict[str, float]:
+    """The equilibrium report on `count` prior samples of the trained G, whom D_a plays, not of its average."""
+    from magnet.equilibrium import equilibrium_report
+    from magnet.sampling import Sampler
+    from sample import draw, load_states
+
+    config, sampler = generator.config, Sampler(generator, None, seed=options.seed, averaged=False)
+    return equilibrium_report(
+        discriminator, fakes=draw(sampler, "prior", count)[0], draw=lambda more: draw(sampler, "prior", more)[0],
+        training=faces, held_out=load_states(config, options.data, held_out=True) if config.hold_out else None,
+        seed=options.seed,
+    )  # fmt: skip
 
 
 def feature_network(options: argparse.Namespace, device) -> tuple:
@@ -166,6 +189,15 @@ def table(scores: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+def at_equilibrium(key: str) -> str:
+    """A remark: which value a number of the equilibrium report has there, if it has one."""
+    from magnet.returns import EQUILIBRIUM
+
+    expected = {"accuracy": 0.5, "value": EQUILIBRIUM, "from": 0.0, "calibration": 0.0}
+    kind = key.removeprefix("fresh_").split("_")[0]
+    return f"   ({expected[kind]:.3f} at equilibrium)" if kind in expected else ""
+
+
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line. Exits with 2 on a bad word."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -175,6 +207,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of samples and of which real images (default 0)")
     parser.add_argument("--data", help="the run's images, if they lie elsewhere now: a folder or synthetic")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--guided", action="store_true", help="score guided samples too")
+    parser.add_argument("--equilibrium", action="store_true", help="can D_a still tell, and could a fresh one?")
     parser.add_argument("--json", action="store_true", help="one line of JSON on stdout instead of the table")
     parser.add_argument("--nearest", type=Path, metavar="FILE", help="16 samples, each beside the nearest real image")
     network = parser.add_mutually_exclusive_group()
@@ -202,6 +236,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(report))
     else:
         print(table(report["scores"]) + "\n")
+        for key, value in report.get("equilibrium", {}).items():
+            print(f"{key.replace('_', ' '):<32}{value:>7.3f}{at_equilibrium(key)}")
         for key, value in (report["protocol"] | {"nearest": report["nearest"]}).items():
             print(f"{key.replace('_', ' '):<16}{value}")
     return 0

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ import evaluate
 import sample
 import train
 from magnet import checkpoint
+from magnet.equilibrium import judge
 from magnet.faces import Faces, fingerprint, load_faces
 from magnet.metrics import exported_network, feature_scores, features, sliced_wasserstein
 from magnet.randomness import stream
+from magnet.sampling import Sampler
 from magnet.synthetic import draw_faces
 
 TINY = [
@@ -112,6 +115,22 @@ def test_the_protocol_and_what_stays_in_the_run_folder(place, capsys):
     for kind in ("prior", "policy", "real"):
         last = board.Scalars(f"evaluate/{kind}/swd")[-1]
         assert last.step == 2 and last.value == pytest.approx(found["scores"][kind]["swd"])
+
+
+def test_the_equilibrium_is_reported_of_the_trained_generator_and_the_held_out_images(place, capsys):
+    found = report(capsys, "models/apart", "--no-features", "--count", "40", "--equilibrium", "--guided")
+    assert list(found["scores"]) == ["prior", "policy", "guided", "real"]
+    assert found["scores"]["guided"] != found["scores"]["prior"]
+    balance = found["equilibrium"]
+    generator, discriminator, _ = sample.load_agents(*sample.load_checkpoint(Path("models/apart")), "cpu")
+    fakes = sample.draw(Sampler(generator, None, averaged=False), "prior", 40)[0]
+    assert balance["accuracy_fake"] == (judge(discriminator, fakes) <= 0).float().mean().item()
+    assert {"accuracy_real", "accuracy_held_out", "critic_agreement", "fresh_accuracy"} <= balance.keys()
+    assert evaluate.main(["models/gan", "--no-features", "--count", "40", "--equilibrium"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("fresh accuracy") and line.endswith("(0.500 at equilibrium)") for line in lines)
+    assert any(line.startswith("fresh value") and line.endswith("(-1.386 at equilibrium)") for line in lines)
+    assert not any("held out" in line or "critic" in line for line in lines)
 
 
 def test_held_out_images_are_the_reference_and_training_images_the_nearest(place, capsys, tmp_path):
