@@ -31,15 +31,17 @@ def summary(config, images: int) -> str:
     """A table of the networks' parameters, and the memory that training on `images` images takes, in MiB.
 
     Memory is counted from the tensors themselves: weights with their copies, the array, the ring, and what the forward
-    passes of one step keep. Libraries' workspaces come on top.
+    passes of one step keep. Libraries' workspaces, and what penalties on D_a's slope keep, come on top.
     """
     size, batch = config.image_size, config.batch_size
+    replayed = round(config.replay_fraction * batch)
+    actions = config.answers * (batch - replayed) + replayed
     image = torch.empty(batch, 3, size, size, device="meta")
-    pairs = torch.empty(2 * batch, 3, size, size, device="meta")  # real and fake
+    judged = torch.empty(batch + actions, 3, size, size, device="meta")  # real and fake
     plain = dataclasses.replace(config, precision="fp32")  # there is no autocast on the meta device
     with torch.device("meta"):
         generator, discriminator = generator_networks(plain), discriminator_networks(plain)
-        memory, z, logits = torch.empty(batch, 0), torch.empty(batch, config.nz), torch.empty(2 * batch, 1)
+        memory, z, logits = torch.empty(batch, 0), torch.empty(actions, config.nz), torch.empty(batch + actions, 1)
         if "actor" in generator:
             memory = generator["actor"].first_memory(batch)
     rows = [
@@ -47,9 +49,9 @@ def summary(config, images: int) -> str:
         for name, networks, key, inputs in (
             ("G_a generator actor", generator, "actor", (image, memory)),
             ("G   generator", generator, "generator", (z,)),
-            ("G_c generator critic", generator, "critic", (image, z)),
-            ("D_a discriminator actor", discriminator, "actor", (pairs,)),
-            ("D_c discriminator critic", discriminator, "critic", (pairs, logits)),
+            ("G_c generator critic", generator, "critic", (image, z[:batch])),
+            ("D_a discriminator actor", discriminator, "actor", (judged,)),
+            ("D_c discriminator critic", discriminator, "critic", (judged, logits)),
         )
         if key in networks
     ]

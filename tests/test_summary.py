@@ -52,3 +52,13 @@ def test_nothing_is_computed_for_the_count():
     with torch.device("meta"):
         for networks in (generator_networks(small_config()), discriminator_networks(small_config())):
             assert all(p.is_meta for network in networks.values() for p in network.parameters())
+
+
+def test_more_answers_keep_more_and_spectral_norm_can_be_counted():
+    def kept(**changes):
+        line = summary(small_config(batch_size=64, width=16, **changes), images=20).splitlines()[6]
+        assert line.startswith("one step's activations")
+        return int(line.split()[-2].replace(",", ""))
+
+    assert kept(answers=4) > 1.5 * kept()
+    assert kept(spectral_norm=True) > 0
