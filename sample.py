@@ -43,12 +43,14 @@ def load_agent(run: Path, device: str):
 
 
 def load_states(config, data: str | None):
-    """The faces that G_a answers. Raises UserError if they are gone."""
+    """The faces that G_a answers, those that it learned from. Raises UserError if they are gone."""
     from magnet.faces import Faces, load_faces
     from train import CACHE
 
     source = data or config.data
-    pixels = load_faces(source, config.image_size, cache_dir=CACHE, skip_bad_images=config.skip_bad_images)
+    pixels = load_faces(
+        source, config.image_size, cache_dir=CACHE, skip_bad_images=config.skip_bad_images, hold_out=config.hold_out
+    )
     return Faces(pixels, config.device)
 
 

@@ -41,6 +41,9 @@ class Config:
 
     data: str = parameter("data/celeba", "folder of images, or the word synthetic: faces drawn by the program")
     skip_bad_images: bool = parameter(False, "leave out files that are no images, up to 1 %% of them")
+    hold_out: float = parameter(
+        0.0, "share of the images that training never sees, chosen by their names [D]", low=0, high=0.5
+    )
     algorithm: str = parameter("magnet", "magnet, or gan: G and D_a alone, z from noise", choices=("magnet", "gan"))
     image_size: int = parameter(64, "S, side of all images in pixels [M]", choices=(32, 64, 128))
     epochs: int = parameter(50, "passes over the images [M]", low=1)
@@ -287,7 +290,10 @@ def start(given: dict, commands: argparse.Namespace) -> int:
     check(config)
     config = settle(config)
     print(json.dumps(dataclasses.asdict(config), indent=2))
-    pixels = load_faces(config.data, config.image_size, cache_dir=CACHE, skip_bad_images=config.skip_bad_images)
+    pixels = load_faces(
+        config.data, config.image_size, cache_dir=CACHE, skip_bad_images=config.skip_bad_images,
+        hold_out=config.hold_out,
+    )  # fmt: skip
     print(summary(config, len(pixels)))
     if commands.dry_run:
         return 0

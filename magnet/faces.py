@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -118,24 +118,53 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def is_held_out(name: str, share: float) -> bool:
+    """Whether the image `name` is among the `share` in [0, 1] of all images that are kept from training.
+
+    By a hash of the name alone: it falls alike on every machine and whatever images lie beside it, and what one share
+    holds out, every larger one does too.
+    """
+    digest = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < share * 2**64
+
+
+def _part(source: str, images: list, name: Callable[[Any], str], share: float, held_out: bool) -> list:
+    """Of `images` those that are held out, or the others. Raises UserError if either are none."""
+    if not share and not held_out:
+        return images
+    apart = [is_held_out(name(image), share) for image in images]
+    shares = f"--hold-out {share} keeps {sum(apart)} of {len(apart)} images in {source} from training"
+    if len(set(apart)) < 2:
+        raise UserError(f"{shares}: give `train.py` another share of --hold-out, or more images")
+    if not held_out:
+        print(shares, file=sys.stderr)
+    return [image for image, is_apart in zip(images, apart, strict=True) if is_apart == held_out]
+
+
 def load_faces(
-    source: str, image_size: int, *, cache_dir: Path, skip_bad_images: bool = False, workers: int | None = None
-) -> np.ndarray:
+    source: str, image_size: int, *, cache_dir: Path, skip_bad_images: bool = False, workers: int | None = None,
+    hold_out: float = 0.0, held_out: bool = False,
+) -> np.ndarray:  # fmt: skip
     """Pixels (N, 3, S, S) uint8, read-only, mapped from a file in cache_dir that is made if need be.
 
     source: a folder of images, or "synthetic" (a folder of that name: "./synthetic").
     skip_bad_images: leave out files that cannot be decoded, at most 1 %, and say so on stderr.
     workers: decoding threads, by default one for each core. Threads do: Pillow decodes outside Python's lock.
+    hold_out: the share of images to leave out of the array (`is_held_out` of the relative name, of drawn faces of the
+    index), said on stderr; with held_out those alone are in it.
     The file's name is a digest of what it was made from: relative names, sizes and times of change of the images, S
     and skip_bad_images. Raises UserError.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     workers = workers or cores or 1
     if source == "synthetic":
-        digest = f"synthetic-v{synthetic.VERSION}-{SYNTHETIC_FACES}-{image_size}"
-        found, blocks = SYNTHETIC_FACES, _drawn(image_size, workers)
+        indices = _part(source, list(range(SYNTHETIC_FACES)), str, hold_out, held_out)
+        part = f"-{'held-out' if held_out else 'without'}-{hold_out}" if hold_out else ""
+        digest = f"synthetic-v{synthetic.VERSION}-{SYNTHETIC_FACES}-{image_size}{part}"
+        found, blocks = len(indices), _drawn(indices, image_size, workers)
     else:
         images = find_images(Path(source))
+        images = _part(source, images, lambda path: path.relative_to(source).as_posix(), hold_out, held_out)
         digest = _digest(Path(source), images, image_size, skip_bad_images)
         found, blocks = len(images), _decoded(images, image_size, skip_bad_images, workers)
 
@@ -239,9 +268,12 @@ def _decoded(images: list[Path], image_size: int, skip_bad_images: bool, workers
         yield good
 
 
-def _drawn(image_size: int, workers: int) -> Iterator[np.ndarray]:
+def _drawn(indices: list[int], image_size: int, workers: int) -> Iterator[np.ndarray]:
+    wanted = np.isin(np.arange(SYNTHETIC_FACES), indices)
+
     def draw(start: int) -> np.ndarray:
-        return synthetic.draw_faces(min(CHUNK, SYNTHETIC_FACES - start), image_size, seed=0, start=start)[0]
+        chosen = wanted[start : start + CHUNK]
+        return synthetic.draw_faces(len(chosen), image_size, seed=0, start=start)[0][chosen]
 
     return _in_order(draw, range(0, SYNTHETIC_FACES, CHUNK), workers)
 

@@ -366,6 +366,58 @@ def test_real_faces_equal_pillow(tmp_path):
             assert image.size == (178, 218) and np.array_equal(row, pillow(image, 64))
 
 
+# Images that training never sees
+
+
+def test_what_is_held_out_is_a_share_of_names_and_a_larger_share_holds_out_more():
+    names = [f"img_align_celeba/{i:06d}.jpg" for i in range(1, 20_001)]
+    before = set()
+    for share in (0.0, 0.1, 0.2, 0.5, 1.0):
+        apart = {name for name in names if faces.is_held_out(name, share)}
+        assert before <= apart
+        assert len(apart) == pytest.approx(share * len(names), abs=4 * (len(names) * share * (1 - share)) ** 0.5)
+        before = apart
+
+
+def test_what_is_held_out_never_changes():
+    """As `printf 11.jpg | b2sum -l 64` says: the first digits below a fifth of all. Runs rely on it ever after."""
+    assert [i for i in range(40) if faces.is_held_out(f"{i}.jpg", 0.2)] == [11, 12, 30, 38]
+
+
+def test_training_and_held_out_images_are_all_images_and_have_an_array_each(tmp_path, capsys):
+    images, cache = folder_of(tmp_path / "images", 60), tmp_path / "cache"
+    every = load_faces(str(images), 16, cache_dir=cache)
+    assert capsys.readouterr().err.count("--hold-out") == 0
+    apart = [faces.is_held_out(path.name, 0.2) for path in find_images(images)]
+    training = load_faces(str(images), 16, cache_dir=cache, hold_out=0.2)
+    assert f"keeps {sum(apart)} of 60 images" in capsys.readouterr().err
+    held_out = load_faces(str(images), 16, cache_dir=cache, hold_out=0.2, held_out=True)
+    assert np.array_equal(training, every[~np.array(apart)]) and np.array_equal(held_out, every[apart])
+    assert len(list(cache.glob("*.npy"))) == 3
+
+    folder_of(images, 20, start=60)  # others beside them change nothing of where these fall
+    more = load_faces(str(images), 16, cache_dir=cache, hold_out=0.2, held_out=True)
+    assert np.array_equal(more[: len(held_out)], held_out)
+    elsewhere = images.rename(tmp_path / "moved")
+    assert np.array_equal(load_faces(str(elsewhere), 16, cache_dir=cache, hold_out=0.2, held_out=True), more)
+
+
+def test_drawn_faces_are_held_out_by_their_index(tmp_path, monkeypatch):
+    monkeypatch.setattr(faces, "SYNTHETIC_FACES", 2 * faces.CHUNK + 2)
+    every = load_faces("synthetic", 8, cache_dir=tmp_path)
+    apart = np.array([faces.is_held_out(str(i), 0.2) for i in range(len(every))])
+    parts = [load_faces("synthetic", 8, cache_dir=tmp_path, hold_out=0.2, held_out=part) for part in (False, True)]
+    assert np.array_equal(parts[0], every[~apart]) and np.array_equal(parts[1], every[apart])
+    assert load_faces("synthetic", 8, cache_dir=tmp_path, hold_out=0.4).shape < parts[0].shape
+
+
+@pytest.mark.parametrize(("share", "held_out"), [(1e-9, False), (1e-9, True), (0.0, True)])
+def test_a_part_without_an_image_is_named(tmp_path, share, held_out):
+    images = folder_of(tmp_path / "images", 3)
+    with pytest.raises(UserError, match=f"--hold-out {share} keeps 0 of 3 images in .*images from training"):
+        load_faces(str(images), 16, cache_dir=tmp_path / "cache", hold_out=share, held_out=held_out)
+
+
 # Batches
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]

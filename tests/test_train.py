@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import sample
 import train
 from magnet import checkpoint
+from magnet.faces import fingerprint, is_held_out
 from magnet.maddpg import MADDPG
 
 ROOT = Path(train.__file__).parent
@@ -124,6 +125,8 @@ def test_every_preset_trains_and_flags_come_before_it(place, preset):
         (["--lr", "nan"], ["--lr is nan"]),
         (["--gamma", "1"], ["--gamma is 1.0"]),
         (["--tau", "-0.1"], ["--tau is -0.1"]),
+        (["--hold-out", "0.6"], ["--hold-out is 0.6", "from 0 to 0.5"]),
+        (["--hold-out", "1e-9"], ["--hold-out 1e-09", "0 of 40 images"]),
         (["--steps", "-1"], ["--steps is -1"]),
         (["--name", "../x"], ["--name is '../x'"]),
         (["--name", ".."], ["--name is '..'"]),
@@ -296,6 +299,29 @@ def test_a_resumed_run_keeps_its_game(place, capsys):
     assert train.main(["--resume", "models/game", "--steps", "3"]) == 2
     assert "not those" in capsys.readouterr().err
     assert state(place / "models" / "game")["steps"] == 2
+
+
+def test_held_out_images_are_shown_to_no_agent_and_stay_apart(place, capsys):
+    assert train.main([*TINY, "--hold-out", "0.2", "--steps", "6", "--name", "apart"]) == 0
+    run = place / "models" / "apart"
+    every = {p.name: np.asarray(Image.open(p)) for p in (place / "faces").iterdir()}
+    training = np.stack([every[n] for n in sorted(every) if not is_held_out(n, 0.2)]).transpose(0, 3, 1, 2)
+    assert 0 < len(training) < 40 and checkpoint.newest(run / "checkpoints")[1]["faces"] == fingerprint(training)
+    assert train.main(["--resume", "models/apart", "--steps", "7", "--hold-out", "0.3"]) == 2
+    assert "--hold-out (was 0.2)" in capsys.readouterr().err
+    assert train.main(["--resume", "models/apart", "--steps", "7"]) == 0
+    assert sample.main(["models/apart", "--kind", "policy", "--out", "pairs.png"]) == 0
+    pairs = np.asarray(Image.open("pairs.png"))
+    states = {
+        pairs[2 + 34 * r : 34 + 34 * r, 2 + 34 * c : 34 + 34 * c].tobytes() for r in range(8) for c in (0, 2, 4, 6)
+    }
+    allowed = {
+        np.ascontiguousarray(turned).tobytes()
+        for n in every
+        if not is_held_out(n, 0.2)
+        for turned in (every[n], every[n][:, ::-1])
+    }
+    assert states <= allowed
 
 
 def test_a_finished_run_is_left_as_it_is(place, capsys):
