@@ -22,35 +22,40 @@ ROW = 8  # pictures in a row of the grid, and from one point of an interpolation
 FRAME = 60  # milliseconds
 
 
-def load_agent(run: Path, device: str):
-    """The generator agent of a run's newest checkpoint, or of a checkpoint file; its config. Raises UserError."""
+def load_checkpoint(run: Path) -> tuple[Path, dict]:
+    """The newest checkpoint of a run folder, or a checkpoint file, and its contents. Raises UserError."""
+    from magnet import checkpoint
+
+    if run.is_file():
+        return run, checkpoint.load(run)
+    if (run / "checkpoints").is_dir():
+        return checkpoint.newest(run / "checkpoints")
+    raise UserError(f"There is no run or checkpoint {run}; `ls models` shows the runs.")
+
+
+def load_agent(path: Path, saved: dict, device: str):
+    """The generator agent of the checkpoint `saved`, read from `path`, and its config. Raises UserError."""
     import torch
 
-    from magnet import checkpoint
     from magnet.agents import GeneratorAgent
     from train import restored_config, settle
 
-    if run.is_file():
-        path, saved = run, checkpoint.load(run)
-    elif (run / "checkpoints").is_dir():
-        path, saved = checkpoint.newest(run / "checkpoints")
-    else:
-        raise UserError(f"There is no run or checkpoint {run}; `ls models` shows the runs.")
     config = settle(dataclasses.replace(restored_config(path, saved), device=device))
     agent = GeneratorAgent("generator", config, torch.device(config.device))
     agent.load_networks(saved["trainer"]["agents"]["generator"])
     return agent, config
 
 
-def load_states(config, data: str | None):
-    """The faces that G_a answers, those that it learned from. Raises UserError if they are gone."""
+def load_states(config, data: str | None, held_out: bool = False):
+    """The faces that G_a answers, those that it learned from, or those held out. Raises UserError if they are gone."""
     from magnet.faces import Faces, load_faces
     from train import CACHE
 
     source = data or config.data
     pixels = load_faces(
-        source, config.image_size, cache_dir=CACHE, skip_bad_images=config.skip_bad_images, hold_out=config.hold_out
-    )
+        source, config.image_size, cache_dir=CACHE, skip_bad_images=config.skip_bad_images,
+        hold_out=config.hold_out, held_out=held_out,
+    )  # fmt: skip
     return Faces(pixels, config.device)
 
 
@@ -136,7 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
     from magnet.sampling import Sampler
 
     try:
-        agent, config = load_agent(options.run, options.device)
+        agent, config = load_agent(*load_checkpoint(options.run), options.device)
         if options.kind == "policy" and config.algorithm == "gan":
             raise UserError(f"{options.run} is a plain GAN and has no policy; leave out --kind policy.")
         faces = load_states(config, options.data) if options.kind == "policy" else None

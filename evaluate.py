@@ -1,0 +1,211 @@
+#!/usr/bin/env python3
+"""Scores what a run has learned: samples of its averaged G against the images that it learned from.
+
+    python3 evaluate.py models/2026-11-22_14-03-59                     FID, KID, precision, recall, SWD on 5,000 images
+    python3 evaluate.py RUN --held-out                                 against images that training never saw
+    python3 evaluate.py RUN --features NET.pt2                         with another feature network than Inception
+    python3 evaluate.py RUN --no-features                              the sliced Wasserstein distance (SWD) alone
+
+RUN is a run folder (its newest checkpoint) or a checkpoint file. Samples are of two kinds, prior (z from noise) and
+policy (z from G_a); real images against other real ones are the floor. What a number was measured on stands below it.
+Exit status 2: a mistake in the settings or files, said in one sentence.
+"""
+
+import argparse
+import json
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from magnet.errors import UserError
+
+# What imports torch is imported where it is needed: --help and a wrong word answer at once.
+
+SHOWN = 16  # samples whose nearest real image is drawn
+FEWEST = 32  # images to score against: half of them are the floor, whose neighbourhoods must not be all of it
+
+
+def evaluate(options: argparse.Namespace) -> dict:
+    """Scores options.run: {"scores": by kind of sample, "protocol": what they were measured on, "nearest": a picture}.
+
+    Writes the picture, and into a run folder the scores for TensorBoard. Raises UserError.
+    """
+    import torch
+
+    from magnet.metrics import nearest
+    from magnet.randomness import stream
+    from magnet.sampling import Sampler
+    from sample import draw, load_agent, load_checkpoint, write
+
+    picture = options.nearest or (options.run / "nearest.png" if options.run.is_dir() else Path("nearest.png"))
+    if not picture.parent.is_dir():
+        raise UserError(f"There is no folder {picture.parent} for {picture.name}; make it, or name another --nearest.")
+    path, saved = load_checkpoint(options.run)
+    agent, config = load_agent(path, saved, options.device)
+    embed, network = feature_network(options, agent.device)
+    faces, reference, kind_of_reference = load_images(options, config, saved["faces"])
+
+    count, half = min(options.count, len(reference)), min(options.count, len(reference) // 2)
+    if count < options.count:
+        print(f"Scoring {count} samples of a kind: there are no more images to compare with.")
+    order = torch.randperm(len(reference), generator=stream(options.seed, "reference"))
+    real = described(pick(reference, order[: max(count, 2 * half)]), embed)
+    kinds = {"prior": None} if config.algorithm == "gan" else {"prior": None, "policy": faces}
+    samples = {kind: draw(Sampler(agent, states, seed=options.seed), kind, count)[0] for kind, states in kinds.items()}
+
+    frechet = "fd" if options.features else "fid"
+    scores = {}
+    for kind, images in samples.items():
+        scores[kind] = compare(described(images, embed), rows(real, 0, count), frechet, agent.device)
+    scores["real"] = compare(rows(real, 0, half), rows(real, half, 2 * half), frechet, agent.device)
+
+    shown = torch.cat([images[: SHOWN // len(samples)] for images in samples.values()])
+    write(nearest(shown, faces, embed), shown, picture, None, None)
+    step = saved["trainer"]["steps"]
+    if options.run.is_dir():
+        log(options.run, step, scores, "evaluate-held-out" if options.held_out else "evaluate")
+    protocol = {
+        "checkpoint": str(path), "step": step, "images seen": step * config.batch_size, "algorithm": config.algorithm,
+        "samples": f"of the running average, seed {options.seed}", "size": f"{config.image_size}x{config.image_size}",
+        "crop": "short side resized to the size (bilinear), centre cut out, not mirrored",
+        "reference": options.data or config.data, "reference set": f"{kind_of_reference}, {len(reference)} images",
+        "fingerprint": reference.fingerprint, "features": network, "torch": torch.__version__,
+    }  # fmt: skip
+    return {"scores": scores, "protocol": protocol, "nearest": str(picture)}
+
+
+def feature_network(options: argparse.Namespace, device) -> tuple:
+    """What turns images into features, and its name; None and None if none is wanted. Raises UserError."""
+    from magnet.metrics import exported_network, inception
+
+    if options.no_features:
+        return None, None
+    if options.features:
+        return exported_network(options.features, device)
+    return inception(options.inception_weights, device)
+
+
+def load_images(options: argparse.Namespace, config, fingerprint: str) -> tuple:
+    """The images that G_a answers, those to score against, both Faces, and what the latter are.
+
+    fingerprint: of the images that the run learned from. Raises UserError.
+    """
+    from sample import load_states
+
+    if options.held_out and not config.hold_out:
+        raise UserError(f"{options.run} held no images out of its training; `train.py --hold-out 0.1` does.")
+    faces = load_states(config, options.data)
+    known = faces.fingerprint == fingerprint
+    if options.held_out and not known:
+        raise UserError(f"{options.data or config.data} is not what {options.run} learned from; give that with --data.")
+    reference = load_states(config, options.data, held_out=True) if options.held_out else faces
+    if len(reference) < FEWEST:
+        raise UserError(
+            f"{len(reference)} images are too few to score against, {FEWEST} the fewest: name more with --data, or "
+            f"give train.py a larger --hold-out."
+        )
+    return faces, reference, "held out" if options.held_out else "training" if known else "not those of training"
+
+
+def pick(faces, indices):
+    """Images uint8 (n, 3, S, S) on the CPU, for indices (n,) as Faces.batch takes them."""
+    import torch
+
+    from magnet.faces import to_uint8
+
+    return torch.cat([to_uint8(faces.batch(part)).cpu() for part in indices.split(256)])
+
+
+def described(images, embed) -> dict:
+    """A set of images (N, 3, S, S), with their features (N, F) if there is a network."""
+    from magnet.metrics import features
+
+    return {"images": images} | ({"features": features(embed, images)} if embed else {})
+
+
+def rows(described: dict, start: int, stop: int) -> dict:
+    """Part of a set."""
+    return {key: values[start:stop] for key, values in described.items()}
+
+
+def compare(fakes: dict, reals: dict, frechet: str, device) -> dict[str, float]:
+    """All scores of one set against another, the Frechet distance under the name `frechet`; and how many they are."""
+    from magnet.metrics import feature_scores, sliced_wasserstein
+    from magnet.randomness import stream
+
+    scores = {"samples": len(fakes["images"]), "references": len(reals["images"])}
+    scores |= sliced_wasserstein(fakes["images"].to(device), reals["images"].to(device), stream(0, "patches"))
+    if "features" in fakes:
+        found = feature_scores(fakes["features"], reals["features"])
+        scores |= {frechet: found.pop("frechet")} | found
+    return scores
+
+
+def log(run: Path, step: int, scores: dict[str, dict[str, float]], name: str) -> None:
+    """The scores as scalars for TensorBoard, NAME/prior/fid and so on, in a file of their own beside the run's."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(run)) as board:
+        for kind, numbers in scores.items():
+            for metric, value in numbers.items():
+                board.add_scalar(f"{name}/{kind}/{metric}", value, step)
+
+
+def table(scores: dict[str, dict[str, float]]) -> str:
+    """The scores for people: a line for each kind of sample."""
+    names = {
+        "samples": ("samples", "d"), "references": ("against", "d"), "swd": ("SWD", ".2f"), "fid": ("FID", ".2f"),
+        "fd": ("FD", ".2f"), "kid_x1000": ("KID x 1000", ".2f"), "precision": ("precision", ".3f"),
+        "recall": ("recall", ".3f"),
+    }  # fmt: skip
+    columns = [(key, *name) for key, name in names.items() if key in scores["real"]]
+    lines = [" " * 9 + "".join(f"{title:>12}" for _, title, _ in columns)]
+    for kind, numbers in scores.items():
+        title = "real/real" if kind == "real" else kind
+        lines.append(f"{title:<9}" + "".join(f"{numbers[key]:>12{form}}" for key, _, form in columns))
+    return "\n".join(lines)
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line. Exits with 2 on a bad word."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="run folder or checkpoint file")
+    parser.add_argument("--held-out", action="store_true", help="against the images that training never saw")
+    parser.add_argument("--count", type=int, default=5000, help="samples (default 5000), at most the real images")
+    parser.add_argument("--seed", type=int, default=0, help="of samples and of which real images (default 0)")
+    parser.add_argument("--data", help="the run's images, if they lie elsewhere now: a folder or synthetic")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--json", action="store_true", help="one line of JSON on stdout instead of the table")
+    parser.add_argument("--nearest", type=Path, metavar="FILE", help="16 samples, each beside the nearest real image")
+    network = parser.add_mutually_exclusive_group()
+    network.add_argument("--inception-weights", type=Path, metavar="FILE", help="instead of a download")
+    network.add_argument("--features", type=Path, metavar="NET.pt2", help="of torch.export: uint8 (N,3,64,64) -> (N,F)")
+    network.add_argument("--no-features", action="store_true", help="the sliced Wasserstein distance alone")
+    options = parser.parse_args(arguments)
+    if options.count < FEWEST:
+        parser.error(f"--count is {options.count}, but must be at least {FEWEST}")
+    if options.nearest and options.nearest.suffix.lower() != ".png":
+        parser.error(f"--nearest is {options.nearest}, but must end in .png")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The program; returns its exit status."""
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    try:
+        with redirect_stdout(sys.stderr):  # stdout is for the scores
+            report = evaluate(options)
+    except (UserError, OSError) as error:
+        print(f"evaluate.py: {error}", file=sys.stderr)
+        return 2
+    if options.json:
+        print(json.dumps(report))
+    else:
+        print(table(report["scores"]) + "\n")
+        for key, value in (report["protocol"] | {"nearest": report["nearest"]}).items():
+            print(f"{key:<16}{value}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
