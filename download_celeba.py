@@ -1,8 +1,11 @@
 """Fetch CelebA: the official archive of aligned faces, checked and unpacked to data/celeba/img_align_celeba/.
 
+With --attributes the official list of the faces' 40 attributes instead, as data/celeba/list_attr_celeba.txt.
+
     python3 download_celeba.py                                          # 1.4 GB from Google Drive
     python3 download_celeba.py --from-zip img_align_celeba.zip          # an archive that you fetched by hand
     python3 download_celeba.py --url https://example.org/celeba.zip     # a mirror
+    python3 download_celeba.py --attributes                             # 27 MB; also with --url or --from-file
 
 Stop it at any time: the same command goes on with the download, or unpacks afresh. Work in progress stays in
 data/celeba.download/; img_align_celeba/ appears by one rename, when every image of it is there.
@@ -35,12 +38,15 @@ from tqdm import tqdm
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """Where an archive is and what it must be; None accepts anything."""
+    """Where an archive, or the list, is and what it must be; None accepts anything."""
 
     url: str
     size: int | None  # bytes
     md5: str | None
     images: int | None
+    name: str = "img_align_celeba.zip"
+    head: bytes = rb"PK\x03\x04"  # a pattern of its first bytes: web pages come under any name
+    by_hand: str = "--from-zip"  # how the program takes a file that was fetched by hand
 
 
 CELEBA = Archive(
@@ -48,6 +54,15 @@ CELEBA = Archive(
     size=1_443_490_838,
     md5="00d2c5bc6d35e252742224ab0c1e8fcb",
     images=202_599,
+)
+ATTRIBUTES = Archive(
+    url="https://drive.google.com/file/d/0B7EVK8r0v71pblRyaVFSWGxPY0U/view",
+    size=26_721_026,
+    md5="75e246fa4810816ffd6ee81facbd244c",  # both, and the id, as in torchvision.datasets.CelebA
+    images=None,
+    name="list_attr_celeba.txt",
+    head=rb"\d+\s",  # the number of its rows
+    by_hand="--attributes --from-file",
 )
 HOMEPAGE = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 DATA_DIR = Path("data/celeba")
@@ -67,14 +82,18 @@ class BadArchive(Exception):
     """What is wrong with an archive; reading it again will not help."""
 
 
-def main(argv: list[str] | None = None, archive: Archive = CELEBA) -> int:
+def main(argv: list[str] | None = None, archive: Archive | None = None) -> int:
     args = parse_arguments(argv)
+    archive = archive or (ATTRIBUTES if args.attributes else CELEBA)
     if args.url:
         archive = dataclasses.replace(archive, url=args.url)
     if args.any_archive:
         archive = dataclasses.replace(archive, size=None, md5=None, images=None)
     try:
-        install(archive, args.data_dir, args.from_zip, args.keep_zip)
+        if args.attributes:
+            install_attributes(archive, args.data_dir, args.from_zip)
+        else:
+            install(archive, args.data_dir, args.from_zip, args.keep_zip)
     except KeyboardInterrupt:
         print("\nStopped; the same command goes on from here.", file=sys.stderr)
         return 130
@@ -90,8 +109,10 @@ def main(argv: list[str] | None = None, archive: Archive = CELEBA) -> int:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Fetch, check and unpack the CelebA faces.", allow_abbrev=False)
     parser.add_argument("--data-dir", type=Path, default=DATA_DIR, help="folder for the images (default: %(default)s)")
+    parser.add_argument("--attributes", action="store_true", help="fetch the list of attributes, not the images")
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--from-zip", type=Path, metavar="PATH", help="use this archive, and leave it where it is")
+    about = "use this archive or list, and leave it where it is"
+    source.add_argument("--from-zip", "--from-file", type=Path, metavar="PATH", help=about)
     source.add_argument("--url", help="download from a mirror, not from Google Drive")
     parser.add_argument("--any-archive", action="store_true", help="accept any size and md5, but decode every image")
     parser.add_argument("--keep-zip", action="store_true", help="do not delete the downloaded archive at the end")
@@ -111,23 +132,57 @@ def install(archive: Archive, data_dir: Path, from_zip: Path | None, keep_zip: b
             return
         if any((data_dir / FOLDER).glob("*")) or any(data_dir.glob("*.jpg")):
             raise Failure(f"{data_dir} has other images or part of a set: use them, or move them away and run again")
-        path = from_zip or download(archive, work, data_dir)
-        folder = work / f"{FOLDER}.tmp-{os.getpid()}"
-        try:
-            record = {"source": str(from_zip or archive.url), **verify(path, archive)}
+        with checked(archive, work, data_dir, from_zip, keep_zip) as (path, folder, record):
             record["images"] = unpack(path, archive, folder)
             publish(folder, record, data_dir)
-        except BadArchive as error:
-            if not from_zip:
-                path = path.replace(path.with_name(path.name + ".bad"))
-            raise Failure(f"{path} is {error}. {by_hand(archive, data_dir)}") from error
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-        if not from_zip and not keep_zip:
-            path.unlink()
     print(f"{record['images']:,} images are in {data_dir / FOLDER}")
     print(f"CelebA is for non-commercial research only and must not be passed on: {HOMEPAGE}")
     print("Next: python3 train.py" + ("" if data_dir == DATA_DIR else f' --data "{data_dir}"'))
+
+
+def install_attributes(archive: Archive, data_dir: Path, from_file: Path | None) -> None:
+    target = data_dir / archive.name
+    if say_if_right(target, archive):
+        return
+    with work_folder(data_dir) as work, checked(archive, work, data_dir, from_file, keep=False) as (path, folder, _):
+        folder.mkdir()
+        os.replace(shutil.copyfile(path, folder / archive.name), target)
+    print(f"The attributes are in {target}")
+    print("Next: python3 experiments/face_features.py --help")
+
+
+@contextlib.contextmanager
+def checked(
+    archive: Archive, work: Path, data_dir: Path, from_file: Path | None, keep: bool
+) -> Iterator[tuple[Path, Path, dict]]:
+    """Within: the archive's file, found right; a folder yet to be made, for what comes of it; a record of its origin.
+
+    BadArchive becomes Failure. Afterwards the folder goes, and if all went well and not `keep`, what was downloaded.
+    """
+    path = from_file or download(archive, work, data_dir)
+    folder = work / f"{FOLDER}.tmp-{os.getpid()}"
+    try:
+        yield path, folder, {"source": str(from_file or archive.url), **verify(path, archive)}
+    except BadArchive as error:
+        if not from_file:
+            path = path.replace(path.with_name(path.name + ".bad"))
+        raise Failure(f"{path} is {error}. {by_hand(archive, data_dir)}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if not from_file and not keep:
+        path.unlink()
+
+
+def say_if_right(target: Path, archive: Archive) -> bool:
+    """True, and a sentence, if the file is there and is the archive's. Raises Failure if it is another."""
+    if not target.exists():
+        return False
+    try:
+        verify(target, archive)
+    except BadArchive as error:
+        raise Failure(f"{target} is {error}: move it away and run the same command again") from error
+    print(f"Nothing to do: {target} is there")
+    return True
 
 
 def say_if_complete(data_dir: Path) -> bool:
@@ -172,14 +227,15 @@ def require_space(folder: Path, needed: float) -> None:
 
 
 def by_hand(archive: Archive, data_dir: Path) -> str:
-    command = f'python3 download_celeba.py --data-dir "{data_dir}" --from-zip PATH'
+    command = f'python3 download_celeba.py --data-dir "{data_dir}" {archive.by_hand} PATH'
     return f"Open {archive.url} in a browser, save the file, and run: {command} (if repacked, with --any-archive)"
 
 
 def download(archive: Archive, work: Path, data_dir: Path) -> Path:
     """Path of the archive in `work`; what an earlier run fetched of it is not fetched again."""
     # Without an md5 nothing would notice that the halves of two different files were joined: one name per address.
-    path = work / f"{FOLDER if archive.md5 else hashlib.sha256(archive.url.encode()).hexdigest()[:16]}.zip"
+    stem = Path(archive.name).stem if archive.md5 else hashlib.sha256(archive.url.encode()).hexdigest()[:16]
+    path = work / f"{stem}{Path(archive.name).suffix}"
     if path.exists():
         return path
     if archive.size:
@@ -204,12 +260,12 @@ def verify(path: Path, archive: Archive) -> dict:
     """Size and md5 of the file, which must be the archive's."""
     with open(path, "rb") as file:
         head = file.read(8192)
-    if not head.startswith(b"PK\x03\x04"):
+    if not re.match(archive.head, head):
         title = re.search(r"<title[^>]*>([^<]*)|$", head.decode(errors="replace"), re.IGNORECASE)[1] or "no title"
-        raise BadArchive(f"no zip archive but perhaps a web page ({''.join(filter(str.isprintable, title[:80]))})")
+        raise BadArchive(f"not {archive.name} but perhaps a web page ({''.join(filter(str.isprintable, title[:80]))})")
     size = path.stat().st_size
     if archive.size not in (None, size):
-        raise BadArchive(f"not the right archive: it has {size:,} bytes, not {archive.size:,}")
+        raise BadArchive(f"not the right file: it has {size:,} bytes, not {archive.size:,}")
     digest = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as file, tqdm(total=size, unit="B", unit_scale=True, desc="Checking") as bar:
         while piece := file.read(1 << 20):
@@ -217,7 +273,7 @@ def verify(path: Path, archive: Archive) -> dict:
             bar.update(len(piece))
     md5 = digest.hexdigest()
     if archive.md5 not in (None, md5):
-        raise BadArchive(f"not the right archive: its md5 is {md5}, not {archive.md5}")
+        raise BadArchive(f"not the right file: its md5 is {md5}, not {archive.md5}")
     return {"size": size, "md5": md5}
 
 

@@ -147,6 +147,7 @@ def load_faces(
 ) -> np.ndarray:  # fmt: skip
     """Pixels (N, 3, S, S) uint8, read-only, mapped from a file in cache_dir that is made if need be.
 
+    The images of a folder are in the order of find_images.
     source: a folder of images, or "synthetic" (a folder of that name: "./synthetic").
     skip_bad_images: leave out files that cannot be decoded, at most 1 %, and say so on stderr.
     workers: decoding threads, by default one for each core. Threads do: Pillow decodes outside Python's lock.

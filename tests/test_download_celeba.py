@@ -19,6 +19,7 @@ from pathlib import Path
 
 import gdown
 import pytest
+import torchvision
 from PIL import Image
 
 import download_celeba as celeba
@@ -344,6 +345,67 @@ def test_two_at_once(mirror, data_dir):
             assert "Nothing to do" in second.communicate(timeout=60)[0]
     assert (first.returncode, second.returncode, len(mirror.ranges)) == (0, 0, 1)
     assert_installed(data_dir)
+
+
+# The list of attributes
+
+ROWS = b"2\nBald Smiling \n000001.jpg -1  1\n000002.jpg  1 -1\n" * 40000  # gdown's pieces again
+LIST = dataclasses.replace(celeba.ATTRIBUTES, size=len(ROWS), md5=hashlib.md5(ROWS).hexdigest())
+
+
+@pytest.mark.parametrize("source", ["--url", "--from-file"])
+def test_attributes_lie_beside_the_images(mirror, run, hand_made, data_dir, source):
+    assert run("--from-zip", hand_made)[0] == 0
+    images = tree(data_dir)
+    mirror.body = ROWS
+    hand_made.write_bytes(ROWS)
+    options = ["--attributes", source, mirror.url if source == "--url" else hand_made]
+    code, said = run(*options, archive=LIST)
+    assert code == 0 and str(data_dir / "list_attr_celeba.txt") in said
+    assert tree(data_dir) == images | {"list_attr_celeba.txt": ROWS}
+    assert hand_made.read_bytes() == ROWS and not Path(f"{data_dir}.download").exists()
+    code, said = run(*options, archive=LIST)
+    assert code == 0 and said.startswith("Nothing to do") and len(mirror.ranges) == (source == "--url")
+
+
+def test_short_list_then_rerun(mirror, run, data_dir):
+    mirror.body, mirror.mode = ROWS, "short"
+    assert run("--attributes", "--url", mirror.url, archive=LIST)[0] == 1
+    [(name, part)] = tree(data_dir.parent).items()
+    assert name.endswith(".part") and 0 < len(part) < len(ROWS)
+    mirror.mode = "honest"
+    assert run("--attributes", "--url", mirror.url, archive=LIST)[0] == 0
+    assert f"bytes={len(part)}-" in mirror.ranges
+    assert tree(data_dir.parent) == {"celeba/list_attr_celeba.txt": ROWS}
+
+
+WRONG_LIST = {
+    "md5": (ROWS[:-2] + b"?\n", "its md5 is"),
+    "size": (ROWS[:-9], f"it has {len(ROWS) - 9:,} bytes, not {len(ROWS):,}"),
+    "web page": (b"<title>Quota exceeded</title>", "not list_attr_celeba.txt but perhaps a web page (Quota exceeded)"),
+}
+
+
+@pytest.mark.parametrize(("body", "said"), WRONG_LIST.values(), ids=WRONG_LIST.keys())
+def test_wrong_list_is_set_aside(mirror, run, data_dir, body, said):
+    mirror.body = body
+    code, error = run("--attributes", "--url", mirror.url, archive=LIST)
+    assert code == 1 and said in error and f'--data-dir "{data_dir}" --attributes --from-file PATH' in error
+    assert tree(data_dir.parent) == {"celeba.download/list_attr_celeba.txt.bad": body}
+
+
+def test_wrong_list_in_place_is_named_and_stays(run, data_dir):
+    data_dir.mkdir(parents=True)
+    (data_dir / "list_attr_celeba.txt").write_bytes(ROWS[:-9])
+    code, error = run("--attributes", archive=LIST)
+    assert code == 1 and "list_attr_celeba.txt is not the right file" in error and "move it away" in error
+    assert tree(data_dir) == {"list_attr_celeba.txt": ROWS[:-9]}
+
+
+def test_attributes_are_the_list_that_torchvision_knows():
+    celeba_files = {name: (drive, md5) for drive, md5, name in torchvision.datasets.CelebA.file_list}
+    drive, md5 = celeba_files[celeba.ATTRIBUTES.name]
+    assert drive in celeba.ATTRIBUTES.url and md5 == celeba.ATTRIBUTES.md5
 
 
 def test_import_does_no_work(tmp_path):
