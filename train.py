@@ -74,7 +74,9 @@ class Config:
         0.0, "weight of D_a's gradient penalty between real and fake images; 10 in WGAN-GP", low=0, high=1e6
     )
     spectral_norm: bool = parameter(False, "spectral normalisation of D_a, in place of its BatchNorm")
-    answers: int = parameter(1, "actions that a generator tries on each state, to learn from; one is played", low=1)
+    answers: int = parameter(
+        1, "A, actions tried on each state: the policy's, which is played, and A - 1 of noise alone", low=1
+    )
     replay_size: int = parameter(8192, "transitions in the ring [D]", low=1)
     replay_fraction: float = parameter(0.25, "share of a batch that comes from the ring [D]", low=0, high=0.9)
     seed: int = parameter(0, "seed of everything random", low=0, high=2**63 - 1)

@@ -114,12 +114,12 @@ class Agent:
         }
 
 
-def for_answers(values: Tensor, fresh: int, answers: int) -> Tensor:
-    """Repeats the first `fresh` rows of `values` (B, ...) for each answer; the others, replayed, had one answer each.
+def for_answers(values: Tensor, fresh: int, count: int) -> Tensor:
+    """Repeats the first `fresh` rows of `values` (B, ...) for `count` answers; the others, replayed, had one each.
 
-    -> (answers * fresh + B - fresh, ...), the order in which a generator's actions stand.
+    -> (count * fresh + B - fresh, ...), the order in which a generator's actions stand.
     """
-    return torch.cat([*[values[:fresh]] * answers, values[fresh:]])
+    return torch.cat([*[values[:fresh]] * count, values[fresh:]])
 
 
 def discriminator_networks(config) -> dict[str, nn.Module]:
@@ -180,8 +180,8 @@ class DiscriminatorAgent(Agent):
         direction, metrics = returns.judgement_slope(joined.detach(), side), {}
         if "critic" in self.networks:
             if next_value:
-                answers = 1 + (len(fakes[0]) - len(real)) // fresh
-                next_value = torch.cat([next_value[0], *[for_answers(v, fresh, answers) for v in next_value[1:]]])
+                count = 1 + (len(fakes[0]) - len(real)) // fresh
+                next_value = torch.cat([next_value[0], *[for_answers(v, fresh, count) for v in next_value[1:]]])
             images = torch.cat([real, *fakes])
             value_slope, metrics = self.update_critic(images, joined.detach(), side, next_value)
             direction = returns.ascent_direction(direction, value_slope, self.config.lambda_discriminator)
@@ -245,19 +245,19 @@ class GeneratorAgent(Agent):
         return self.networks["actor"].first_memory(batch)
 
     def act(self, state: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The policy's z (B, nz) and the explored z (answers * B, nz) with graphs, and the next memory, detached.
+        """The policy's z (B, nz) and the answers (A B, nz), both with their graphs, and the next memory, detached.
 
-        Each answer explores apart; the first B explored z are first answers, and so on.
+        The first B answers are the policy's, explored; the others are noise alone, of which prior samples are made.
         """
         count = self.config.answers * len(state)
         if "actor" not in self.networks:
             noise = torch.randn(count, self.config.nz, generator=self.random, device=self.device)
             return noise, noise, memory
         policy, memory = self.networks["actor"](state, memory)
-        sigma = torch.rand(count, 1, generator=self.random, device=self.device) * self.config.exploration
+        sigma = torch.rand(len(policy), 1, generator=self.random, device=self.device) * self.config.exploration
         noise = torch.randn(count, self.config.nz, generator=self.random, device=self.device)
-        explored = returns.explore(policy.repeat(self.config.answers, 1), sigma=sigma, noise=noise)
-        return policy, explored, memory.detach()
+        noise, others = noise.split([len(policy), count - len(policy)])
+        return policy, torch.cat([returns.explore(policy, sigma=sigma, noise=noise), others]), memory.detach()
 
     def next_action(self, next_state: Tensor, next_memory: Tensor) -> tuple[Tensor, Tensor]:
         """What the targets would do next: z' (B, nz), and the image that they would show."""
@@ -271,15 +271,15 @@ class GeneratorAgent(Agent):
             return self.targets["critic"](next_state, next_z)
 
     def update(
-        self, state: Tensor, z: Tensor, images: Tensor, policy: Tensor, explored: Tensor,
+        self, state: Tensor, z: Tensor, images: Tensor, policy: Tensor, answers: Tensor,
         judges: list[nn.Module], next_value: Tensor | None,
     ) -> Metrics:  # fmt: skip
         """G, then critic, then actor.
 
         state (B, 3, S, S), of which the first F <= B rows are of this step, the others replayed. policy (F, nz) and
-        explored (A F, nz): what `act` gave for the first, with A answers each. z (C, nz), a leaf that requires a
-        gradient: explored, then the replayed actions; images G(z), with their graph. Replayed actions teach G and the
-        critic alone, for only an action of the present policy can be led back to it. judges: the D_a's.
+        answers (A F, nz): what `act` gave for the first. z (C, nz), a leaf that requires a gradient: the answers, then
+        the replayed actions; images G(z), with their graph. Noise and replayed actions teach G and the critic alone,
+        for only an action of the present policy can be led back to it. judges: the D_a's.
         """
         with frozen(judges):
             logits = torch.stack([judge(images) for judge in judges])
@@ -290,16 +290,16 @@ class GeneratorAgent(Agent):
         if "critic" not in self.networks:
             return metrics
 
-        fresh, answers = len(policy), len(explored) // len(policy)
-        encoded = for_answers(self.networks["critic"].encode(state), fresh, answers)
+        fresh, count = len(policy), len(answers) // len(policy)
+        encoded = for_answers(self.networks["critic"].encode(state), fresh, count)
         if next_value is not None:
-            next_value = for_answers(next_value, fresh, answers)
+            next_value = for_answers(next_value, fresh, count)
         value_slope, critic_metrics = self.teach_critic(encoded, z, earned.detach(), return_slope, next_value)
 
-        direction = returns.ascent_direction(return_slope, value_slope, self.config.lambda_generator)[: len(explored)]
+        direction = returns.ascent_direction(return_slope, value_slope, self.config.lambda_generator)[:fresh]
         diversity = returns.diversity_return(policy)
         loss = -self.config.diversity_weight * diversity
-        torch.autograd.backward([explored, loss], [-direction / len(explored), torch.ones_like(loss)])
+        torch.autograd.backward([answers[:fresh], loss], [-direction / fresh, torch.ones_like(loss)])
         metrics["actor_gradient"] = self.descend("actor")
 
         policy = policy.detach()

@@ -22,15 +22,15 @@ from magnet.replay import Replay
 class Batch:
     """What one step learns from. Of its B rows the first F are of this step, the others come from the ring.
 
-    To each of the F states a generator finds A answers, of which the first is played; with the replayed actions it has
-    C = A F + B - F of them. Lists have one entry a generator, `logits` one a discriminator. Actions keep their graphs:
-    no pass is made twice.
+    To each of the F states a generator tries A answers, of which the first, its policy's, is played; with the replayed
+    actions it has C = A F + B - F of them. Lists have one entry a generator, `logits` one a discriminator. Actions keep
+    their graphs: no pass is made twice.
     """
 
     state: Tensor  # s_t (B, 3, S, S)
     real: Tensor  # x_t = s_{t+1} (B, 3, S, S)
     policy: list[Tensor]  # G_a(s_t, h_t) (F, nz)
-    explored: list[Tensor]  # the same, with exploration (A F, nz)
+    answers: list[Tensor]  # the same with exploration, then noise alone (A F, nz)
     z: list[Tensor]  # the actions taken (C, nz), leaves
     images: list[Tensor]  # G(z) by the present G (C, 3, S, S)
     fakes: list[Tensor]  # as they were put forward: by the present G, then by earlier ones (C, 3, S, S)
@@ -106,16 +106,16 @@ class MADDPG:
         state = self.observations[self.generators[0].name]
         real = self.observations[self.discriminators[0].name]
         acts = [agent.act(state, memory) for agent, memory in zip(self.generators, self.memories, strict=True)]
-        policy, explored, self.memories = map(list, zip(*acts, strict=True))
+        policy, answers, self.memories = map(list, zip(*acts, strict=True))
 
-        z = [torch.cat([a.detach(), old["z"][:, i]]).requires_grad_() for i, a in enumerate(explored)]
+        z = [torch.cat([a.detach(), old["z"][:, i]]).requires_grad_() for i, a in enumerate(answers)]
         images = [agent.networks["generator"](a) for agent, a in zip(self.generators, z, strict=True)]
-        fresh = len(explored[0])
+        fresh = len(answers[0])
         fakes = [torch.cat([x.detach()[:fresh], from_uint8(old["image"][:, i])]) for i, x in enumerate(images)]
         real = torch.cat([real, self.faces.batch(old["real"])])
         return Batch(
             state=torch.cat([state, self.faces.batch(old["state"])]), real=real,
-            policy=policy, explored=explored, z=z, images=images, fakes=fakes,
+            policy=policy, answers=answers, z=z, images=images, fakes=fakes,
             logits=[agent.act(real, fakes) for agent in self.discriminators],
             memory=[torch.cat([h, old["memory"][:, i]]) for i, h in enumerate(self.memories)],
             next_real=old["next_real"],
@@ -157,7 +157,7 @@ class MADDPG:
         judges = [agent.networks["actor"] for agent in self.discriminators]
         for i, agent in enumerate(self.generators):
             learned = agent.update(
-                batch.state, batch.z[i], batch.images[i], batch.policy[i], batch.explored[i], judges, act_next[i]
+                batch.state, batch.z[i], batch.images[i], batch.policy[i], batch.answers[i], judges, act_next[i]
             )
             metrics |= {f"{agent.name}/{key}": value for key, value in learned.items()}
         return metrics

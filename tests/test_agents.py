@@ -265,23 +265,23 @@ FRESH = 5  # rows played now, of B; the others are replayed
 
 
 def actions(agent, replayed=2):
-    """What the trainer hands to `update`: policy and explored of the fresh rows, and z of all answers, a leaf."""
-    policy, explored, _ = agent.act(pictures(0, FRESH), agent.networks["actor"].first_memory(FRESH))
+    """What the trainer hands to `update`: policy and answers of the fresh rows, and z of all actions, a leaf."""
+    policy, answers, _ = agent.act(pictures(0, FRESH), agent.networks["actor"].first_memory(FRESH))
     old = torch.randn(B - FRESH, NZ, generator=torch.Generator().manual_seed(replayed))
-    return policy, explored, torch.cat([explored.detach(), old]).requires_grad_()
+    return policy, answers, torch.cat([answers.detach(), old]).requires_grad_()
 
 
 def update_generator(agent, judges, next_value=None, replayed=2):
     """One update on fresh rows and others that the seed `replayed` gives. Returns its metrics."""
-    policy, explored, z = actions(agent, replayed)
+    policy, answers, z = actions(agent, replayed)
     state = torch.cat([pictures(0, FRESH), pictures(replayed, B - FRESH)])
-    return agent.update(state, z, agent.networks["generator"](z), policy, explored, judges, next_value)
+    return agent.update(state, z, agent.networks["generator"](z), policy, answers, judges, next_value)
 
 
 def generator_objectives(agent, judges, next_value=None):
     """Per row the return and Q of actions that lead back to G_a; z's diversity; G_c's loss."""
     random = agent.random.get_state()
-    policy, explored, z = actions(agent)
+    policy, answers, z = actions(agent)
     agent.random.set_state(random)
     critic, config = agent.networks["critic"], agent.config
     if next_value is not None:
@@ -303,7 +303,7 @@ def generator_objectives(agent, judges, next_value=None):
     loss = td_error + config.slope_weight * (slope - return_slope).square().sum() / len(z)
     cosine = (slope * return_slope).sum() / slope.norm() / return_slope.norm()
 
-    led_back = torch.cat([explored, z[len(explored) :].detach()])
+    led_back = torch.cat([answers[:FRESH], z[FRESH:].detach()])
     return {
         "earned": reward(led_back), "value": q(led_back), "diversity": returns.diversity_return(policy),
         "loss": loss, "td_error": td_error, "cosine": cosine,
@@ -321,15 +321,16 @@ def test_without_exploration_the_generator_follows_its_policy():
     assert torch.equal(policy, explored)
 
 
-@pytest.mark.parametrize(("largest", "answers"), [(0.3, 1), (1.0, 1), (1.0, 3)])
-def test_each_answer_is_explored_with_a_sigma_of_its_own_up_to_the_largest(largest, answers):
+@pytest.mark.parametrize(("largest", "answers"), [(0.3, 1), (1.0, 1), (0.3, 3)])
+def test_first_answers_are_explored_with_a_sigma_each_and_the_others_are_noise(largest, answers):
     agent = new_generator(exploration=largest, answers=answers)
-    policy, explored, memory = agent.act(pictures(0), agent.networks["actor"].first_memory(B))
+    policy, found, memory = agent.act(pictures(0), agent.networks["actor"].first_memory(B))
     draw = stream(agent.config.seed, agent.name)
-    sigma, noise = torch.rand(answers * B, 1, generator=draw) * largest, torch.randn(answers * B, NZ, generator=draw)
-    expected = (1 - sigma**2).sqrt() * torch.cat([policy] * answers) + sigma * noise
-    torch.testing.assert_close(explored, expected)
-    assert policy.shape == (B, NZ) and explored.requires_grad and policy.requires_grad
+    sigma, noise = torch.rand(B, 1, generator=draw) * largest, torch.randn(answers * B, NZ, generator=draw)
+    torch.testing.assert_close(found[:B], (1 - sigma**2).sqrt() * policy + sigma * noise[:B])
+    assert torch.equal(found[B:], noise[B:])
+    assert policy.shape == (B, NZ) and found.requires_grad and policy.requires_grad
+    assert not memory.requires_grad
 
 
 def test_memory_is_carried_on_without_its_graph():
@@ -385,7 +386,7 @@ def test_g_a_ascends_lambda_of_the_return_and_the_rest_of_q_and_diversity(lam, d
     judges = new_judges()
     parts = generator_objectives(agent, judges)
     # BatchNorm lets a fresh action change what replayed rows earn: the sum is over all, the mean over the fresh.
-    objective = (lam * parts["earned"] + (1 - lam) * parts["value"]).sum() / (answers * FRESH)
+    objective = (lam * parts["earned"] + (1 - lam) * parts["value"]).sum() / FRESH
     expected = -gradient(objective + diversity_weight * parts["diversity"], agent.networks["actor"])
     steps = watch_steps(agent)
     metrics = update_generator(agent, judges)

@@ -200,7 +200,7 @@ def test_the_configured_share_of_a_batch_comes_from_the_ring(fraction, fresh):
     for step in range(4):
         _, batch = step_and_batch(trainer)
         rows = 8 if step else fresh  # the ring is empty at first
-        assert {len(x) for x in (*batch.policy, *batch.explored)} == {fresh}
+        assert {len(x) for x in (*batch.policy, *batch.answers)} == {fresh}
         everything = (*batch.z, *batch.images, *batch.fakes, *batch.memory, batch.state, batch.real, batch.next_real)
         assert {len(x) for x in everything} == {rows}
         assert [len(part) for part in batch.logits[0]] == [rows] * 3
@@ -211,7 +211,7 @@ def test_all_answers_teach_and_the_first_is_played_and_stored(algorithm):
     trainer = new_trainer(1, 1, replay_fraction=0.25, answers=3, algorithm=algorithm)
     run(trainer, 1)
     _, batch = step_and_batch(trainer)
-    assert len(batch.explored[0]) == 3 * FRESH
+    assert len(batch.answers[0]) == 3 * FRESH
     assert {len(x) for x in (batch.z[0], batch.images[0], batch.fakes[0], batch.logits[0][1])} == {3 * FRESH + 2}
     assert {len(x) for x in (batch.real, batch.state, batch.logits[0][0])} == {8}
     stored = trainer.replay.ring["z"][FRESH : 2 * FRESH, 0]
@@ -228,7 +228,7 @@ def test_what_was_played_is_stored():
     assert torch.equal(faces.batch(ring["real"]), batch.real)
     assert torch.equal(ring["next_real"], batch.next_real)
     for i in range(2):
-        assert torch.equal(ring["z"][:, i], batch.explored[i].detach())
+        assert torch.equal(ring["z"][:, i], batch.answers[i].detach())
         assert torch.equal(ring["memory"][:, i], batch.memory[i])
         assert (ring["image"][:, i] - 127.5 * (batch.fakes[i] + 1)).abs().max() <= 0.5 + 1e-4
 
@@ -453,7 +453,7 @@ def test_a_plain_gan_has_two_networks_that_ascend_their_returns_on_noise():
     judge, g = discriminator.networks["actor"], generator.networks["generator"]
     expected = gradient(-logsigmoid(judge(g(batch.z[0].detach()))).mean(), g)
     metrics = generator.update(
-        batch.state, batch.z[0], batch.images[0], batch.policy[0], batch.explored[0], [judge], None
+        batch.state, batch.z[0], batch.images[0], batch.policy[0], batch.answers[0], [judge], None
     )
     torch.testing.assert_close(steps[1], {"generator": expected})
     assert set(metrics) == {"return", "generator_gradient"}
