@@ -126,7 +126,7 @@ def scorer(features: Path, count: int) -> Callable[[Path], list[dict]]:
     from magnet.metrics import exported_network
     from magnet.randomness import stream
     from magnet.sampling import Sampler
-    from sample import draw, load_agent, load_checkpoint, load_states
+    from sample import draw, load_agents, load_checkpoint, load_states
 
     device = train.settle(train.Config()).device
     embed, _ = exported_network(features, torch.device(device))
@@ -138,7 +138,7 @@ def scorer(features: Path, count: int) -> Callable[[Path], list[dict]]:
         return faces, described(pick(faces, order[:count]), embed)
 
     def score(path: Path) -> list[dict]:
-        agent, config = load_agent(*load_checkpoint(path), device)
+        agent, _, config = load_agents(*load_checkpoint(path), device)
         faces, reals = real(train.Config(device=device, **{name: getattr(config, name) for name in OF_IMAGES}))
         kinds = {"prior": None} if config.algorithm == "gan" else {"prior": None, "policy": faces}
         found = []
