@@ -270,6 +270,13 @@ def test_an_exported_network_sees_64x64_and_any_number_of_images(thumbnail, face
     torch.testing.assert_close(features(embed, large), Thumbnail()(large).double())
 
 
+def test_images_are_made_smaller_with_antialiasing():
+    column = torch.zeros(1, 3, 128, 128, dtype=torch.uint8)
+    column[..., 64] = 255
+    # a pixel of half the size is 1 3 3 1 eighths of those below it
+    assert metrics.resized(column, 64)[0, 0, 5, 30:34].tolist() == [0, 32, 96, 0]
+
+
 @pytest.mark.parametrize("by_features", [False, True])
 def test_the_nearest_image_is_found_mirrored_or_not(by_features):
     real = torch.from_numpy(draw_faces(40, 32, seed=2)[0])
