@@ -364,6 +364,7 @@ def test_scores_go_on_with_a_run(place, k):
     assert scored(straight) == scored(parts) and len(scored(parts)) == 4
     for name in ("000017.pt", "best.pt"):
         ends = [checkpoint.load(run / "checkpoints" / name) for run in (straight, parts)]
+        assert ends[0]["best"]["step"] == min(scored(straight), key=lambda pair: pair[1])[0]
         assert ends[0]["best"] == ends[1]["best"] and differences(ends[0]["trainer"], ends[1]["trainer"]) == []
 
 
