@@ -106,8 +106,8 @@ def trained(runs: dict[Path, dict], jobs: int) -> Iterator[tuple[Path, bool]]:
 
 def minutes_at(run: Path) -> dict[int, float]:
     """By step: the minutes that train.py took up to there, with grids and checkpoints, without steps made twice."""
-    minutes, total = {}, 0.0
-    for line in (run / "metrics.jsonl").read_text().splitlines():
+    minutes, total, log = {}, 0.0, run / "metrics.jsonl"
+    for line in log.read_text().splitlines() if log.exists() else ():  # a run may diverge before the first line
         entry = json.loads(line)
         total += entry["steps"] * entry["images"] / entry["step"] / entry["images_per_second"] / 60
         minutes[entry["step"]] = total

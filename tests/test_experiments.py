@@ -249,6 +249,7 @@ def test_a_run_that_diverged_is_a_result_and_one_that_failed_is_none(tmp_path, m
 
 
 def test_minutes_are_those_that_the_log_counts(tmp_path):
+    assert ablation.minutes_at(tmp_path) == {}
     lines = [
         {"step": 20, "steps": 20, "images": 160, "images_per_second": 4.0},  # 160 images in 40 s
         {"step": 30, "steps": 10, "images": 240, "images_per_second": 8.0},  # 80 in 10 s
