@@ -69,13 +69,13 @@ class Config:
     slope_weight: float = parameter(1.0, "weight of dQ/da - dr/da in the critics' loss [D]; 0 in [M]", low=0, high=1e6)
     diversity_weight: float = parameter(10.0, "weight of the return for uncorrelated z [D]; 0 in [M]", low=0, high=1e6)
     exploration: float = parameter(1.0, "largest sigma of the noise in z [D]; 0.1 in [M]", low=0, high=1)
-    r1: float = parameter(0.0, "weight gamma of R1, the penalty on D_a's slopes at real images", low=0, high=1e6)
+    r1: float = parameter(0.1, "weight gamma of R1, the penalty on D_a's slopes at real images [D]", low=0, high=1e6)
     gradient_penalty: float = parameter(
         0.0, "weight of D_a's gradient penalty between real and fake images; 10 in WGAN-GP", low=0, high=1e6
     )
     spectral_norm: bool = parameter(False, "spectral normalisation of D_a, in place of its BatchNorm")
     answers: int = parameter(
-        1, "A, actions tried on each state: the policy's, which is played, and A - 1 of noise alone", low=1
+        2, "A, actions tried on each state: the policy's, which is played, and A - 1 of noise alone [D]", low=1
     )
     replay_size: int = parameter(8192, "transitions in the ring [D]", low=1)
     replay_fraction: float = parameter(0.25, "share of a batch that comes from the ring [D]", low=0, high=0.9)
@@ -103,7 +103,7 @@ PRESETS = {
     "default": {},
     "original": {  # the published hyperparameters, as far as they have a counterpart here
         "batch_size": 16, "gamma": 0.95, "tau": 0.01, "lambda_generator": 0.0, "lambda_discriminator": 0.0,
-        "slope_weight": 0.0, "diversity_weight": 0.0, "exploration": 0.1, "replay_fraction": 0.5,
+        "slope_weight": 0.0, "diversity_weight": 0.0, "exploration": 0.1, "replay_fraction": 0.5, "r1": 0.0, "answers": 1,
     },
     "cpu": {"image_size": 32, "width": 32, "nz": 64, "device": "cpu"},
 }  # fmt: skip
