@@ -103,7 +103,8 @@ PRESETS = {
     "default": {},
     "original": {  # the published hyperparameters, as far as they have a counterpart here
         "batch_size": 16, "gamma": 0.95, "tau": 0.01, "lambda_generator": 0.0, "lambda_discriminator": 0.0,
-        "slope_weight": 0.0, "diversity_weight": 0.0, "exploration": 0.1, "replay_fraction": 0.5, "r1": 0.0, "answers": 1,
+        "slope_weight": 0.0, "diversity_weight": 0.0, "exploration": 0.1, "replay_fraction": 0.5,
+        "r1": 0.0, "answers": 1,
     },
     "cpu": {"image_size": 32, "width": 32, "nz": 64, "device": "cpu"},
 }  # fmt: skip
