@@ -167,11 +167,14 @@ def test_a_bare_checkpoint_elsewhere(place, tmp_path, monkeypatch, capsys):
 
 
 def test_the_seed_is_used_and_reproduces(place, capsys):
-    first, again, other = (
-        report(capsys, "models/gan", "--no-features", "--count", "32", "--seed", seed)["scores"] for seed in "112"
-    )
-    assert first == again
-    assert first["prior"] != other["prior"] and first["real"] != other["real"]
+    def scored(seed):
+        found = report(capsys, "models/gan", "--no-features", "--count", "32", "--seed", seed)
+        return found["scores"], (place / found["nearest"]).read_bytes()
+
+    (first, drawn), (again, drawn_again), (other, drawn_otherwise) = map(scored, "112")
+    assert first == again and drawn == drawn_again
+    assert first["real"] != other["real"], "other real images"
+    assert drawn != drawn_otherwise, "other samples"
 
 
 def test_other_images_than_those_of_training_are_named_so(place, tmp_path, capsys):
