@@ -2,6 +2,7 @@
 """Draws the curves of experiments/ablation.py's results, and prints their table in Markdown.
 
     python3 experiments/figures.py results.jsonl --out docs/ --draw default lambda-0 gan
+    python3 experiments/figures.py results.jsonl --out docs/ --images 239360      the table at equal images
 
 scores-over-images.png and scores-over-minutes.png: Frechet distance and recall, the mean over the seeds and the band
 from the lowest to the highest. Solid: prior samples; dashed, without a band: policy samples. Needs matplotlib
@@ -10,6 +11,7 @@ from the lowest to the highest. Solid: prior samples; dashed, without a band: po
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -57,15 +59,18 @@ def cell(points: list[dict], key: str, digits: int) -> str:
     return f"{mean(points, key):.{digits}f}{extent}"
 
 
-def table(found: dict[str, list[dict]]) -> str:
-    """Markdown: for each setting and kind of sample the scores where its runs ended, the mean and extent over seeds."""
+def table(found: dict[str, list[dict]], images: float = math.inf) -> str:
+    """Markdown: for each setting and kind of sample the scores where its runs ended, the mean and extent over seeds.
+
+    images: take the last scores at up to so many images seen instead.
+    """
     rows = [["setting", "z from", "seeds", "images", *(title for _, title, _ in COLUMNS)]]
     rows.append(["---"] * len(rows[0]))
     for name, runs in found.items():
         diverged = sum(run["diverged"] for run in runs)
         seeds = f"{len(runs)}, {diverged} diverged" if diverged else str(len(runs))
         for kind in KINDS:
-            curves = [[point for point in run["curve"] if point["kind"] == kind] for run in runs]
+            curves = [[p for p in run["curve"] if p["kind"] == kind and p["images"] <= images] for run in runs]
             ends = [curve[-1] for curve in curves if curve]
             if ends:
                 cells = [cell(ends, key, digits) for key, _, digits in COLUMNS]
@@ -110,6 +115,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="the lines of experiments/ablation.py")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the two figures")
+    parser.add_argument("--images", type=int, default=math.inf, help="of the table: scores at up to so many images")
     about = f"settings to draw (default: the first {len(COLOURS)} of the file); the table has all"
     parser.add_argument("--draw", nargs="+", metavar="NAME", help=about)
     return parser.parse_args(arguments)
@@ -135,7 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (UserError, OSError) as error:
         print(f"figures.py: {error}", file=sys.stderr)
         return 2
-    print(table(found))
+    print(table(found, options.images))
     return 0
 
 

@@ -290,6 +290,13 @@ def test_the_table_has_means_and_extents_of_the_last_points(lines):
     ]
 
 
+def test_the_table_compares_at_equal_images_if_told(lines):
+    assert figures.table(figures.read(lines), images=1000).splitlines()[2:] == [
+        "| a | prior | 3, 1 diverged | 640 | 20.00 (20.00-20.00) | 9.67 (8.00-12.00) | 300.0 (300.0-300.0) "
+        "| 0.900 (0.900-0.900) | 0.400 (0.200-0.500) | 1 (1-1) |",
+    ]
+
+
 def test_curves_have_at_each_step_the_runs_that_got_there(lines):
     found = figures.read(lines)
     assert [[p["fd"] for p in points] for points in figures.by_step(found["a"], "prior")] == [[9, 8, 12.0], [6.0, 7.5]]
