@@ -77,6 +77,9 @@ class Config:
     answers: int = parameter(
         2, "A, actions tried on each state: the policy's, which is played, and A - 1 of noise alone [D]", low=1
     )
+    latent_step: float = parameter(
+        0.9, "step of every answer up the slope of D_a's logit, before the players learn from it [D]", low=0, high=100
+    )
     replay_size: int = parameter(8192, "transitions in the ring [D]", low=1)
     replay_fraction: float = parameter(0.25, "share of a batch that comes from the ring [D]", low=0, high=0.9)
     seed: int = parameter(0, "seed of everything random", low=0, high=2**63 - 1)
@@ -104,7 +107,7 @@ PRESETS = {
     "original": {  # the published hyperparameters, as far as they have a counterpart here
         "batch_size": 16, "gamma": 0.95, "tau": 0.01, "lambda_generator": 0.0, "lambda_discriminator": 0.0,
         "slope_weight": 0.0, "diversity_weight": 0.0, "exploration": 0.1, "replay_fraction": 0.5,
-        "r1": 0.0, "answers": 1,
+        "r1": 0.0, "answers": 1, "latent_step": 0.0,
     },
     "cpu": {"image_size": 32, "width": 32, "nz": 64, "device": "cpu"},
 }  # fmt: skip

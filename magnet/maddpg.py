@@ -108,7 +108,11 @@ class MADDPG:
         acts = [agent.act(state, memory) for agent, memory in zip(self.generators, self.memories, strict=True)]
         policy, answers, self.memories = map(list, zip(*acts, strict=True))
 
-        z = [torch.cat([a.detach(), old["z"][:, i]]).requires_grad_() for i, a in enumerate(answers)]
+        taken = [a.detach() for a in answers]
+        if self.config.latent_step:
+            judges = [agent.networks["actor"] for agent in self.discriminators]
+            taken = [agent.improved(a, judges) for agent, a in zip(self.generators, taken, strict=True)]
+        z = [torch.cat([a, old["z"][:, i]]).requires_grad_() for i, a in enumerate(taken)]
         images = [agent.networks["generator"](a) for agent, a in zip(self.generators, z, strict=True)]
         fresh = len(answers[0])
         fakes = [torch.cat([x.detach()[:fresh], from_uint8(old["image"][:, i])]) for i, x in enumerate(images)]

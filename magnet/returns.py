@@ -95,6 +95,15 @@ def explore(policy: Tensor, *, sigma: Tensor, noise: Tensor) -> Tensor:
     return (1 - sigma.square()).sqrt() * policy + sigma * noise
 
 
+def latent_step(slope: Tensor, step: float, damping: float = 0.1) -> Tensor:
+    """How far z moves up a slope (B, nz) of D's logit before the players learn from it: (B, nz).
+
+    step * slope / (damping + |slope|^2), row by row: the damped natural gradient of LOGAN (Wu et al. 2019,
+    arXiv 1912.00953), never longer than step / (2 sqrt(damping)), 1.4 at the defaults; noise is sqrt(nz) long.
+    """
+    return step * slope / (damping + slope.square().sum(dim=1, keepdim=True))
+
+
 def correlation(z: Tensor) -> Tensor:
     """Correlation matrix (nz, nz) of the coordinates of z (B, nz) over the batch."""
     centred = z - z.mean(dim=0)

@@ -14,7 +14,7 @@ torch.set_num_threads(1)  # the networks are so small that threads cost more tha
 CPU = torch.device("cpu")
 TINY = {
     "image_size": 32, "width": 4, "nz": 6, "batch_size": 8, "episode_length": 3, "precision": "fp32",
-    "gamma": 0.0, "tau": 0.1, "replay_fraction": 0.0, "replay_size": 20, "r1": 0.0, "answers": 1,
+    "gamma": 0.0, "tau": 0.1, "replay_fraction": 0.0, "replay_size": 20, "r1": 0.0, "answers": 1, "latent_step": 0.0,
 }  # fmt: skip
 
 
