@@ -333,6 +333,21 @@ def test_first_answers_are_explored_with_a_sigma_each_and_the_others_are_noise(l
     assert not memory.requires_grad
 
 
+@pytest.mark.parametrize("judges", [1, 2])
+def test_improved_answers_lie_up_the_slope_of_the_mean_logit_and_nobody_learns_from_the_way_there(judges):
+    agent, judges = new_generator(latent_step=0.01), new_judges(judges)
+    z = torch.randn(B, NZ, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    logit = sum(judge(agent.networks["generator"](z)) for judge in judges) / len(judges)
+    (slope,) = torch.autograd.grad(logit.sum(), z)
+    found = agent.improved(z, judges)
+    torch.testing.assert_close(found, z.detach() + returns.latent_step(slope, 0.01))
+    better = sum(judge(agent.networks["generator"](found)) for judge in judges) / len(judges)
+    assert better.sum() > logit.sum()
+    assert not found.requires_grad and z.grad is None
+    networks = [agent.networks["generator"], *judges]
+    assert all(p.grad is None and p.requires_grad for network in networks for p in network.parameters())
+
+
 def test_memory_is_carried_on_without_its_graph():
     agent, state = new_generator(), pictures(0)
     zeros = agent.networks["actor"].first_memory(B)

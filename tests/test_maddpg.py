@@ -219,6 +219,20 @@ def test_all_answers_teach_and_the_first_is_played_and_stored(algorithm):
     assert len(trainer.replay) == 2 * FRESH
 
 
+def test_answers_are_improved_before_they_are_shown_stored_and_learned_from():
+    config = {"replay_fraction": 0.25, "answers": 2, "exploration": 0.0}
+    plain, improving = new_trainer(**config), new_trainer(**config, latent_step=0.5)
+    batches = [step_and_batch(trainer)[1] for trainer in (plain, improving)]
+    assert torch.equal(batches[0].answers[0], batches[1].answers[0])
+    z, moved = (batch.z[0].detach() for batch in batches)
+    assert torch.equal(z, batches[0].answers[0].detach())
+    step = moved - z
+    assert (step.norm(dim=1) > 1e-4).all() and step.norm(dim=1).max() <= 0.5 / (2 * 0.1**0.5)
+    assert torch.equal(improving.replay.ring["z"][:FRESH, 0], moved[:FRESH])
+    images = new_trainer(**config).generators[0].networks["generator"](moved)  # the same seed: G as it was
+    torch.testing.assert_close(batches[1].fakes[0], images)
+
+
 def test_what_was_played_is_stored():
     trainer = new_trainer(2, 1, **FULL)
     _, batch = step_and_batch(trainer)
@@ -386,7 +400,7 @@ def test_n_plus_m_steps_are_n_steps_a_restored_trainer_and_m_steps(gamma, fracti
 
 
 def test_a_run_with_penalties_spectral_norm_and_several_answers_is_restored_exactly():
-    options = FULL | {"spectral_norm": True, "r1": 1.0, "gradient_penalty": 1.0, "answers": 2}
+    options = FULL | {"spectral_norm": True, "r1": 1.0, "gradient_penalty": 1.0, "answers": 2, "latent_step": 0.5}
     whole, restored = new_trainer(**options), new_trainer(seed=7, **options)
     run(whole, 2)
     restored.load_state_dict(saved(whole))

@@ -87,6 +87,14 @@ def test_a_flat_discriminators_penalty_has_a_finite_gradient():
     assert gradient.isfinite().all()
 
 
+def test_latent_step_by_hand_and_its_greatest_length():
+    slope = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.06, -0.08]])
+    expected = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.06, -0.08]]) / torch.tensor([[25.5], [0.5], [0.51]])
+    torch.testing.assert_close(returns.latent_step(slope, 2.0, damping=0.5), 2 * expected)
+    lengths = returns.latent_step(torch.linspace(0, 5, 10_001)[:, None], 0.9, damping=0.1)
+    assert lengths.max().item() == pytest.approx(0.9 / (2 * 0.1**0.5), rel=1e-4)
+
+
 def test_td_target_by_hand():
     reward, next_value = torch.tensor([-1.0, 0.5]), torch.tensor([2.0, -4.0])
     torch.testing.assert_close(returns.td_target(reward, next_value, 0.75), torch.tensor([0.5, -2.5]))
