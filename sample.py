@@ -40,7 +40,7 @@ def load_agents(path: Path, saved: dict, device: str):
     import torch
 
     from magnet.agents import DiscriminatorAgent, GeneratorAgent
-    from train import restored_config, settle
+    from magnet.config import restored_config, settle
 
     config = settle(dataclasses.replace(restored_config(path, saved), device=device))
     place = torch.device(config.device)
@@ -52,8 +52,8 @@ def load_agents(path: Path, saved: dict, device: str):
 
 def load_states(config, data: str | None, held_out: bool = False):
     """The faces that G_a answers, those that it learned from, or those held out. Raises UserError if they are gone."""
+    from magnet.config import CACHE
     from magnet.faces import Faces, load_faces
-    from train import CACHE
 
     source = data or config.data
     pixels = load_faces(

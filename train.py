@@ -13,106 +13,16 @@ import argparse
 import dataclasses
 import json
 import math
-import re
 import signal
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
+from magnet.config import CACHE, FREE_ON_RESUME, PRESETS, Config, check, restored_config, settle
 from magnet.errors import Diverged, UserError
 
 # What imports torch is imported where it is needed: --help and a wrong word answer at once.
-
-
-def parameter(default, about: str, low: float = -math.inf, high: float = math.inf, choices: tuple = ()):
-    """A field of Config: its default, what the command line says of it, and the values that it may take."""
-    return dataclasses.field(default=default, metadata={"about": about, "low": low, "high": high, "choices": choices})
-
-
-@dataclass(frozen=True)
-class Config:
-    """All parameters of a run. The command line is made from these fields, and config.json holds them.
-
-    Sources: [M] the published MAGNET, [L] Lowe et al. 2017 (MADDPG), [D] chosen here: the README's differences say why,
-    and what of it was measured.
-    """
-
-    data: str = parameter("data/celeba", "folder of images, or the word synthetic: faces drawn by the program")
-    skip_bad_images: bool = parameter(False, "leave out files that are no images, up to 1 %% of them")
-    hold_out: float = parameter(
-        0.0, "share of the images that training never sees, chosen by their names [D]", low=0, high=0.5
-    )
-    algorithm: str = parameter("magnet", "magnet, or gan: G and D_a alone, z from noise", choices=("magnet", "gan"))
-    returns: str = parameter(
-        "log", "the generator's: log D, or -log(1 - D) of the minimax game", choices=("log", "minimax")
-    )
-    image_size: int = parameter(64, "S, side of all images in pixels [M]", choices=(32, 64, 128))
-    epochs: int = parameter(50, "passes over the images [M]", low=1)
-    steps: int = parameter(0, "steps of the trainer, if these end before the epochs; 0: no limit", low=0)
-    batch_size: int = parameter(64, "B, images a step [D]; 16 in [M]", low=4)
-    width: int = parameter(64, "feature maps of the first convolution [M]", low=4)
-    nz: int = parameter(100, "size of the generator's action z [M]", low=2)
-    episode_length: int = parameter(25, "T, states in an episode [L]", low=1)
-    lr: float = parameter(2e-4, "learning rate of every Adam [M]", low=1e-8, high=1)
-    beta1: float = parameter(0.5, "Adam's decay of the mean gradient [M]", low=0, high=0.9999)
-    beta2: float = parameter(0.999, "Adam's decay of the mean squared gradient [M]", low=0, high=0.999999)
-    gamma: float = parameter(0.0, "discount of later returns [D]; 0.95 in [M]", low=0, high=0.999)
-    tau: float = parameter(
-        0.003, "share of the new weights in every target at each step [D]; 0.01 in [L]", low=0, high=1
-    )
-    lambda_generator: float = parameter(1.0, "G_a's objective: 1 the return itself, 0 its critic [D]", low=0, high=1)
-    lambda_discriminator: float = parameter(
-        1.0, "D_a's objective: 1 the return itself, 0 its critic [D]", low=0, high=1
-    )
-    slope_weight: float = parameter(1.0, "weight of dQ/da - dr/da in the critics' loss [D]; 0 in [M]", low=0, high=1e6)
-    diversity_weight: float = parameter(10.0, "weight of the return for uncorrelated z [D]; 0 in [M]", low=0, high=1e6)
-    exploration: float = parameter(1.0, "largest sigma of the noise in z [D]; 0.1 in [M]", low=0, high=1)
-    r1: float = parameter(0.1, "weight gamma of R1, the penalty on D_a's slopes at real images [D]", low=0, high=1e6)
-    gradient_penalty: float = parameter(
-        0.0, "weight of D_a's gradient penalty between real and fake images; 10 in WGAN-GP", low=0, high=1e6
-    )
-    spectral_norm: bool = parameter(False, "spectral normalisation of D_a, in place of its BatchNorm")
-    answers: int = parameter(
-        2, "A, actions tried on each state: the policy's, which is played, and A - 1 of noise alone [D]", low=1
-    )
-    latent_step: float = parameter(
-        0.9, "step of every answer up the slope of D_a's logit, before the players learn from it [D]", low=0, high=100
-    )
-    replay_size: int = parameter(8192, "transitions in the ring [D]", low=1)
-    replay_fraction: float = parameter(0.25, "share of a batch that comes from the ring [D]", low=0, high=0.9)
-    seed: int = parameter(0, "seed of everything random", low=0, high=2**63 - 1)
-    device: str = parameter("auto", "auto, cpu, cuda or cuda:N")
-    precision: str = parameter(
-        "auto", "of the convolutions; auto: bf16 where it is fast", choices=("auto", "fp32", "bf16")
-    )
-    sample_every: int = parameter(500, "steps between two grids", low=1)
-    checkpoint_every: int = parameter(2, "epochs between two checkpoints [M]", low=1)
-    keep: int = parameter(3, "checkpoints that stay", low=1)
-    evaluate_every: int = parameter(
-        0, "steps between two scores of the samples, the best of which is kept as best.pt; 0: never", low=0
-    )
-    patience: int = parameter(0, "scores in a row, none a new best, that end the run; 0: no limit", low=0)
-    models_dir: str = parameter("models", "folder of the runs")
-    name: str = parameter("", "name of the run's folder; empty: the time")
-
-
-FREE_ON_RESUME = {
-    "data", "epochs", "steps", "device", "sample_every", "checkpoint_every", "keep", "evaluate_every", "patience"
-}  # fmt: skip
-
-PRESETS = {
-    "default": {},
-    "original": {  # the published hyperparameters, as far as they have a counterpart here
-        "batch_size": 16, "gamma": 0.95, "tau": 0.01, "lambda_generator": 0.0, "lambda_discriminator": 0.0,
-        "slope_weight": 0.0, "diversity_weight": 0.0, "exploration": 0.1, "replay_fraction": 0.5,
-        "r1": 0.0, "answers": 1, "latent_step": 0.0,
-    },
-    "cpu": {"image_size": 32, "width": 32, "nz": 64, "device": "cpu"},
-}  # fmt: skip
-
-CACHE = Path("data/cache")  # of decoded images
 
 LOG_EVERY = 20  # steps: metrics are read back from the device, checked and written together
 
@@ -137,60 +47,6 @@ def parse(arguments: list[str]) -> tuple[dict, argparse.Namespace]:
         parser.error("--preset begins a run and --resume goes on with one: give one of them")
     commands = argparse.Namespace(preset=given.preset or "default", resume=given.resume, dry_run=given.dry_run)
     return {key: value for key, value in vars(given).items() if key not in vars(commands)}, commands
-
-
-def check(config: Config) -> None:
-    """Raises UserError for the first value that cannot be."""
-    for field in dataclasses.fields(config):
-        value, low, high = getattr(config, field.name), field.metadata["low"], field.metadata["high"]
-        if field.type in (int, float) and not low <= value <= high:
-            limits = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
-            raise UserError(f"--{field.name.replace('_', '-')} is {value}, but must be {limits}.")
-    if config.name and not re.fullmatch(r"(?!\.+$)[A-Za-z0-9._-]{1,64}", config.name):
-        raise UserError(f"--name is {config.name!r}, but must be 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-'.")
-    if config.algorithm == "gan" and (config.lambda_generator, config.lambda_discriminator, config.gamma) != (1, 1, 0):
-        raise UserError(
-            "--algorithm gan has no critics: both --lambda-... must be 1 and --gamma 0 (--preset original has others)."
-        )
-    if config.patience and not config.evaluate_every:
-        raise UserError(f"--patience {config.patience} counts scores: give --evaluate-every as well, or --patience 0.")
-    replayed = round(config.replay_fraction * config.batch_size)
-    fresh = config.batch_size - replayed
-    if fresh < 2:
-        raise UserError(
-            f"--replay-fraction {config.replay_fraction} leaves {fresh} of {config.batch_size} rows; give less."
-        )
-    if replayed and config.replay_size < fresh:
-        raise UserError(f"--replay-size is {config.replay_size}, but one step stores {fresh} transitions; give more.")
-
-
-def settle(config: Config) -> Config:
-    """`config` with `auto` replaced by what this machine has. Raises UserError if it lacks the device."""
-    import torch
-
-    name = config.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise UserError(f"--device is {config.device!r}, but must be auto, cpu, cuda or cuda:N.")
-    if name != "cpu" and (torch.device(name).index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {config.device}: PyTorch sees {torch.cuda.device_count()} GPUs; try `--device cpu`.")
-    precision = config.precision
-    if precision == "auto":
-        if name == "cpu":  # older releases of PyTorch cannot tell
-            fast = getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16", False)
-        else:
-            fast = torch.cuda.get_device_capability(name) >= (8, 0)  # before Ampere bfloat16 is emulated
-        precision = "bf16" if fast else "fp32"
-    return dataclasses.replace(config, device=name, precision=precision)
-
-
-def restored_config(path: Path, saved: dict) -> Config:
-    """The config of the checkpoint `saved`, which was read from `path`. Raises UserError."""
-    try:
-        return Config(**saved["config"])
-    except TypeError as error:
-        raise UserError(f"{path} was written by another release of MAGNET ({error}); use that one.") from error
 
 
 def resumed(run: Path, given: dict) -> tuple[Config, dict]:

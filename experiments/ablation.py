@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
+from magnet.config import PRESETS, Config, check, settle  # noqa: E402
 from magnet.errors import UserError  # noqa: E402
 from magnet.files import write_atomically  # noqa: E402
 
@@ -56,12 +57,12 @@ SETTINGS = {
     "diversity-0": ("must z be kept uncorrelated?", {"diversity_weight": 0.0}),
     "exploration-0.1": ("is noise of 0.1 in z enough?", {"exploration": 0.1}),
     "replay-0": ("do old fakes help?", {"replay_fraction": 0.0}),
-    "original": ("how do the published hyperparameters fare?", train.PRESETS["original"]),
+    "original": ("how do the published hyperparameters fare?", PRESETS["original"]),
 }
 
 
 def words(flags: dict) -> list[str]:
-    """Parameters of train.Config as words of its command line."""
+    """Parameters of Config as words of its command line."""
     pairs = ((f"--{name.replace('_', '-')}", value) for name, value in flags.items() if value is not False)
     return [word for flag, value in pairs for word in ([flag] if value is True else [flag, str(value)])]
 
@@ -135,18 +136,18 @@ def scorer(features: Path, count: int) -> Callable[[Path], list[dict]]:
     from magnet.sampling import Sampler
     from sample import draw, load_agents, load_checkpoint, load_states
 
-    device = train.settle(train.Config()).device
+    device = settle(Config()).device
     embed, _ = exported_network(features, torch.device(device))
 
     @functools.cache
-    def real(config: train.Config) -> tuple:
+    def real(config: Config) -> tuple:
         faces = load_states(config, None)
         order = torch.randperm(len(faces), generator=stream(0, "reference"))
         return faces, described(pick(faces, order[:count]), embed)
 
     def score(path: Path) -> list[dict]:
         agent, _, config = load_agents(*load_checkpoint(path), device)
-        faces, reals = real(train.Config(device=device, **{name: getattr(config, name) for name in OF_IMAGES}))
+        faces, reals = real(Config(device=device, **{name: getattr(config, name) for name in OF_IMAGES}))
         kinds = {"prior": None} if config.algorithm == "gan" else {"prior": None, "policy": faces}
         found = []
         for kind, states in kinds.items():
@@ -202,10 +203,10 @@ def ablate(options: argparse.Namespace, base: dict) -> None:
     for seed in options.seeds:
         for setting in options.only:
             flags = base | SETTINGS[setting][1] | {"seed": seed}
-            batch = flags.get("batch_size", train.Config.batch_size)
+            batch = flags.get("batch_size", Config.batch_size)
             # Not by epochs: how many images the discriminator sees in one depends on the setting.
             flags |= {"epochs": 1_000_000, "steps": -(-options.images // batch)}
-            train.check(train.Config(**flags))
+            check(Config(**flags))
             wanted[setting, seed] = {"flags": flags, "protocol": protocol}
             runs[setting, seed] = options.models_dir / f"{setting}-seed{seed}"
     options.models_dir.mkdir(parents=True, exist_ok=True)
@@ -253,7 +254,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict]:
     for name, low in (("jobs", 1), ("count", 4), ("images", 1)):
         if getattr(options, name) < low:
             parser.error(f"--{name} is {getattr(options, name)}, but must be at least {low}")
-    return options, train.PRESETS[commands.preset] | given
+    return options, PRESETS[commands.preset] | given
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from magnet.config import CACHE, Config, settle  # noqa: E402
 from magnet.errors import UserError  # noqa: E402
-from train import CACHE, Config, settle  # noqa: E402
 
 SIZE, FEATURES = 64, 128
 HELD_OUT = 0.1  # share of the faces

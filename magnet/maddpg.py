@@ -3,7 +3,7 @@
     trainer = MADDPG(config, faces, device)
     metrics = trainer.step()        # one pass through the box; a dict of detached scalars
 
-`config` is any object with the fields of train.py's Config.
+`config` is any object with the fields of config.py's Config.
 """
 
 from dataclasses import dataclass

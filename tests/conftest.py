@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from magnet.agents import Agent
+from magnet.config import Config
 from magnet.faces import Faces
-from train import Config
 
 torch.set_num_threads(1)  # the networks are so small that threads cost more than they bring
 

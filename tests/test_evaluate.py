@@ -15,6 +15,7 @@ import evaluate
 import sample
 import train
 from magnet import checkpoint
+from magnet.config import CACHE
 from magnet.equilibrium import judge
 from magnet.faces import Faces, fingerprint, load_faces
 from magnet.metrics import exported_network, feature_scores, features, sliced_wasserstein
@@ -67,7 +68,7 @@ def samples(run, kind):
 
 
 def real(**part):
-    return load_faces("faces", 32, cache_dir=train.CACHE, **part)
+    return load_faces("faces", 32, cache_dir=CACHE, **part)
 
 
 def test_the_scores_are_those_of_sample_py_against_all_images(place, thumbnail, capsys):

@@ -14,6 +14,7 @@ from PIL import Image
 
 import train
 from experiments import ablation, face_features, figures
+from magnet.config import PRESETS, Config, check
 from magnet.errors import UserError
 
 # Face features
@@ -148,13 +149,13 @@ def test_every_setting_is_a_run_of_train(setting):
     flags = base | ablation.SETTINGS[setting][1] | {"seed": 1}
     given, _ = train.parse(ablation.words(flags))
     assert given == flags
-    train.check(train.Config(**given))
+    check(Config(**given))
 
 
 def test_the_base_is_the_preset_with_the_flags_of_all_runs():
     options, base = ablation.parse(["--only", "gan", "--nz", "7", "--seeds", "3"])
     assert (options.only, options.seeds) == (["gan"], [3])
-    assert base == train.PRESETS["cpu"] | {"checkpoint_every": 5, "nz": 7}
+    assert base == PRESETS["cpu"] | {"checkpoint_every": 5, "nz": 7}
     assert "image_size" not in ablation.parse(["--preset", "default"])[1]
 
 

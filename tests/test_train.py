@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import sample
 import train
 from magnet import checkpoint
+from magnet.config import PRESETS, Config
 from magnet.faces import fingerprint, is_held_out
 from magnet.maddpg import MADDPG
 
@@ -101,19 +102,19 @@ def test_every_parameter_has_a_flag_and_its_default(capsys):
         train.main(["--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
-    for field in dataclasses.fields(train.Config):
+    for field in dataclasses.fields(Config):
         assert f"--{field.name.replace('_', '-')} " in text.replace("\n", " ")
     given, _ = train.parse(["--replay-fraction", "0.5", "--nz", "7"])
     assert given == {"replay_fraction": 0.5, "nz": 7}  # nothing else is set by the command line
 
 
-@pytest.mark.parametrize("preset", train.PRESETS)
+@pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_trains_and_flags_come_before_it(place, preset):
     small = ["--data", "faces", "--image-size", "32", "--width", "4", "--batch-size", "12", "--device", "cpu"]
     assert train.main(["--preset", preset, *small, "--steps", "2", "--name", "preset"]) == 0
     config = json.loads((place / "models" / "preset" / "config.json").read_text())
     given = {"image_size": 32, "width": 4, "batch_size": 12, "device": "cpu"}
-    expected = train.PRESETS[preset] | given
+    expected = PRESETS[preset] | given
     assert {name: config[name] for name in expected} == expected
 
 
