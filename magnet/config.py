@@ -149,8 +149,13 @@ def settle(config: Config) -> Config:
 
 
 def restored_config(path: Path, saved: dict) -> Config:
-    """The config of the checkpoint `saved`, which was read from `path`. Raises UserError."""
-    try:
-        return Config(**saved["config"])
-    except TypeError as error:
-        raise UserError(f"{path} was written by another release of MAGNET ({error}); use that one.") from error
+    """The config of the checkpoint `saved`, which was read from `path`.
+
+    Raises UserError if it has not exactly the present parameters: the default of a new one could change the game.
+    """
+    differing = sorted(saved["config"].keys() ^ {field.name for field in dataclasses.fields(Config)})
+    if differing:
+        raise UserError(
+            f"{path} was written by another release of MAGNET, with other parameters ({', '.join(differing)}): use it."
+        )
+    return Config(**saved["config"])

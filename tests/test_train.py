@@ -475,3 +475,18 @@ def test_what_is_not_finite_stops_the_run_and_names_the_step(place, capsys, monk
     error = capsys.readouterr().err
     assert "generator/td_error was nan at step 9" in error and "Traceback" not in error
     assert [p.stem for p in checkpoint.listed(place / "models" / "nan" / "checkpoints")] == ["000000", "000006"]
+
+
+@pytest.mark.parametrize("change", [{"answers": None}, {"unheard_of": 1}])
+def test_a_checkpoint_with_other_parameters_than_this_release_is_refused(place, capsys, change):
+    assert train.main([*TINY, "--steps", "2", "--name", "older"]) == 0
+    path = place / "models" / "older" / "checkpoints" / "000002.pt"
+    saved = checkpoint.load(path)
+    for name, value in change.items():
+        saved["config"].pop(name, None)
+        saved["config"] |= {name: value} if value else {}
+    checkpoint.save(path, saved)
+    for program, words in ((train, ["--resume", "models/older"]), (sample, ["models/older"])):
+        assert program.main(words) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert str(path.name) in error and next(iter(change)) in error
