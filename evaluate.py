@@ -23,7 +23,7 @@ from magnet.errors import UserError
 
 # What imports torch is imported where it is needed: --help and a wrong word answer at once.
 
-SHOWN = 16  # samples whose nearest real image is drawn
+SHOWN = 16  # samples, or up to as many, whose nearest real image is drawn
 FEWEST = 32  # images to score against: half of them are the floor, whose neighbourhoods must not be all of it
 
 
@@ -65,7 +65,7 @@ def evaluate(options: argparse.Namespace) -> dict:
         scores[kind] = compare(described(images, embed), rows(real, 0, count), frechet, agent.device)
     scores["real"] = compare(rows(real, 0, half), rows(real, half, 2 * half), frechet, agent.device)
 
-    shown = torch.cat([images[: SHOWN // len(samples)] for images in samples.values()])
+    shown = torch.cat([images[: SHOWN // len(samples) // 4 * 4] for images in samples.values()])  # whole rows of 4
     write(nearest(shown, faces, embed), shown, picture, None, None)
     step = saved["trainer"]["steps"]
     if options.run.is_dir():
@@ -84,15 +84,25 @@ def evaluate(options: argparse.Namespace) -> dict:
 
 
 def equilibrium(options: argparse.Namespace, generator, discriminator, faces, count: int) -> dict[str, float]:
-    """The equilibrium report on `count` prior samples of the trained G, whom D_a plays, not of its average."""
+    """The equilibrium report on `count` images of noise as D_a plays against them.
+
+    They are of the trained G, not of its average, and with the latent step.
+    """
     from magnet.equilibrium import equilibrium_report
     from magnet.sampling import Sampler
     from sample import draw, load_states
 
     config, sampler = generator.config, Sampler(generator, None, seed=options.seed, averaged=False)
+
+    def step(sampler: Sampler, z):
+        return generator.improved(z, [discriminator.networks["actor"]]) if config.latent_step else z
+
+    def played(count: int):
+        return draw(sampler, "guided", count, step)[0]
+
     return equilibrium_report(
-        discriminator, fakes=draw(sampler, "prior", count)[0], draw=lambda more: draw(sampler, "prior", more)[0],
-        training=faces, held_out=load_states(config, options.data, held_out=True) if config.hold_out else None,
+        discriminator, fakes=played(count), draw=played, training=faces,
+        held_out=load_states(config, options.data, held_out=True) if config.hold_out else None,
         seed=options.seed,
     )  # fmt: skip
 
@@ -119,7 +129,7 @@ def load_images(options: argparse.Namespace, config, fingerprint: str) -> tuple:
         raise UserError(f"{options.run} held no images out of its training; `train.py --hold-out 0.1` does.")
     faces = load_states(config, options.data)
     known = faces.fingerprint == fingerprint
-    if options.held_out and not known:
+    if (options.held_out or options.equilibrium) and not known:
         raise UserError(f"{options.data or config.data} is not what {options.run} learned from; give that with --data.")
     reference = load_states(config, options.data, held_out=True) if options.held_out else faces
     if len(reference) < FEWEST:
@@ -232,6 +242,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (UserError, OSError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     if options.json:
         print(json.dumps(report))
     else:

@@ -25,13 +25,13 @@ FRAME = 60  # milliseconds
 
 
 def load_checkpoint(run: Path) -> tuple[Path, dict]:
-    """The newest checkpoint of a run folder, or a checkpoint file, and its contents. Raises UserError."""
+    """The last checkpoint of a run folder, or a checkpoint file, and its contents. Raises UserError."""
     from magnet import checkpoint
 
     if run.is_file():
         return run, checkpoint.load(run)
     if (run / "checkpoints").is_dir():
-        return checkpoint.newest(run / "checkpoints")
+        return checkpoint.latest(run / "checkpoints")
     raise UserError(f"There is no run or checkpoint {run}; `ls models` shows the runs.")
 
 
@@ -151,8 +151,13 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError(f"{options.run} is a plain GAN and has no policy; leave out --kind policy.")
         faces = load_states(config, options.data) if options.kind == "policy" else None
         sampler = Sampler(generator, faces, seed=options.seed, averaged=options.ema)
-        images, states = draw(sampler, options.kind, options.count, Guide([discriminator]))
+        images, states = draw(sampler, options.kind, options.count, Guide([discriminator], options.ema))
         write(images, states, options.out, options.images, options.npz)
+    except KeyError as error:
+        print(f"sample.py: Pillow cannot write {error} files; end {options.out} in .png.", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
     except (UserError, OSError, ValueError) as error:  # ValueError: an ending that Pillow does not know
         print(f"sample.py: {error}", file=sys.stderr)
         return 2

@@ -13,6 +13,7 @@ Exit status: 0 done, 2 a mistake in the settings or a run that failed, said in o
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import os
@@ -35,6 +36,7 @@ from magnet.files import write_atomically  # noqa: E402
 
 BASE = ["--preset", "cpu", "--checkpoint-every", "5"]
 OWN = {"seed", "epochs", "steps", "keep", "name", "models_dir"}  # what a run gets from here
+NOT_OF_GAME = {"name", "models_dir", "keep"}
 OF_IMAGES = ("data", "skip_bad_images", "hold_out", "image_size")
 IMAGES = 598_400  # 50 epochs of the base over 9,000 faces
 CRITICS_ALONE = {"lambda_generator": 0.0, "lambda_discriminator": 0.0}
@@ -206,7 +208,10 @@ def ablate(options: argparse.Namespace, base: dict) -> None:
             batch = flags.get("batch_size", Config.batch_size)
             # Not by epochs: how many images the discriminator sees in one depends on the setting.
             flags |= {"epochs": 1_000_000, "steps": -(-options.images // batch)}
-            check(Config(**flags))
+            config = Config(**flags)
+            check(config)
+            # With the defaults written out: should they change, what was measured before them does not count.
+            flags = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_OF_GAME}
             wanted[setting, seed] = {"flags": flags, "protocol": protocol}
             runs[setting, seed] = options.models_dir / f"{setting}-seed{seed}"
     options.models_dir.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 """Draws the curves of experiments/ablation.py's results, and prints their table in Markdown.
 
     python3 experiments/figures.py results.jsonl --out docs/ --draw default lambda-0 gan
-    python3 experiments/figures.py results.jsonl --out docs/ --images 239360      the table at equal images
+    python3 experiments/figures.py results.jsonl --out docs/ --images 239360      the table at up to so many images
 
 scores-over-images.png and scores-over-minutes.png: Frechet distance and recall, the mean over the seeds and the band
 from the lowest to the highest. Solid: prior samples; dashed, without a band: policy samples. Needs matplotlib
@@ -32,6 +32,8 @@ def read(path: Path) -> dict[str, list[dict]]:
     """The runs of each setting, in the order of the file. Raises UserError."""
     try:
         runs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for run in runs:
+            run["setting"], run["diverged"], [point["kind"] for point in run["curve"]]  # or it is no such file
         return {name: [r for r in runs if r["setting"] == name] for name in dict.fromkeys(r["setting"] for r in runs)}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error!r}); `python3 experiments/ablation.py` makes it.") from error

@@ -1,8 +1,8 @@
 """The two kinds of agent: each has an actor and a critic, their targets and optimizers, and learns by one `update`.
 
 DDPG (Lillicrap et al. 2015, arXiv 1509.02971) for each agent, as in MADDPG (Lowe et al. 2017, arXiv 1706.02275), with
-two changes (the README's differences): critics are taught the slope of the return as well as the return, and an actor
-follows lambda * dr/da + (1 - lambda) * dQ/da instead of dQ/da alone (`returns.ascent_direction`).
+changes (the README's differences). The two that reach deepest: critics are taught the slope of the return as well as
+the return, and an actor follows lambda * dr/da + (1 - lambda) * dQ/da, not dQ/da alone (`returns.ascent_direction`).
 """
 
 import copy
@@ -38,6 +38,15 @@ def soft_update(target: nn.Module, online: nn.Module, tau: float) -> None:
     torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), tau)
     for moved, source in zip(target.buffers(), online.buffers(), strict=True):
         moved.copy_(source)
+
+
+def logit_slope(generator: nn.Module, judges: list[nn.Module], z: Tensor) -> Tensor:
+    """dl/dz (B, nz) of the judges' mean logit on G(z), z (B, nz). No parameter gets a gradient."""
+    z = z.detach().requires_grad_()
+    with frozen([generator, *judges]):
+        images = generator(z)
+        logits = torch.stack([judge(images) for judge in judges]).mean(dim=0)
+    return torch.autograd.grad(logits.sum(), z)[0]
 
 
 class Agent:
@@ -205,7 +214,11 @@ class DiscriminatorAgent(Agent):
         }
 
     def penalise(self, images: Tensor, norm: float, weight: float) -> Tensor:
-        """Adds to D_a's gradient that of `weight` times the penalty on its slope in `images`; returns the penalty."""
+        """Adds to D_a's gradient that of `weight` times the penalty on its slope in `images`; returns the penalty.
+
+        The slope is that of the batch's summed logits: with BatchNorm an image moves its neighbours' too, a little
+        (cosine with its own slope 0.96 at the start). With spectral_norm, which has none, it is the image's own.
+        """
         images = images.detach().requires_grad_()
         (slope,) = torch.autograd.grad(self.networks["actor"](images).sum(), images, create_graph=True)
         penalty = returns.slope_penalty(slope, norm)
@@ -232,7 +245,8 @@ class DiscriminatorAgent(Agent):
 class GeneratorAgent(Agent):
     """G_a, G and G_c. Its action on a state is the hidden state z, which G makes a picture of.
 
-    In a plain GAN (Goodfellow et al. 2014) there is G alone: z is noise, whatever the state, and nothing is remembered.
+    In a plain GAN (Goodfellow et al. 2014) there is G alone: its answers are noise, whatever the state, and nothing is
+    remembered.
     """
 
     def __init__(self, name: str, config, device: torch.device):
@@ -247,12 +261,12 @@ class GeneratorAgent(Agent):
     def act(self, state: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The policy's z (B, nz) and the answers (A B, nz), both with their graphs, and the next memory, detached.
 
-        The first B answers are the policy's, explored; the others are noise alone, of which prior samples are made.
+        The first B answers are the policy's, explored; the others, and all of a plain GAN's, are noise alone.
         """
         count = self.config.answers * len(state)
         if "actor" not in self.networks:
             noise = torch.randn(count, self.config.nz, generator=self.random, device=self.device)
-            return noise, noise, memory
+            return noise[: len(state)], noise, memory
         policy, memory = self.networks["actor"](state, memory)
         sigma = torch.rand(len(policy), 1, generator=self.random, device=self.device) * self.config.exploration
         noise = torch.randn(count, self.config.nz, generator=self.random, device=self.device)
@@ -264,11 +278,7 @@ class GeneratorAgent(Agent):
 
         Unlike LOGAN's, the players' gradients do not pass through the step.
         """
-        z = z.detach().requires_grad_()
-        with frozen([self.networks["generator"], *judges]):
-            images = self.networks["generator"](z)
-            logits = torch.stack([judge(images) for judge in judges]).mean(dim=0)
-        (slope,) = torch.autograd.grad(logits.sum(), z)
+        slope = logit_slope(self.networks["generator"], judges, z)
         return z.detach() + returns.latent_step(slope, self.config.latent_step)
 
     def next_action(self, next_state: Tensor, next_memory: Tensor) -> tuple[Tensor, Tensor]:
@@ -289,16 +299,17 @@ class GeneratorAgent(Agent):
         """G, then critic, then actor.
 
         state (B, 3, S, S), of which the first F <= B rows are of this step, the others replayed. policy (F, nz) and
-        answers (A F, nz): what `act` gave for the first. z (C, nz), a leaf that requires a gradient: the answers, then
-        the replayed actions; images G(z), with their graph. Noise and replayed actions teach G and the critic alone,
-        for only an action of the present policy can be led back to it. judges: the D_a's.
+        answers (A F, nz): what `act` gave for the first. z (C, nz), a leaf that requires a gradient: the answers as
+        `improved`, then the replayed actions; images G(z), with their graph. Noise and replayed actions teach G and the
+        critic alone, for only an action of the present policy can be led back to it. judges: the D_a's.
         """
         with frozen(judges):
             logits = torch.stack([judge(images) for judge in judges])
             earned = returns.generator_return(logits, self.config.returns).mean(dim=0)
         earned.mean().neg().backward()  # G ascends its return; what reaches its input is the return's slope
         return_slope = -z.grad * len(z)  # z.grad is that of minus the mean
-        metrics = {"return": earned.detach().mean(), "generator_gradient": self.descend("generator")}
+        played = earned.detach()[: len(policy)]
+        metrics = {"return": played.mean(), "generator_gradient": self.descend("generator")}
         if "critic" not in self.networks:
             return metrics
 

@@ -156,6 +156,7 @@ def restored_config(path: Path, saved: dict) -> Config:
     differing = sorted(saved["config"].keys() ^ {field.name for field in dataclasses.fields(Config)})
     if differing:
         raise UserError(
-            f"{path} was written by another release of MAGNET, with other parameters ({', '.join(differing)}): use it."
+            f"{path} is of another release of MAGNET, which differs in {', '.join(differing)}: use that release "
+            f"(git_commit in the run's environment.json)."
         )
     return Config(**saved["config"])

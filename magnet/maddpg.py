@@ -31,7 +31,7 @@ class Batch:
     real: Tensor  # x_t = s_{t+1} (B, 3, S, S)
     policy: list[Tensor]  # G_a(s_t, h_t) (F, nz)
     answers: list[Tensor]  # the same with exploration, then noise alone (A F, nz)
-    z: list[Tensor]  # the actions taken (C, nz), leaves
+    z: list[Tensor]  # the actions taken: the answers, improved, then the replayed (C, nz), leaves
     images: list[Tensor]  # G(z) by the present G (C, 3, S, S)
     fakes: list[Tensor]  # as they were put forward: by the present G, then by earlier ones (C, 3, S, S)
     logits: list[list[Tensor]]  # D_a's on real (B,), then on each of fakes (C,)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from magnet.agents import DiscriminatorAgent, GeneratorAgent, frozen
+from magnet.agents import DiscriminatorAgent, GeneratorAgent, logit_slope
 from magnet.faces import Faces
 from magnet.networks import Convolutions
 from magnet.randomness import stream
@@ -120,10 +120,12 @@ class Sampler:
 
 
 class Guide:
-    """Moves noise to where discriminators take G(z) for real, with their averaged D_a."""
+    """Moves noise to where discriminators take G(z) for real."""
 
-    def __init__(self, discriminators: list[DiscriminatorAgent]):
-        self.judges = [in_float32(agent.targets["actor"]) for agent in discriminators]
+    def __init__(self, discriminators: list[DiscriminatorAgent], averaged: bool = True):
+        """averaged: ask the targets of D_a, running averages; else D_a itself."""
+        chosen = [agent.targets if averaged else agent.networks for agent in discriminators]
+        self.judges = [in_float32(networks["actor"]) for networks in chosen]
 
     def __call__(self, sampler: Sampler, z: Tensor) -> Tensor:
         """z ~ N(0, I), (B, nz) -> z (B, nz), about from the density N(z; 0, I) exp(l(G(z))), with l the mean logit.
@@ -132,13 +134,9 @@ class Guide:
         2020 (DDLS, arXiv 2003.06060, algorithm 1). D_a judges as in training, by the statistics of the batch.
         """
         for _ in range(LANGEVIN_STEPS):
-            z = z.detach().requires_grad_()
-            with frozen([*self.judges, sampler.generator]):
-                images = sampler.generator(z)
-                logits = torch.stack([judge(images) for judge in self.judges]).mean(dim=0)
-            (slope,) = torch.autograd.grad(logits.sum(), z)
+            slope = logit_slope(sampler.generator, self.judges, z)
             noise = torch.randn(z.shape, generator=sampler.random, device=z.device)
-            z = z.detach() + LANGEVIN_STEP / 2 * (slope - z.detach()) + LANGEVIN_STEP**0.5 * noise
+            z = z + LANGEVIN_STEP / 2 * (slope - z) + LANGEVIN_STEP**0.5 * noise
         return z
 
 

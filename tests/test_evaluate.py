@@ -124,7 +124,8 @@ def test_the_equilibrium_is_reported_of_the_trained_generator_and_the_held_out_i
     assert found["scores"]["guided"] != found["scores"]["prior"]
     balance = found["equilibrium"]
     generator, discriminator, _ = sample.load_agents(*sample.load_checkpoint(Path("models/apart")), "cpu")
-    fakes = sample.draw(Sampler(generator, None, averaged=False), "prior", 40)[0]
+    sampler, judges = Sampler(generator, None, averaged=False), [discriminator.networks["actor"]]
+    fakes = sample.draw(sampler, "guided", 40, lambda _, z: generator.improved(z, judges))[0]  # as they were played
     assert balance["accuracy_fake"] == (judge(discriminator, fakes) <= 0).float().mean().item()
     assert {"accuracy_real", "accuracy_held_out", "critic_agreement", "fresh_accuracy"} <= balance.keys()
     assert evaluate.main(["models/gan", "--no-features", "--count", "40", "--equilibrium"]) == 0

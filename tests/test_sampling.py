@@ -202,3 +202,8 @@ def test_mistakes_are_a_sentence(run, tmp_path, monkeypatch, capsys, arguments, 
     monkeypatch.chdir(tmp_path)
     assert sample.main([str(run) if word == "RUN" else word for word in arguments]) == 2
     assert words in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_ending_that_pillow_reads_but_cannot_write_is_one_sentence(run, capsys):
+    assert sample.main([str(run), "--count", "2", "--out", "faces.psd"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("end faces.psd in .png.")
