@@ -184,6 +184,8 @@ def test_other_images_than_those_of_training_are_named_so(place, tmp_path, capsy
     (tmp_path / "others" / "00.png").unlink()
     found = report(capsys, "models/gan", "--no-features", "--data", str(tmp_path / "others"))
     assert found["protocol"]["reference_set"] == "not those of training, 89 images"
+    assert evaluate.main(["models/gan", "--no-features", "--equilibrium", "--data", str(tmp_path / "others")]) == 2
+    assert "is not what models/gan learned from" in capsys.readouterr().err  # D_a would be asked about strangers
 
 
 def test_damaged_checkpoints_are_told_on_stderr(place, tmp_path, capsys):

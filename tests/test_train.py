@@ -378,6 +378,7 @@ def test_a_run_killed_after_its_best_goes_on_from_there(place):
     process.kill()
     finish(process)
     reached = checkpoint.load(run / "checkpoints" / "best.pt")["trainer"]["steps"]
+    assert sample.load_checkpoint(run)[0].name == "best.pt"  # what is sampled and scored is what would go on
     assert reached >= 5 and [p.stem for p in checkpoint.listed(run / "checkpoints")] == ["000000"]
     first_part = [line for line in metrics(run).splitlines() if json.loads(line)["step"] <= reached]
     total = str(reached + 7)
