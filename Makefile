@@ -10,7 +10,7 @@ endif
 .PHONY: demo test clean
 
 demo: .venv/ready
-	$(BIN)/python train.py --preset cpu --data synthetic --steps 2500
+	$(BIN)/python train.py --preset cpu --data synthetic --steps 1500
 
 test: .venv/ready
 	$(BIN)/ruff check .
