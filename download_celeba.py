@@ -118,7 +118,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--keep-zip", action="store_true", help="do not delete the downloaded archive at the end")
     args = parser.parse_args(argv)
     if args.from_zip and not args.from_zip.is_file():
-        parser.error(f"--from-zip: there is no file {args.from_zip}")
+        parser.error(f"there is no file {args.from_zip}")
     if args.url and not args.url.startswith(("http://", "https://")):
         parser.error(f"--url: {args.url} must start with http:// or https://")
     return args
