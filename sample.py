@@ -39,8 +39,9 @@ def load_agents(path: Path, saved: dict, device: str):
     """The generator and the discriminator of the checkpoint `saved`, read from `path`; the config. Raises UserError."""
     import torch
 
-    from magnet.agents import DiscriminatorAgent, GeneratorAgent
     from magnet.config import restored_config, settle
+    from magnet.discriminator_agent import DiscriminatorAgent
+    from magnet.generator_agent import GeneratorAgent
 
     config = settle(dataclasses.replace(restored_config(path, saved), device=device))
     place = torch.device(config.device)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from magnet.agents import DiscriminatorAgent
+from magnet.discriminator_agent import DiscriminatorAgent
 from magnet.faces import Faces, from_uint8, to_uint8
 from magnet.randomness import derived_seed, stream
 from magnet.returns import EQUILIBRIUM

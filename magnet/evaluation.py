@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from magnet.agents import GeneratorAgent
 from magnet.faces import Faces, to_uint8
+from magnet.generator_agent import GeneratorAgent
 from magnet.metrics import sliced_wasserstein
 from magnet.randomness import stream
 from magnet.returns import EQUILIBRIUM

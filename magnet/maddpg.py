@@ -11,9 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from magnet.agents import DiscriminatorAgent, GeneratorAgent, Metrics
+from magnet.agent import Metrics
+from magnet.discriminator_agent import DiscriminatorAgent
 from magnet.environment import FaceGame
 from magnet.faces import Faces, from_uint8, to_uint8
+from magnet.generator_agent import GeneratorAgent
 from magnet.randomness import derived_seed, stream
 from magnet.replay import Replay
 

@@ -7,6 +7,7 @@
     D_c  Critic              image, l         -> value Q(x, l)
 
 Images are (B, 3, S, S) float in [-1, 1] with S = 32, 64 or 128. A network builds its layers and runs forward, no more.
+All but G begin with a stack of layers that turns what they see into features (B, F).
 All is float32; with bf16 the convolutions, and they alone, compute in bfloat16.
 """
 
@@ -37,8 +38,8 @@ class Convolutions(nn.Sequential):
             return super().forward(x).float()
 
 
-def image_stack(image_size: int, width: int, bf16: bool, batch_norm: bool = True) -> Convolutions:
-    """Strided convolutions (B, 3, S, S) -> (B, F), with F = 16 x the last number of maps."""
+def image_stack(image_size: int, width: int, bf16: bool = False, batch_norm: bool = True) -> tuple[Convolutions, int]:
+    """Strided convolutions (B, 3, S, S) -> (B, F), and F, which is 16 x the last number of maps."""
     layers, channels = [], 3
     for level, maps in enumerate(feature_maps(image_size, width)):
         normalised = batch_norm and level > 0
@@ -47,12 +48,7 @@ def image_stack(image_size: int, width: int, bf16: bool, batch_norm: bool = True
             layers.append(nn.BatchNorm2d(maps))
         layers.append(nn.LeakyReLU(0.2, inplace=True))
         channels = maps  # (B, maps, S / 2^(level + 1), S / 2^(level + 1))
-    return Convolutions(*layers, nn.Flatten(), bf16=bf16)
-
-
-def stack_features(image_size: int, width: int) -> int:
-    """F, the number of features that `image_stack` gives."""
-    return feature_maps(image_size, width)[-1] * SMALLEST_MAP**2
+    return Convolutions(*layers, nn.Flatten(), bf16=bf16), channels * SMALLEST_MAP**2
 
 
 def initialise(module: nn.Module) -> None:
@@ -70,11 +66,11 @@ class GeneratorActor(nn.Module):
     The LSTM's memory goes in and comes out as one tensor (B, 2, layers, hidden), its h and c; zero starts an episode.
     """
 
-    def __init__(self, image_size: int, width: int, nz: int, bf16: bool = False, layers: int = 2, hidden: int = 128):
+    def __init__(self, stack: nn.Module, features: int, nz: int, layers: int = 2, hidden: int = 128):
         super().__init__()
-        self.stack = image_stack(image_size, width, bf16)
+        self.stack = stack
         # BatchNorm brings what tells states apart to unit deviation: policy samples are better for it (README).
-        self.embed = nn.Sequential(nn.Linear(stack_features(image_size, width), nz), nn.BatchNorm1d(nz))
+        self.embed = nn.Sequential(nn.Linear(features, nz), nn.BatchNorm1d(nz))
         self.lstm = nn.LSTM(nz, hidden, layers)
         self.action = nn.Linear(hidden, nz)
         # No gain and no bias: each coordinate of z has mean 0 and variance 1 over the batch, as noise N(0, I) has.
@@ -118,14 +114,13 @@ class Generator(nn.Module):
 class DiscriminatorActor(nn.Module):
     """D_a, the discriminator's policy: an image -> the logit of the chance that it is real.
 
-    With spectral_norm every layer has spectral norm 1 (Miyato et al. 2018, arXiv 1802.05957), in place of BatchNorm,
-    whose gains would undo it.
+    With spectral_norm every layer has spectral norm 1 (Miyato et al. 2018, arXiv 1802.05957).
     """
 
-    def __init__(self, image_size: int, width: int, bf16: bool = False, spectral_norm: bool = False):
+    def __init__(self, stack: nn.Module, features: int, spectral_norm: bool = False):
         super().__init__()
-        self.stack = image_stack(image_size, width, bf16, batch_norm=not spectral_norm)
-        self.logit = nn.Linear(stack_features(image_size, width), 1)
+        self.stack = stack
+        self.logit = nn.Linear(features, 1)
         self.apply(initialise)
         if spectral_norm:
             for layer in (*self.stack, self.logit):
@@ -146,10 +141,10 @@ class Critic(nn.Module):
     because a slope is fitted by a smooth function.
     """
 
-    def __init__(self, image_size: int, width: int, actions: int, bf16: bool = False, hidden: int = 256):
+    def __init__(self, stack: nn.Module, features: int, actions: int, hidden: int = 256):
         super().__init__()
-        self.stack = image_stack(image_size, width, bf16)
-        self.embed = nn.Linear(stack_features(image_size, width), hidden)
+        self.stack = stack
+        self.embed = nn.Linear(features, hidden)
         self.embed_action = nn.Sequential(nn.Linear(actions, hidden), nn.SiLU())
         self.head = nn.Sequential(
             nn.Linear(2 * hidden, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 1)

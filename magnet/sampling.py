@@ -10,8 +10,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from magnet.agents import DiscriminatorAgent, GeneratorAgent, logit_slope
+from magnet.agent import logit_slope
+from magnet.discriminator_agent import DiscriminatorAgent
 from magnet.faces import Faces
+from magnet.generator_agent import GeneratorAgent
 from magnet.networks import Convolutions
 from magnet.randomness import stream
 

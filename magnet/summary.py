@@ -5,7 +5,8 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from magnet.agents import discriminator_networks, generator_networks
+from magnet.discriminator_agent import discriminator_networks
+from magnet.generator_agent import generator_networks
 
 WEIGHT_COPIES = 5  # each weight with its target, its gradient and Adam's two moments
 MIB = 2**20

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from magnet.agents import Agent
+from magnet.agent import Agent
 from magnet.config import Config
 from magnet.faces import Faces
 

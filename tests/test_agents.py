@@ -8,7 +8,9 @@ from torch import nn
 from torch.nn.functional import logsigmoid
 
 from magnet import returns
-from magnet.agents import DiscriminatorAgent, GeneratorAgent, frozen, soft_update
+from magnet.agent import frozen, soft_update
+from magnet.discriminator_agent import DiscriminatorAgent
+from magnet.generator_agent import GeneratorAgent
 from magnet.randomness import stream
 
 B, NZ = 8, 6

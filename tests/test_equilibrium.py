@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import logsigmoid
 
 from magnet import equilibrium, synthetic
-from magnet.agents import DiscriminatorAgent
+from magnet.discriminator_agent import DiscriminatorAgent
 from magnet.equilibrium import calibration_error, equilibrium_report, greedy_answers, judge
 from magnet.faces import Faces, from_uint8, to_uint8
 

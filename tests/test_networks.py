@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from magnet.networks import Critic, DiscriminatorActor, Generator, GeneratorActor, feature_maps
+from magnet.networks import Critic, DiscriminatorActor, Generator, GeneratorActor, feature_maps, image_stack
 
 B, WIDTH, NZ = 4, 4, 6
 SIZES = pytest.mark.parametrize("size", [32, 64, 128])
@@ -22,11 +22,11 @@ def pictures(size=32, count=B):
 def networks(size, width, bf16=False):
     """The five, by the names of the table that opens magnet/networks.py."""
     return {
-        "G_a": GeneratorActor(size, width, NZ, bf16),
+        "G_a": GeneratorActor(*image_stack(size, width, bf16), NZ),
         "G": Generator(size, width, NZ, bf16),
-        "G_c": Critic(size, width, NZ, bf16),
-        "D_a": DiscriminatorActor(size, width, bf16),
-        "D_c": Critic(size, width, 1, bf16),
+        "G_c": Critic(*image_stack(size, width, bf16), NZ),
+        "D_a": DiscriminatorActor(*image_stack(size, width, bf16)),
+        "D_c": Critic(*image_stack(size, width, bf16), 1),
     }
 
 
@@ -48,7 +48,7 @@ def test_shapes_dtypes_and_ranges(size):
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_with_spectral_norm_no_layer_of_d_a_stretches_its_input(bf16):
-    actor = DiscriminatorActor(32, WIDTH, bf16, spectral_norm=True)
+    actor = DiscriminatorActor(*image_stack(32, WIDTH, bf16, batch_norm=False), spectral_norm=True)
     for _ in range(60):  # one power iteration a pass
         actor(pictures())
     actor.eval()
@@ -82,7 +82,7 @@ def test_feature_maps_double_with_each_halving_up_to_eight_widths(size, maps):
 
 
 def test_batchnorm_follows_each_convolution_but_the_first():
-    kinds = [type(layer).__name__ for layer in DiscriminatorActor(64, WIDTH).stack]
+    kinds = [type(layer).__name__ for layer in DiscriminatorActor(*image_stack(64, WIDTH)).stack]
     assert kinds == [
         "Conv2d", "LeakyReLU", *3 * ["Conv2d", "BatchNorm2d", "LeakyReLU"], "Flatten",
     ]  # fmt: skip
@@ -104,7 +104,7 @@ def test_weights_start_as_dcgans(size):
 
 
 def test_actions_have_zero_mean_and_unit_variance_over_the_batch():
-    actor = GeneratorActor(32, WIDTH, NZ)
+    actor = GeneratorActor(*image_stack(32, WIDTH), NZ)
     z, memory = actor(pictures(count=16), actor.first_memory(16))
     for _ in range(2):  # whatever the memory
         torch.testing.assert_close(z.mean(dim=0), torch.zeros(NZ), atol=1e-5, rtol=0)
@@ -113,12 +113,12 @@ def test_actions_have_zero_mean_and_unit_variance_over_the_batch():
 
 
 def test_an_episode_starts_with_memory_of_zeros():
-    memory = GeneratorActor(32, WIDTH, NZ).first_memory(3)
+    memory = GeneratorActor(*image_stack(32, WIDTH), NZ).first_memory(3)
     assert memory.shape == (3, 2, 2, 128) and not memory.any()
 
 
 def test_the_action_depends_on_the_memory_and_the_memory_on_the_state():
-    actor = GeneratorActor(32, WIDTH, NZ).eval()
+    actor = GeneratorActor(*image_stack(32, WIDTH), NZ).eval()
     state, zeros = pictures(), actor.first_memory(B)
     z, memory = actor(state, zeros)
     assert torch.equal(actor(state, zeros)[0], z)  # it remembers nothing on its own
@@ -127,7 +127,7 @@ def test_the_action_depends_on_the_memory_and_the_memory_on_the_state():
 
 
 def test_h_and_c_of_both_layers_are_remembered():
-    actor = GeneratorActor(32, WIDTH, NZ).eval()
+    actor = GeneratorActor(*image_stack(32, WIDTH), NZ).eval()
     state, zeros = pictures(), actor.first_memory(B)
     z, memory = actor(state, zeros)
     for part in range(2):
@@ -139,7 +139,7 @@ def test_h_and_c_of_both_layers_are_remembered():
 
 
 def test_each_row_has_its_own_memory():
-    actor = GeneratorActor(32, WIDTH, NZ).eval()
+    actor = GeneratorActor(*image_stack(32, WIDTH), NZ).eval()
     state, zeros = pictures(), actor.first_memory(B)
     other = zeros.clone()
     other[1] = 1
@@ -148,7 +148,7 @@ def test_each_row_has_its_own_memory():
 
 
 def test_memory_goes_through_torchs_own_lstm():
-    actor = GeneratorActor(32, WIDTH, NZ).eval()
+    actor = GeneratorActor(*image_stack(32, WIDTH), NZ).eval()
     state, memory = pictures(), torch.randn(B, 2, 2, 128)
     seen = actor.embed(actor.stack(state))[None]
     _, (h, c) = actor.lstm(seen, (memory[:, 0].transpose(0, 1).contiguous(), memory[:, 1].transpose(0, 1).contiguous()))
@@ -159,7 +159,7 @@ def test_memory_goes_through_torchs_own_lstm():
 
 @pytest.mark.parametrize("actions", [NZ, 1])
 def test_values_of_one_encode_are_those_of_forward(actions):
-    critic = Critic(32, WIDTH, actions)
+    critic = Critic(*image_stack(32, WIDTH), actions)
     images, first, second = pictures(), torch.randn(B, actions), torch.randn(B, actions)
     encoded = critic.encode(images)
     for action in (first, second):
@@ -168,7 +168,7 @@ def test_values_of_one_encode_are_those_of_forward(actions):
 
 
 def test_a_critics_value_depends_on_the_image():
-    critic, action = Critic(32, WIDTH, 1).eval(), torch.zeros(B, 1)
+    critic, action = Critic(*image_stack(32, WIDTH), 1).eval(), torch.zeros(B, 1)
     assert not torch.allclose(critic(pictures(), action), critic(pictures(), action), atol=1e-7)
 
 

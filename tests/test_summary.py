@@ -5,7 +5,8 @@ import torch
 from conftest import CPU, small_config, small_faces
 from torch import nn
 
-from magnet.agents import discriminator_networks, generator_networks
+from magnet.discriminator_agent import discriminator_networks
+from magnet.generator_agent import generator_networks
 from magnet.maddpg import MADDPG
 from magnet.summary import MIB, kept_bytes, summary
 

@@ -1,0 +1,136 @@
+"""What both kinds of agent share: networks with targets and optimizers, how they step, and how a critic is taught.
+
+DDPG (Lillicrap et al. 2015, arXiv 1509.02971) for each agent, as in MADDPG (Lowe et al. 2017, arXiv 1706.02275), with
+changes (the README's differences). The two that reach deepest: critics are taught the slope of the return as well as
+the return, and an actor follows lambda * dr/da + (1 - lambda) * dQ/da, not dQ/da alone (`returns.ascent_direction`).
+"""
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from magnet import returns
+from magnet.networks import image_stack
+from magnet.randomness import restore, stream
+
+Metrics = dict[str, Tensor]
+
+
+@contextmanager
+def frozen(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Within, no parameter of `modules` gets a gradient; gradients still pass through to what they judge."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in parameters:
+            p.requires_grad_(True)
+
+
+@torch.no_grad()
+def soft_update(target: nn.Module, online: nn.Module, tau: float) -> None:
+    """target <- tau * online + (1 - tau) * target; BatchNorm's statistics are copied, they are averages already."""
+    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), tau)
+    for moved, source in zip(target.buffers(), online.buffers(), strict=True):
+        moved.copy_(source)
+
+
+def logit_slope(generator: nn.Module, judges: list[nn.Module], z: Tensor) -> Tensor:
+    """dl/dz (B, nz) of the judges' mean logit on G(z), z (B, nz). No parameter gets a gradient."""
+    z = z.detach().requires_grad_()
+    with frozen([generator, *judges]):
+        images = generator(z)
+        logits = torch.stack([judge(images) for judge in judges]).mean(dim=0)
+    return torch.autograd.grad(logits.sum(), z)[0]
+
+
+class Agent:
+    """What both kinds share: networks by name, a target and an optimizer for each, random numbers of their own.
+
+    In an update the actor follows the critic as it stood before the critic's own step of that update, so that one pass
+    through the critic's convolutions serves both. (Algorithm 1 takes the step first.)
+    """
+
+    def __init__(self, name: str, config, device: torch.device, networks: dict[str, nn.Module]):
+        self.name, self.config, self.device = name, config, device
+        self.random = stream(config.seed, name, device)
+        targets = {key: copy.deepcopy(net).requires_grad_(False) for key, net in networks.items()}
+        place = {"device": device, "memory_format": torch.channels_last}
+        self.networks = {key: net.to(**place) for key, net in networks.items()}
+        self.targets = {key: net.to(**place) for key, net in targets.items()}
+        self.optimizers = {
+            key: torch.optim.Adam(net.parameters(), lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+            for key, net in self.networks.items()
+        }
+
+    def descend(self, key: str) -> Tensor:
+        """One optimizer step on the gradients that `key` holds, which are then cleared. Returns their norm, ()."""
+        norm = nn.utils.get_total_norm(p.grad for p in self.networks[key].parameters())
+        self.optimizers[key].step()
+        self.optimizers[key].zero_grad()
+        return norm
+
+    def update_targets(self) -> None:
+        """Every target moves by tau: the last line of Algorithm 1."""
+        for key, target in self.targets.items():
+            soft_update(target, self.networks[key], self.config.tau)
+
+    def state_dict(self) -> dict:
+        """Networks, targets, optimizers and random state: the live tensors, to be written before the next step."""
+        parts = {"networks": self.networks, "targets": self.targets, "optimizers": self.optimizers}
+        saved = {part: {key: one.state_dict() for key, one in members.items()} for part, members in parts.items()}
+        return saved | {"random": self.random.get_state()}
+
+    def load_state_dict(self, saved: dict) -> None:
+        """Takes over what `state_dict` gave."""
+        self.load_networks(saved)
+        for key, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(saved["optimizers"][key])
+        restore(self.random, saved["random"])
+
+    def load_networks(self, saved: dict) -> None:
+        """Of what `state_dict` gave takes the networks and targets alone, which is enough for sampling."""
+        for key in self.networks:
+            self.networks[key].load_state_dict(saved["networks"][key])
+            self.targets[key].load_state_dict(saved["targets"][key])
+
+    def teach_critic(
+        self, encoded: Tensor, actions: Tensor, reward: Tensor, return_slope: Tensor, next_value: Tensor | None
+    ) -> tuple[Tensor, Metrics]:
+        """The critic's loss and step: value towards the TD target, slope towards the return's.
+
+        encoded (B, hidden) by the critic, with its graph; actions and return_slope (B, A); reward and next_value (B,),
+        the latter None if gamma = 0. Returns dQ/da (B, A) as it was before the step, and the metrics.
+        """
+        actions = actions.detach().requires_grad_()
+        value = self.networks["critic"].value(encoded, actions)
+        (slope,) = torch.autograd.grad(value.sum(), actions, create_graph=True)
+        target = returns.td_target(reward, next_value, self.config.gamma)
+        loss = returns.critic_loss(
+            value=value, target=target, slope=slope, target_slope=return_slope, weight=self.config.slope_weight
+        )
+        loss.backward()
+        slope = slope.detach()
+        return slope, {
+            "td_error": (value.detach() - target).square().mean(),
+            "slope_cosine": returns.slope_cosine(slope, return_slope),
+            "critic_gradient": self.descend("critic"),
+        }
+
+
+def encoder(config, batch_norm: bool = True) -> tuple[nn.Module, int]:
+    """Layers from an observation to features (B, F), and F: what an actor or a critic begins with."""
+    return image_stack(config.image_size, config.width, config.precision == "bf16", batch_norm)
+
+
+def for_answers(values: Tensor, fresh: int, count: int) -> Tensor:
+    """Repeats the first `fresh` rows of `values` (B, ...) for `count` answers; the others, replayed, had one each.
+
+    -> (count * fresh + B - fresh, ...), the order in which a generator's actions stand.
+    """
+    return torch.cat([*[values[:fresh]] * count, values[fresh:]])

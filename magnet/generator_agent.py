@@ -1,0 +1,116 @@
+"""The generator agent: G_a, which answers states, G, which paints its answers, and G_c, which values them."""
+
+import torch
+from torch import Tensor, nn
+
+from magnet import returns
+from magnet.agent import Agent, Metrics, encoder, for_answers, frozen, logit_slope
+from magnet.networks import Critic, Generator, GeneratorActor
+
+
+def painter(config) -> nn.Module:
+    """G: z (B, nz) -> what is put forward."""
+    return Generator(config.image_size, config.width, config.nz, config.precision == "bf16")
+
+
+def generator_networks(config) -> dict[str, nn.Module]:
+    """G_a, G and G_c; of a plain GAN G alone."""
+    if config.algorithm == "gan":
+        return {"generator": painter(config)}
+    return {
+        "actor": GeneratorActor(*encoder(config), config.nz),
+        "generator": painter(config),
+        "critic": Critic(*encoder(config), actions=config.nz),
+    }
+
+
+class GeneratorAgent(Agent):
+    """G_a, G and G_c. Its action on a state is the hidden state z, which G makes a picture of.
+
+    In a plain GAN (Goodfellow et al. 2014) there is G alone: its answers are noise, whatever the state, and nothing is
+    remembered.
+    """
+
+    def __init__(self, name: str, config, device: torch.device):
+        super().__init__(name, config, device, generator_networks(config))
+
+    def first_memory(self, batch: int) -> Tensor:
+        """The memory at the start of an episode: zeros (B, 2, layers, hidden), or (B, 0) of a plain GAN."""
+        if "actor" not in self.networks:
+            return torch.zeros(batch, 0, device=self.device)
+        return self.networks["actor"].first_memory(batch)
+
+    def act(self, state: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The policy's z (B, nz) and the answers (A B, nz), both with their graphs, and the next memory, detached.
+
+        The first B answers are the policy's, explored; the others, and all of a plain GAN's, are noise alone.
+        """
+        count = self.config.answers * len(state)
+        if "actor" not in self.networks:
+            noise = torch.randn(count, self.config.nz, generator=self.random, device=self.device)
+            return noise[: len(state)], noise, memory
+        policy, memory = self.networks["actor"](state, memory)
+        sigma = torch.rand(len(policy), 1, generator=self.random, device=self.device) * self.config.exploration
+        noise = torch.randn(count, self.config.nz, generator=self.random, device=self.device)
+        noise, others = noise.split([len(policy), count - len(policy)])
+        return policy, torch.cat([returns.explore(policy, sigma=sigma, noise=noise), others]), memory.detach()
+
+    def improved(self, z: Tensor, judges: list[nn.Module]) -> Tensor:
+        """z (C, nz) after a step up the slope of the judges' mean logit on G(z), without a graph.
+
+        Unlike LOGAN's, the players' gradients do not pass through the step.
+        """
+        slope = logit_slope(self.networks["generator"], judges, z)
+        return z.detach() + returns.latent_step(slope, self.config.latent_step)
+
+    def next_action(self, next_state: Tensor, next_memory: Tensor) -> tuple[Tensor, Tensor]:
+        """What the targets would do next: z' (B, nz), and the image that they would show."""
+        with torch.no_grad():
+            z, _ = self.targets["actor"](next_state, next_memory)
+            return z, self.targets["generator"](z)
+
+    def next_value(self, next_state: Tensor, next_z: Tensor) -> Tensor:
+        """Q'(s', a') of the target critic (B,)."""
+        with torch.no_grad():
+            return self.targets["critic"](next_state, next_z)
+
+    def update(
+        self, state: Tensor, z: Tensor, images: Tensor, policy: Tensor, answers: Tensor,
+        judges: list[nn.Module], next_value: Tensor | None,
+    ) -> Metrics:  # fmt: skip
+        """G, then critic, then actor.
+
+        state (B, 3, S, S), of which the first F <= B rows are of this step, the others replayed. policy (F, nz) and
+        answers (A F, nz): what `act` gave for the first. z (C, nz), a leaf that requires a gradient: the answers as
+        `improved`, then the replayed actions; images G(z), with their graph. Noise and replayed actions teach G and the
+        critic alone, for only an action of the present policy can be led back to it. judges: the D_a's.
+        """
+        with frozen(judges):
+            logits = torch.stack([judge(images) for judge in judges])
+            earned = returns.generator_return(logits, self.config.returns).mean(dim=0)
+        earned.mean().neg().backward()  # G ascends its return; what reaches its input is the return's slope
+        return_slope = -z.grad * len(z)  # z.grad is that of minus the mean
+        played = earned.detach()[: len(policy)]
+        metrics = {"return": played.mean(), "generator_gradient": self.descend("generator")}
+        if "critic" not in self.networks:
+            return metrics
+
+        fresh, count = len(policy), len(answers) // len(policy)
+        encoded = for_answers(self.networks["critic"].encode(state), fresh, count)
+        if next_value is not None:
+            next_value = for_answers(next_value, fresh, count)
+        value_slope, critic_metrics = self.teach_critic(encoded, z, earned.detach(), return_slope, next_value)
+
+        direction = returns.ascent_direction(return_slope, value_slope, self.config.lambda_generator)[:fresh]
+        diversity = returns.diversity_return(policy)
+        loss = -self.config.diversity_weight * diversity
+        torch.autograd.backward([answers[:fresh], loss], [-direction / fresh, torch.ones_like(loss)])
+        metrics["actor_gradient"] = self.descend("actor")
+
+        policy = policy.detach()
+        return metrics | critic_metrics | {
+            "diversity": diversity.detach(),
+            "z_correlation": returns.mean_correlation(policy),
+            # Normalised, z always has unit deviation: what tells of a collapse is the deviation before.
+            "z_deviation": self.networks["actor"].normalise.running_var.sqrt().mean(),
+        }  # fmt: skip
