@@ -37,15 +37,17 @@ def evaluate(options: argparse.Namespace) -> dict:
 
     from magnet.metrics import nearest
     from magnet.randomness import stream
-    from magnet.sampling import Guide, Sampler
-    from sample import draw, load_agents, load_checkpoint, write
+    from magnet.runs import load_agents, load_checkpoint
+    from magnet.sampling import Guide, Sampler, draw
+    from sample import write
 
     picture = options.nearest or (options.run / "nearest.png" if options.run.is_dir() else Path("nearest.png"))
     if not picture.parent.is_dir():
         raise UserError(f"There is no folder {picture.parent} for {picture.name}; make it, or name another --nearest.")
     path, saved = load_checkpoint(options.run)
-    agent, discriminator, config = load_agents(path, saved, options.device)
-    embed, network = feature_network(options, agent.device)
+    generators, discriminators, config = load_agents(path, saved, options.device)
+    device = generators[0].device
+    embed, network = feature_network(options, device)
     faces, reference, kind_of_reference = load_images(options, config, saved["faces"])
 
     count, half = min(options.count, len(reference)), min(options.count, len(reference) // 2)
@@ -54,16 +56,17 @@ def evaluate(options: argparse.Namespace) -> dict:
     order = torch.randperm(len(reference), generator=stream(options.seed, "reference"))
     real = described(pick(reference, order[: max(count, 2 * half)]), embed)
     kinds = ["prior"] + ["policy"] * (config.algorithm != "gan") + ["guided"] * options.guided
-    samples, guide = {}, Guide([discriminator])
+    samples, guide = {}, Guide(discriminators)
     for kind in kinds:
-        sampler = Sampler(agent, faces if kind == "policy" else None, seed=options.seed)
-        samples[kind] = draw(sampler, kind, count, guide)[0]
+        states = faces if kind == "policy" else None
+        samplers = [Sampler(agent, states, seed=options.seed) for agent in generators]
+        samples[kind] = draw(samplers, kind, count, guide)[0]
 
     frechet = "fd" if options.features else "fid"
     scores = {}
     for kind, images in samples.items():
-        scores[kind] = compare(described(images, embed), rows(real, 0, count), frechet, agent.device)
-    scores["real"] = compare(rows(real, 0, half), rows(real, half, 2 * half), frechet, agent.device)
+        scores[kind] = compare(described(images, embed), rows(real, 0, count), frechet, device)
+    scores["real"] = compare(rows(real, 0, half), rows(real, half, 2 * half), frechet, device)
 
     shown = torch.cat([images[: SHOWN // len(samples) // 4 * 4] for images in samples.values()])  # whole rows of 4
     write(nearest(shown, faces, embed), shown, picture, None, None)
@@ -71,7 +74,8 @@ def evaluate(options: argparse.Namespace) -> dict:
     if options.run.is_dir():
         log(options.run, step, scores, "evaluate-held-out" if options.held_out else "evaluate")
     protocol = {
-        "checkpoint": str(path), "step": step, "images_seen": step * config.batch_size, "algorithm": config.algorithm,
+        "checkpoint": str(path), "step": step, "images_seen": step * config.images_per_step,
+        "algorithm": config.algorithm, "returns": config.returns, "generators": config.generators,
         "samples": f"of the running average, seed {options.seed}", "size": f"{config.image_size}x{config.image_size}",
         "crop": "short side resized to the size (bilinear), centre cut out, not mirrored",
         "reference": options.data or config.data, "reference_set": f"{kind_of_reference}, {len(reference)} images",
@@ -79,29 +83,32 @@ def evaluate(options: argparse.Namespace) -> dict:
     }  # fmt: skip
     report = {"scores": scores, "protocol": protocol, "nearest": str(picture)}
     if options.equilibrium:
-        report["equilibrium"] = equilibrium(options, agent, discriminator, faces, count)
+        report["equilibrium"] = equilibrium(options, generators, discriminators, faces, count)
     return report
 
 
-def equilibrium(options: argparse.Namespace, generator, discriminator, faces, count: int) -> dict[str, float]:
-    """The equilibrium report on `count` images of noise as D_a plays against them.
+def equilibrium(options: argparse.Namespace, generators, discriminators, faces, count: int) -> dict[str, float]:
+    """The equilibrium report on `count` images of noise as D_a plays against them; of several D_a's the first one's.
 
     They are of the trained G, not of its average, and with the latent step.
     """
     from magnet.equilibrium import equilibrium_report
-    from magnet.sampling import Sampler
-    from sample import draw, load_states
+    from magnet.runs import load_states
+    from magnet.sampling import Sampler, draw
 
-    config, sampler = generator.config, Sampler(generator, None, seed=options.seed, averaged=False)
+    config = generators[0].config
+    samplers = [Sampler(agent, None, seed=options.seed, averaged=False) for agent in generators]
+    agents = dict(zip(samplers, generators, strict=True))
+    judges = [agent.networks["actor"] for agent in discriminators]
 
     def step(sampler: Sampler, z):
-        return generator.improved(z, [discriminator.networks["actor"]]) if config.latent_step else z
+        return agents[sampler].improved(z, judges) if config.latent_step else z
 
     def played(count: int):
-        return draw(sampler, "guided", count, step)[0]
+        return draw(samplers, "guided", count, step)[0]
 
     return equilibrium_report(
-        discriminator, fakes=played(count), draw=played, training=faces,
+        discriminators[0], fakes=played(count), draw=played, training=faces,
         held_out=load_states(config, options.data, held_out=True) if config.hold_out else None,
         seed=options.seed,
     )  # fmt: skip
@@ -123,7 +130,7 @@ def load_images(options: argparse.Namespace, config, fingerprint: str) -> tuple:
 
     fingerprint: of the images that the run learned from. Raises UserError.
     """
-    from sample import load_states
+    from magnet.runs import load_states
 
     if options.held_out and not config.hold_out:
         raise UserError(f"{options.run} held no images out of its training; `train.py --hold-out 0.1` does.")
@@ -199,11 +206,11 @@ def table(scores: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def at_equilibrium(key: str) -> str:
+def at_equilibrium(key: str, returns: str) -> str:
     """A remark: which value a number of the equilibrium report has there, if it has one."""
-    from magnet.returns import EQUILIBRIUM
+    from magnet.returns import equilibrium
 
-    expected = {"accuracy": 0.5, "value": EQUILIBRIUM, "from": 0.0, "calibration": 0.0}
+    expected = {"accuracy": 0.5, "value": equilibrium(returns), "from": 0.0, "calibration": 0.0}
     kind = key.removeprefix("fresh_").split("_")[0]
     return f"   ({expected[kind]:.3f} at equilibrium)" if kind in expected else ""
 
@@ -249,7 +256,7 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         print(table(report["scores"]) + "\n")
         for key, value in report.get("equilibrium", {}).items():
-            print(f"{key.replace('_', ' '):<32}{value:>7.3f}{at_equilibrium(key)}")
+            print(f"{key.replace('_', ' '):<32}{value:>7.3f}{at_equilibrium(key, report['protocol']['returns'])}")
         for key, value in (report["protocol"] | {"nearest": report["nearest"]}).items():
             print(f"{key.replace('_', ' '):<16}{value}")
     return 0

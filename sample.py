@@ -10,88 +10,18 @@
 RUN is a run folder (its newest checkpoint) or a checkpoint file. prior: z from noise; policy: z from G_a, which plays
 an episode of real states; guided: z from noise, moved by Langevin steps to where D_a takes G(z) for real;
 interpolation: z on the arcs between points of noise, as a strip or, into a .gif, as a loop.
+Of several generators each makes a share, one after another.
 Exit status 2: a mistake in the settings or files, said in one sentence.
 """
 
 import argparse
-import dataclasses
 import sys
 from pathlib import Path
 
 from magnet.errors import UserError
 
-ROW = 8  # pictures in a row of the grid, and from one point of an interpolation to the next
+ROW = 8  # pictures in a row of the grid
 FRAME = 60  # milliseconds
-
-
-def load_checkpoint(run: Path) -> tuple[Path, dict]:
-    """The last checkpoint of a run folder, or a checkpoint file, and its contents. Raises UserError."""
-    from magnet import checkpoint
-
-    if run.is_file():
-        return run, checkpoint.load(run)
-    if (run / "checkpoints").is_dir():
-        return checkpoint.latest(run / "checkpoints")
-    raise UserError(f"There is no run or checkpoint {run}; `ls models` shows the runs.")
-
-
-def load_agents(path: Path, saved: dict, device: str):
-    """The generator and the discriminator of the checkpoint `saved`, read from `path`; the config. Raises UserError."""
-    import torch
-
-    from magnet.config import restored_config, settle
-    from magnet.discriminator_agent import DiscriminatorAgent
-    from magnet.generator_agent import GeneratorAgent
-
-    config = settle(dataclasses.replace(restored_config(path, saved), device=device))
-    place = torch.device(config.device)
-    agents = GeneratorAgent("generator", config, place), DiscriminatorAgent("discriminator", config, place)
-    for agent in agents:
-        agent.load_networks(saved["trainer"]["agents"][agent.name])
-    return *agents, config
-
-
-def load_states(config, data: str | None, held_out: bool = False):
-    """The faces that G_a answers, those that it learned from, or those held out. Raises UserError if they are gone."""
-    from magnet.config import CACHE
-    from magnet.faces import Faces, load_faces
-
-    source = data or config.data
-    pixels = load_faces(
-        source, config.image_size, cache_dir=CACHE, skip_bad_images=config.skip_bad_images,
-        hold_out=config.hold_out, held_out=held_out,
-    )  # fmt: skip
-    return Faces(pixels, config.device)
-
-
-def draw(sampler, kind: str, count: int, guide=None):
-    """`count` images (count, 3, S, S) uint8 on the CPU, and for policy samples the states they answer, else None.
-
-    Policy samples are from the middle of episodes: a batch at a time, the memory carried from state to state.
-    """
-    import torch
-
-    from magnet.faces import to_uint8
-    from magnet.sampling import spherical
-
-    images, states, batch = [], [], sampler.config.batch_size
-    if kind == "interpolation":
-        points = sampler.noise(-(-count // ROW))
-        ways = [spherical(points, points.roll(-1, 0), step / ROW) for step in range(ROW)]  # the last leads to the first
-        z = torch.stack(ways, dim=1).flatten(0, 1)[:count]
-        return to_uint8(torch.cat([sampler.prior(part) for part in z.split(batch)])).cpu(), None
-    for t in range(-(-count // batch)):
-        if kind in ("prior", "guided"):
-            z = sampler.noise(batch)
-            images.append(to_uint8(sampler.prior(guide(sampler, z) if kind == "guided" else z)).cpu())
-        else:
-            if t % sampler.config.episode_length == 0:
-                memory = sampler.memory(batch)
-            state = sampler.state(batch)
-            answer, memory = sampler.policy(state, memory)
-            images.append(to_uint8(answer).cpu())
-            states.append(to_uint8(state).cpu())
-    return torch.cat(images)[:count], torch.cat(states)[:count] if states else None
 
 
 def write(images, states, out: Path | None, folder: Path | None, npz: Path | None) -> None:
@@ -125,6 +55,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--kind", choices=("prior", "policy", "guided", "interpolation"), default="prior", help="where z comes from"
     )
+    parser.add_argument("--generator", type=int, metavar="I", help="one of several, from 0 (default: a share of each)")
     parser.add_argument("--count", type=int, default=64, help="number of samples (default 64)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise and of the states (default 0)")
     parser.add_argument("--data", help="the states of policy samples: a folder or synthetic (default: the run's own)")
@@ -144,15 +75,22 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """The program; returns its exit status."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
-    from magnet.sampling import Guide, Sampler
+    from magnet.runs import load_agents, load_checkpoint, load_states
+    from magnet.sampling import Guide, Sampler, draw
 
     try:
-        generator, discriminator, config = load_agents(*load_checkpoint(options.run), options.device)
+        generators, discriminators, config = load_agents(*load_checkpoint(options.run), options.device)
+        if options.generator is not None:
+            if not 0 <= options.generator < len(generators):
+                raise UserError(
+                    f"--generator is {options.generator}, but {options.run} has {len(generators)}: 0 is the first."
+                )
+            generators = [generators[options.generator]]
         if options.kind == "policy" and config.algorithm == "gan":
             raise UserError(f"{options.run} is a plain GAN and has no policy; leave out --kind policy.")
         faces = load_states(config, options.data) if options.kind == "policy" else None
-        sampler = Sampler(generator, faces, seed=options.seed, averaged=options.ema)
-        images, states = draw(sampler, options.kind, options.count, Guide([discriminator], options.ema))
+        samplers = [Sampler(agent, faces, seed=options.seed, averaged=options.ema) for agent in generators]
+        images, states = draw(samplers, options.kind, options.count, Guide(discriminators, options.ema))
         write(images, states, options.out, options.images, options.npz)
     except KeyError as error:
         print(f"sample.py: Pillow cannot write {error} files; end {options.out} in .png.", file=sys.stderr)

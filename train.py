@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from magnet.config import CACHE, FREE_ON_RESUME, PRESETS, Config, check, restored_config, settle
+from magnet.config import CACHE, FREE_ON_RESUME, PRESETS, Config, check, complete, restored_config, settle
 from magnet.errors import Diverged, UserError
 
 # What imports torch is imported where it is needed: --help and a wrong word answer at once.
@@ -94,7 +94,7 @@ def train(config: Config, run: Path, trainer, evaluation, total: int, stop: Stop
     from magnet.sampling import FixedGrids
 
     per_epoch, last_epoch = trainer.steps_per_epoch, math.ceil(total / trainer.steps_per_epoch)
-    grids = FixedGrids(trainer.generators[0], trainer.faces, config.seed)
+    grids = FixedGrids(trainer.generators, trainer.faces, config.seed)
 
     def show(line: dict | None) -> None:
         if line:
@@ -116,8 +116,10 @@ def train(config: Config, run: Path, trainer, evaluation, total: int, stop: Stop
         checkpoint.prune(run / "checkpoints", config.keep)
 
     with (
-        Logbook(run, trainer.steps, config.batch_size, LOG_EVERY) as book,
-        tqdm(total=total * config.batch_size, initial=trainer.images_seen, unit="image", dynamic_ncols=True) as bar,
+        Logbook(run, trainer.steps, config.images_per_step, LOG_EVERY) as book,
+        tqdm(
+            total=total * config.images_per_step, initial=trainer.images_seen, unit="image", dynamic_ncols=True
+        ) as bar,
     ):
         saved_at = trainer.steps
         if trainer.steps == 0:
@@ -127,7 +129,7 @@ def train(config: Config, run: Path, trainer, evaluation, total: int, stop: Stop
             metrics = trainer.step()
             scores = evaluation.after(trainer.steps)
             show(book.add(metrics, scores))
-            bar.update(config.batch_size)
+            bar.update(config.images_per_step)
             bar.set_description(f"epoch {1 + (trainer.steps - 1) // per_epoch}/{last_epoch}", refresh=False)
             if trainer.steps % config.sample_every == 0 or trainer.steps == total or evaluation.patience_ended:
                 draw()
@@ -172,7 +174,7 @@ def start(given: dict, commands: argparse.Namespace) -> int:
     if commands.resume:
         config, saved = resumed(commands.resume, given)
     else:
-        config = Config(**(PRESETS[commands.preset] | given))
+        config = complete(PRESETS[commands.preset] | given)
     check(config)
     config = settle(config)
     print(json.dumps(dataclasses.asdict(config), indent=2))
@@ -185,7 +187,7 @@ def start(given: dict, commands: argparse.Namespace) -> int:
         return 0
 
     trainer = build(config, pixels, saved)
-    evaluation = Evaluation(trainer.generators[0], trainer.faces, config, saved.get("best") if saved else None)
+    evaluation = Evaluation(trainer.generators, trainer.faces, config, saved.get("best") if saved else None)
     judge = trainer.discriminators[0].name
     del saved  # as large as the trainer
     total = config.epochs * trainer.steps_per_epoch

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
-from magnet.config import PRESETS, Config, check, settle  # noqa: E402
+from magnet.config import PRESETS, Config, check, complete, settle  # noqa: E402
 from magnet.errors import UserError  # noqa: E402
 from magnet.files import write_atomically  # noqa: E402
 
@@ -135,8 +135,8 @@ def scorer(features: Path, count: int) -> Callable[[Path], list[dict]]:
     from evaluate import compare, described, pick
     from magnet.metrics import exported_network
     from magnet.randomness import stream
-    from magnet.sampling import Sampler
-    from sample import draw, load_agents, load_checkpoint, load_states
+    from magnet.runs import load_agents, load_checkpoint, load_states
+    from magnet.sampling import Sampler, draw
 
     device = settle(Config()).device
     embed, _ = exported_network(features, torch.device(device))
@@ -148,13 +148,13 @@ def scorer(features: Path, count: int) -> Callable[[Path], list[dict]]:
         return faces, described(pick(faces, order[:count]), embed)
 
     def score(path: Path) -> list[dict]:
-        agent, _, config = load_agents(*load_checkpoint(path), device)
+        generators, _, config = load_agents(*load_checkpoint(path), device)
         faces, reals = real(Config(device=device, **{name: getattr(config, name) for name in OF_IMAGES}))
         kinds = {"prior": None} if config.algorithm == "gan" else {"prior": None, "policy": faces}
         found = []
         for kind, states in kinds.items():
-            images, _ = draw(Sampler(agent, states), kind, len(reals["images"]))
-            found.append({"kind": kind} | compare(described(images, embed), reals, "fd", agent.device))
+            images, _ = draw([Sampler(agent, states) for agent in generators], kind, len(reals["images"]))
+            found.append({"kind": kind} | compare(described(images, embed), reals, "fd", torch.device(device)))
         return found
 
     return score
@@ -164,7 +164,7 @@ def curve(run: Path, score: Callable[[Path], list[dict]]) -> list[dict]:
     """The scores of a run's checkpoints but that before step 1, by checkpoint and kind of sample."""
     from magnet.checkpoint import listed
 
-    minutes, batch = minutes_at(run), json.loads((run / "config.json").read_text())["batch_size"]
+    minutes, batch = minutes_at(run), Config(**json.loads((run / "config.json").read_text())).images_per_step
     points = []
     for path in listed(run / "checkpoints"):
         if step := int(path.stem):
@@ -205,10 +205,10 @@ def ablate(options: argparse.Namespace, base: dict) -> None:
     for seed in options.seeds:
         for setting in options.only:
             flags = base | SETTINGS[setting][1] | {"seed": seed}
-            batch = flags.get("batch_size", Config.batch_size)
+            batch = complete(flags).images_per_step
             # Not by epochs: how many images the discriminator sees in one depends on the setting.
             flags |= {"epochs": 1_000_000, "steps": -(-options.images // batch)}
-            config = Config(**flags)
+            config = complete(flags)
             check(config)
             # With the defaults written out: should they change, what was measured before them does not count.
             flags = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_OF_GAME}

@@ -56,21 +56,27 @@ class Agent:
     through the critic's convolutions serves both. (Algorithm 1 takes the step first.)
     """
 
-    def __init__(self, name: str, config, device: torch.device, networks: dict[str, nn.Module]):
+    def __init__(
+        self, name: str, config, device: torch.device, networks: dict[str, nn.Module],
+        borrowed: Iterable[nn.Parameter] = (),
+    ):  # fmt: skip
+        """borrowed: parameters within `networks` that are another agent's, whose optimizer moves them."""
         self.name, self.config, self.device = name, config, device
         self.random = stream(config.seed, name, device)
         targets = {key: copy.deepcopy(net).requires_grad_(False) for key, net in networks.items()}
         place = {"device": device, "memory_format": torch.channels_last}
         self.networks = {key: net.to(**place) for key, net in networks.items()}
         self.targets = {key: net.to(**place) for key, net in targets.items()}
+        borrowed = set(borrowed)
+        self.own = {key: [p for p in net.parameters() if p not in borrowed] for key, net in self.networks.items()}
         self.optimizers = {
-            key: torch.optim.Adam(net.parameters(), lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
-            for key, net in self.networks.items()
+            key: torch.optim.Adam(own, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+            for key, own in self.own.items()
         }
 
     def descend(self, key: str) -> Tensor:
         """One optimizer step on the gradients that `key` holds, which are then cleared. Returns their norm, ()."""
-        norm = nn.utils.get_total_norm(p.grad for p in self.networks[key].parameters())
+        norm = nn.utils.get_total_norm(p.grad for p in self.own[key])
         self.optimizers[key].step()
         self.optimizers[key].zero_grad()
         return norm
@@ -100,15 +106,17 @@ class Agent:
             self.targets[key].load_state_dict(saved["targets"][key])
 
     def teach_critic(
-        self, encoded: Tensor, actions: Tensor, reward: Tensor, return_slope: Tensor, next_value: Tensor | None
-    ) -> tuple[Tensor, Metrics]:
+        self, encoded: Tensor, actions: Tensor, reward: Tensor, return_slope: Tensor, next_value: Tensor | None,
+        others: Tensor | None,
+    ) -> tuple[Tensor, Metrics]:  # fmt: skip
         """The critic's loss and step: value towards the TD target, slope towards the return's.
 
         encoded (B, hidden) by the critic, with its graph; actions and return_slope (B, A); reward and next_value (B,),
-        the latter None if gamma = 0. Returns dQ/da (B, A) as it was before the step, and the metrics.
+        the latter None if gamma = 0; others: what a joint critic sees beside (B, K). Returns dQ/da (B, A) as it was
+        before the step, and the metrics.
         """
         actions = actions.detach().requires_grad_()
-        value = self.networks["critic"].value(encoded, actions)
+        value = self.networks["critic"].value(encoded, joint(actions, others))
         (slope,) = torch.autograd.grad(value.sum(), actions, create_graph=True)
         target = returns.td_target(reward, next_value, self.config.gamma)
         loss = returns.critic_loss(
@@ -134,3 +142,37 @@ def for_answers(values: Tensor, fresh: int, count: int) -> Tensor:
     -> (count * fresh + B - fresh, ...), the order in which a generator's actions stand.
     """
     return torch.cat([*[values[:fresh]] * count, values[fresh:]])
+
+
+def as_played(values: Tensor, fresh: int, batch: int) -> Tensor:
+    """Of `values` (C, ...) in that order the first answers and the replayed ones: (B, ...), B = `batch`."""
+    return torch.cat([values[:fresh], values[len(values) - (batch - fresh) :]])
+
+
+def joint(actions: Tensor, others: Tensor | None) -> Tensor:
+    """What a critic sees as the action: (B, A), with what the other agents do (B, K) behind it, if it sees that."""
+    return actions if others is None else torch.cat([actions, others], dim=1)
+
+
+def joint_actions(z: list[Tensor], logits: list[list[Tensor]], fresh: int) -> tuple[list[Tensor], list[Tensor]]:
+    """What joint critics see of the other agents' actions (Lowe et al. 2017, equation 6): for generators, and for
+    discriminators.
+
+    z: each generator's (C, nz); logits: each discriminator's on real images (B,) and on each generator's (C,).
+    Generator i is told the other generators' z on the same state, and all logits on its image: (C, (N - 1) nz + M).
+    Discriminator j is told all z, and the others' logits on the image that it judges: (B + N C, N nz + M - 1), real
+    images first; beside a real image stand the z that were played against it.
+    """
+    z = [one.detach() for one in z]
+    judged = [torch.stack([one[k].detach() for one in logits], dim=1) for k in range(1 + len(z))]  # (B or C, M)
+    to_generators = [torch.cat([*z[:i], *z[i + 1 :], judged[1 + i]], dim=1) for i in range(len(z))]
+    put_forward = torch.cat(z, dim=1)
+    beside = [as_played(put_forward, fresh, len(judged[0])), *[put_forward] * len(z)]
+    to_discriminators = [
+        torch.cat([
+            torch.cat([seen, judgements[:, :j], judgements[:, j + 1 :]], dim=1)
+            for seen, judgements in zip(beside, judged, strict=True)
+        ])
+        for j in range(len(logits))
+    ]  # fmt: skip
+    return to_generators, to_discriminators

@@ -32,9 +32,25 @@ class Config:
         0.0, "share of the images that training never sees, chosen by their names [D]", low=0, high=0.5
     )
     algorithm: str = parameter("magnet", "magnet, or gan: G and D_a alone, z from noise", choices=("magnet", "gan"))
+    generators: int = parameter(1, "N, generator agents, who all answer the same states", low=1, high=64)
+    discriminators: int = parameter(1, "M, discriminator agents, who all judge all images", low=1, high=64)
     returns: str = parameter(
-        "log", "the generator's: log D, or -log(1 - D) of the minimax game", choices=("log", "minimax")
+        "log", "what the players earn (magnet/returns.py)",
+        choices=("log", "minimax", "hinge", "least-squares", "wasserstein", "relativistic"),
+    )  # fmt: skip
+    pool: str = parameter(
+        "mean", "how discriminators' returns to a generator become one", choices=("mean", "min", "softmax")
     )
+    specialise: float = parameter(0.0, "weight of generators' return for being told apart", low=0, high=1e6)
+    share: bool = parameter(False, "generators share G but for its first layer")
+    critic: str = parameter(
+        "own", "what a critic sees: its own agent's action, or those of all", choices=("own", "joint")
+    )
+    updates: str = parameter(
+        "alternating", "generators learn after the discriminators' step, or all at once",
+        choices=("alternating", "simultaneous"),
+    )  # fmt: skip
+    discriminator_steps: int = parameter(1, "K, updates of the discriminators to one of the generators", low=1)
     image_size: int = parameter(64, "S, side of all images in pixels [M]", choices=(32, 64, 128))
     epochs: int = parameter(50, "passes over the images [M]", low=1)
     steps: int = parameter(0, "steps of the trainer, if these end before the epochs; 0: no limit", low=0)
@@ -57,6 +73,7 @@ class Config:
     diversity_weight: float = parameter(10.0, "weight of the return for uncorrelated z [D]; 0 in [M]", low=0, high=1e6)
     exploration: float = parameter(1.0, "largest sigma of the noise in z [D]; 0.1 in [M]", low=0, high=1)
     r1: float = parameter(0.1, "weight gamma of R1, the penalty on D_a's slopes at real images [D]", low=0, high=1e6)
+    r2: float = parameter(0.0, "weight of R2, the same penalty at the generators' images", low=0, high=1e6)
     gradient_penalty: float = parameter(
         0.0, "weight of D_a's gradient penalty between real and fake images; 10 in WGAN-GP", low=0, high=1e6
     )
@@ -84,6 +101,11 @@ class Config:
     models_dir: str = parameter("models", "folder of the runs")
     name: str = parameter("", "name of the run's folder; empty: the time")
 
+    @property
+    def images_per_step(self) -> int:
+        """How many real images each discriminator judges in one step of the trainer."""
+        return self.batch_size * self.discriminator_steps
+
 
 FREE_ON_RESUME = {
     "data", "epochs", "steps", "device", "sample_every", "checkpoint_every", "keep", "evaluate_every", "patience"
@@ -99,7 +121,18 @@ PRESETS = {
     "cpu": {"image_size": 32, "width": 32, "nz": 64, "device": "cpu"},
 }  # fmt: skip
 
+# What a kind of returns asks for, unless flags beside it say otherwise.
+WITH_RETURNS = {
+    "wasserstein": {"gradient_penalty": 10.0, "r1": 0.0},
+    "relativistic": {"r2": 0.1},
+}  # fmt: skip
+
 CACHE = Path("data/cache")  # of decoded images
+
+
+def complete(flags: dict) -> Config:
+    """The Config of `flags`, and of what their kind of returns asks for beside them."""
+    return Config(**(WITH_RETURNS.get(flags.get("returns"), {}) | flags))
 
 
 def check(config: Config) -> None:
@@ -115,6 +148,13 @@ def check(config: Config) -> None:
         raise UserError(
             "--algorithm gan has no critics: both --lambda-... must be 1 and --gamma 0 (--preset original has others)."
         )
+    if config.algorithm == "gan" and config.critic == "joint":
+        raise UserError("--algorithm gan has no critics; leave out --critic joint.")
+    if config.generators == 1 and (config.specialise or config.share):
+        flag = f"--specialise {config.specialise:g}" if config.specialise else "--share"
+        raise UserError(f"{flag} is for several generators: give --generators 2 or more.")
+    if config.returns == "wasserstein" and not (config.gradient_penalty or config.spectral_norm):
+        raise UserError("--returns wasserstein needs a bound on D's slopes: --gradient-penalty 10 or --spectral-norm.")
     if config.patience and not config.evaluate_every:
         raise UserError(f"--patience {config.patience} counts scores: give --evaluate-every as well, or --patience 0.")
     replayed = round(config.replay_fraction * config.batch_size)

@@ -18,18 +18,18 @@ class FaceGame:
 
     A state is B = `batch` indices in [0, 2N): i < N is image i, i >= N is image i - N mirrored (see `Faces.batch`).
     States are taken from a shuffled order of all the images, so one pass over the data (an epoch) is N // B states, and
-    no image stands in two consecutive states. kind: the generator's return (`returns.py`). Raises ValueError if there
+    no image stands in two consecutive states. kind, pool: see `returns.py`. Raises ValueError if there
     are not images enough for two states.
     """
 
     def __init__(
         self, faces: Faces, batch: int, episode_length: int, generators: list[str], discriminators: list[str],
-        kind: str = "log",
+        kind: str = "log", pool: str = "mean",
     ):  # fmt: skip
         if len(faces) < 2 * batch:
             raise ValueError(f"{len(faces)} images are too few for two states of {batch} different images")
         self.faces, self.batch, self.episode_length = faces, batch, episode_length
-        self.generators, self.discriminators, self.kind = generators, discriminators, kind
+        self.generators, self.discriminators, self.kind, self.pool = generators, discriminators, kind, pool
         self.random = torch.Generator()
 
     def reset(self, seed: int | None = None) -> dict[str, Tensor]:
@@ -53,14 +53,14 @@ class FaceGame:
         """Plays one step: observations, rewards, terminated, truncated, info.
 
         actions: for each generator its images (B, 3, S, S); for each discriminator its logits (1 + generators, B),
-        first on the real images, then on each generator's. rewards: (B,) each; a generator's is the mean over the
+        first on the real images, then on each generator's. rewards: (B,) each; a generator's is pooled over the
         discriminators, a discriminator's fake term the mean over the generators. Nothing terminates; all are truncated
         after T steps. info: the indices (B,) of "state" (s_t), "real" (x_t) and "next_real" (x_{t+1}).
         """
         logits = torch.stack([actions[name] for name in self.discriminators])  # (discriminators, 1 + generators, B)
         real, fake = logits[:, :1], logits[:, 1:]
-        earned = returns.generator_return(fake, self.kind).mean(dim=0)
-        judged = returns.discriminator_return(real_logits=real, fake_logits=fake).mean(dim=1)
+        earned = returns.pool(returns.generator_return(fake, self.kind, real), self.pool)
+        judged = returns.discriminator_return(real_logits=real, fake_logits=fake, kind=self.kind).mean(dim=1)
         rewards = dict(zip(self.generators, earned, strict=True)) | dict(zip(self.discriminators, judged, strict=True))
 
         info = {"state": self.state, "real": self.real}

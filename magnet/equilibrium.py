@@ -12,12 +12,11 @@ from copy import deepcopy
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from magnet.discriminator_agent import DiscriminatorAgent
 from magnet.faces import Faces, from_uint8, to_uint8
 from magnet.randomness import derived_seed, stream
-from magnet.returns import EQUILIBRIUM
+from magnet.returns import border, discriminator_return, equilibrium, judgement_return
 
 BINS = 10  # of p, for its calibration
 BATCH, POOL = 64, 25  # of the fresh discriminator: images of either kind a step; steps to draw fakes for at once
@@ -36,9 +35,10 @@ def equilibrium_report(
     as there are fakes are judged, in random order and half of them mirrored, as the game shows them.
 
     accuracy_real, accuracy_fake, accuracy_held_out: the share that D_a judges rightly.
-    value, from_equilibrium: V(D, G) and its distance from -log 4; value_held_out, from_equilibrium_held_out: the same
-    on the held-out images. Much below the first, D_a knows the training images by heart.
-    calibration_error: see there; on equally many training images and fakes.
+    value, from_equilibrium: V(D, G) and its distance from -log 4 (of other returns than log see `equilibrium`);
+    value_held_out, from_equilibrium_held_out: the same on the held-out images. Much below the first, D_a knows the
+    training images by heart.
+    calibration_error: see there; on equally many training images and fakes; absent where no chance has that logit.
     critic_agreement: the share of these on which D_a's bit is D_c's greedy action; absent for a plain GAN.
     fresh_accuracy, fresh_value: of the fresh discriminator, on the held-out images, else on a fifth of the training
     images that it was not taught, and on as many of the fakes. At equilibrium 0.5 and -log 4.
@@ -46,14 +46,17 @@ def equilibrium_report(
     random = stream(seed, "equilibrium")
     real = _shown(training, torch.randperm(len(training), generator=random)[: len(fakes)], random)
     real_logits, fake_logits = judge(discriminator, real), judge(discriminator, fakes)
+    kind = discriminator.config.returns
+    above = border(real_logits, fake_logits, kind)
     report = {
-        "accuracy_real": _share(real_logits > 0), "accuracy_fake": _share(fake_logits <= 0),
-        "value": _value(real_logits, fake_logits),
+        "accuracy_real": _share(real_logits > above), "accuracy_fake": _share(fake_logits <= above),
+        "value": _value(real_logits, fake_logits, kind),
     }  # fmt: skip
-    report["from_equilibrium"] = report["value"] - EQUILIBRIUM
+    report["from_equilibrium"] = report["value"] - equilibrium(kind)
     pairs = min(len(real), len(fakes))
     logits, is_real = torch.cat([real_logits[:pairs], fake_logits[:pairs]]), torch.arange(2 * pairs) < pairs
-    report["calibration_error"] = calibration_error(logits, is_real)
+    if kind in ("log", "minimax"):  # of others the logit is not that of a chance
+        report["calibration_error"] = calibration_error(logits, is_real)
     if "critic" in discriminator.networks:
         greedy = greedy_answers(discriminator, real[:pairs], fakes[:pairs], logits)
         report["critic_agreement"] = _share(greedy == (logits > 0))
@@ -65,13 +68,14 @@ def equilibrium_report(
     else:
         unseen = _shown(held_out, torch.randperm(len(held_out), generator=random)[: len(fakes)], random)
         unseen_logits = judge(discriminator, unseen)
-        report["accuracy_held_out"] = _share(unseen_logits > 0)
-        report["value_held_out"] = _value(unseen_logits, fake_logits)
-        report["from_equilibrium_held_out"] = report["value_held_out"] - EQUILIBRIUM
+        report["accuracy_held_out"] = _share(unseen_logits > above)
+        report["value_held_out"] = _value(unseen_logits, fake_logits, kind)
+        report["from_equilibrium_held_out"] = report["value_held_out"] - equilibrium(kind)
     fresh = fresh_discriminator(discriminator, draw=draw, real=training, taught=taught, steps=steps, seed=seed)
     real_logits, fake_logits = judge(fresh, unseen), judge(fresh, fakes[: len(unseen)])
-    report["fresh_accuracy"] = (_share(real_logits > 0) + _share(fake_logits <= 0)) / 2
-    report["fresh_value"] = _value(real_logits, fake_logits)
+    above = border(real_logits, fake_logits, kind)
+    report["fresh_accuracy"] = (_share(real_logits > above) + _share(fake_logits <= above)) / 2
+    report["fresh_value"] = _value(real_logits, fake_logits, kind)
     return report
 
 
@@ -79,9 +83,13 @@ def _share(right: Tensor) -> float:
     return right.float().mean().item()
 
 
-def _value(real_logits: Tensor, fake_logits: Tensor) -> float:
+def _value(real_logits: Tensor, fake_logits: Tensor, kind: str) -> float:
     """V(D, G) (Goodfellow et al. 2014, eq. 1), of any number of logits on either side."""
-    return (logsigmoid(real_logits).mean() + logsigmoid(-fake_logits).mean()).item()
+    if kind == "relativistic":
+        pairs = min(len(real_logits), len(fake_logits))
+        earned = discriminator_return(real_logits=real_logits[:pairs], fake_logits=fake_logits[:pairs], kind=kind)
+        return earned.mean().item()
+    return (judgement_return(real_logits, 1.0, kind).mean() + judgement_return(fake_logits, -1.0, kind).mean()).item()
 
 
 def _shown(faces: Faces, indices: Tensor, random: torch.Generator) -> Tensor:
@@ -148,7 +156,9 @@ def fresh_discriminator(
     Each step shows it BATCH images from `draw`, and BATCH of `real` with the indices `taught` (n,) int64, half of them
     mirrored. Weights and order follow `seed`; torch's own generator is left as it was.
     """
-    config = dataclasses.replace(discriminator.config, algorithm="gan", batch_size=BATCH)
+    config = dataclasses.replace(
+        discriminator.config, algorithm="gan", batch_size=BATCH, generators=1, discriminators=1, specialise=0.0,
+    )  # fmt: skip
     with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
         torch.default_generator.manual_seed(derived_seed(seed, "fresh discriminator"))
         fresh = DiscriminatorAgent("fresh discriminator", config, discriminator.device)
@@ -158,5 +168,5 @@ def fresh_discriminator(
             fakes = draw(min(POOL, steps - step) * BATCH).split(BATCH)
         chosen = taught[torch.randint(len(taught), (BATCH,), generator=random)]
         x, y = (from_uint8(images.to(fresh.device)) for images in (_shown(real, chosen, random), fakes[step % POOL]))
-        fresh.update(x, [y], fresh.act(x, [y]), next_value=None, fresh=BATCH)
+        fresh.update(x, [y], *fresh.act(x, [y]), fresh=BATCH, next_value=None, others=None)
     return fresh

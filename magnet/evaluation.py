@@ -10,7 +10,7 @@ from magnet.faces import Faces, to_uint8
 from magnet.generator_agent import GeneratorAgent
 from magnet.metrics import sliced_wasserstein
 from magnet.randomness import stream
-from magnet.returns import EQUILIBRIUM
+from magnet.returns import equilibrium
 from magnet.sampling import BATCH, Sampler
 
 IMAGES = 2000  # on either side, if there are as many to train on
@@ -19,13 +19,13 @@ IMAGES = 2000  # on either side, if there are as many to train on
 class Evaluation:
     """Scores a run every `config.evaluate_every` steps by the sliced Wasserstein distance, and remembers the best.
 
-    The samples are of the averaged G from the same noise each time, and real images and projections are the same too:
-    differences are the network's. Draws nothing from the run's own generators.
+    The samples are of the averaged G (of several a share each) from the same noise each time, and real images and
+    projections are the same too: differences are the network's. Draws nothing from the run's own generators.
     """
 
-    def __init__(self, agent: GeneratorAgent, faces: Faces, config, best: dict | None = None):
+    def __init__(self, agents: list[GeneratorAgent], faces: Faces, config, best: dict | None = None):
         """best: what an earlier part of the run left in `self.best`, which its checkpoints hold."""
-        self.agent, self.config = agent, config
+        self.agents, self.config = agents, config
         self.best = best or {"swd": math.inf, "step": 0, "worse_since": 0}  # the last: evaluations, not steps
         if config.evaluate_every:
             random, count = stream(config.seed, "evaluation"), min(IMAGES, len(faces))
@@ -36,9 +36,11 @@ class Evaluation:
         """The scores after `step`, by name ("swd" and a part of it for each scale), if it is time for them; else {}."""
         if not self.config.evaluate_every or step % self.config.evaluate_every:
             return {}
-        sampler = Sampler(self.agent, None)
-        fakes = torch.cat([to_uint8(sampler.prior(z.to(self.agent.device))) for z in self.z.split(BATCH)])
-        scores = sliced_wasserstein(fakes, self.real, stream(self.config.seed, "projections"))
+        fakes = []
+        for agent, share in zip(self.agents, self.z.tensor_split(len(self.agents)), strict=True):
+            sampler = Sampler(agent, None)
+            fakes += [to_uint8(sampler.prior(z.to(agent.device))) for z in share.split(BATCH)]
+        scores = sliced_wasserstein(torch.cat(fakes), self.real, stream(self.config.seed, "projections"))
         if scores["swd"] < self.best["swd"]:
             self.best = {"swd": scores["swd"], "step": step, "worse_since": 0}
         else:
@@ -56,6 +58,7 @@ class Evaluation:
         return (
             f"no better score in {self.best['worse_since']} evaluations than {self.best['swd']:.2f} at step "
             f"{self.best['step']} (checkpoints/best.pt); at the end V(D, G) was {line[f'{judge}/return']:.2f}, at "
-            f"equilibrium {EQUILIBRIUM:.2f}, and D was right on {line[f'{judge}/accuracy_real']:.0%} of the real and "
+            f"equilibrium {equilibrium(self.config.returns):.2f}, and D was right on "
+            f"{line[f'{judge}/accuracy_real']:.0%} of the real and "
             f"{line[f'{judge}/accuracy_fake']:.0%} of the fake images, at equilibrium 50%"
         )

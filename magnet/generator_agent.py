@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from magnet import returns
-from magnet.agent import Agent, Metrics, encoder, for_answers, frozen, logit_slope
+from magnet.agent import Agent, Metrics, encoder, for_answers, frozen, joint, logit_slope
 from magnet.networks import Critic, Generator, GeneratorActor
 
 
@@ -17,10 +17,11 @@ def generator_networks(config) -> dict[str, nn.Module]:
     """G_a, G and G_c; of a plain GAN G alone."""
     if config.algorithm == "gan":
         return {"generator": painter(config)}
+    others = (config.generators - 1) * config.nz + config.discriminators if config.critic == "joint" else 0
     return {
         "actor": GeneratorActor(*encoder(config), config.nz),
         "generator": painter(config),
-        "critic": Critic(*encoder(config), actions=config.nz),
+        "critic": Critic(*encoder(config), actions=config.nz + others),
     }
 
 
@@ -31,8 +32,18 @@ class GeneratorAgent(Agent):
     remembered.
     """
 
-    def __init__(self, name: str, config, device: torch.device):
-        super().__init__(name, config, device, generator_networks(config))
+    def __init__(self, name: str, config, device: torch.device, index: int = 0, lender: "GeneratorAgent | None" = None):
+        """index: its place among the generators. lender: another, whose G it uses but for the first layer, which is its
+        own (Hoang et al. 2018, MGAN); the lender has to be the last of them to learn.
+        """
+        networks, borrowed = generator_networks(config), ()
+        if lender:
+            layers, lent = networks["generator"].layers, lender.networks["generator"].layers
+            for i in range(1, len(layers)):
+                layers[i] = lent[i]
+            borrowed = lent[1:].parameters()
+        super().__init__(name, config, device, networks, borrowed)
+        self.index = index
 
     def first_memory(self, batch: int) -> Tensor:
         """The memory at the start of an episode: zeros (B, 2, layers, hidden), or (B, 0) of a plain GAN."""
@@ -69,41 +80,50 @@ class GeneratorAgent(Agent):
             z, _ = self.targets["actor"](next_state, next_memory)
             return z, self.targets["generator"](z)
 
-    def next_value(self, next_state: Tensor, next_z: Tensor) -> Tensor:
+    def next_value(self, next_state: Tensor, next_z: Tensor, others: Tensor | None) -> Tensor:
         """Q'(s', a') of the target critic (B,)."""
         with torch.no_grad():
-            return self.targets["critic"](next_state, next_z)
+            return self.targets["critic"](next_state, joint(next_z, others))
 
     def update(
-        self, state: Tensor, z: Tensor, images: Tensor, policy: Tensor, answers: Tensor,
-        judges: list[nn.Module], next_value: Tensor | None,
+        self, state: Tensor, real: Tensor, z: Tensor, images: Tensor, policy: Tensor, answers: Tensor,
+        judges: list[nn.Module], next_value: Tensor | None, others: Tensor | None,
     ) -> Metrics:  # fmt: skip
         """G, then critic, then actor.
 
-        state (B, 3, S, S), of which the first F <= B rows are of this step, the others replayed. policy (F, nz) and
-        answers (A F, nz): what `act` gave for the first. z (C, nz), a leaf that requires a gradient: the answers as
-        `improved`, then the replayed actions; images G(z), with their graph. Noise and replayed actions teach G and the
-        critic alone, for only an action of the present policy can be led back to it. judges: the D_a's.
+        state and real (B, 3, S, S), of which the first F <= B rows are of this step, the others replayed. policy
+        (F, nz) and answers (A F, nz): what `act` gave for the first. z (C, nz), a leaf that requires a gradient: the
+        answers as `improved`, then the replayed actions; images G(z), with their graph. Noise and replayed actions
+        teach G and the critic alone, for only an action of the present policy can be led back to it. judges: the D_a's;
+        others: what a joint critic sees beside z (C, K).
         """
+        config, fresh, count = self.config, len(policy), len(answers) // len(policy)
         with frozen(judges):
-            logits = torch.stack([judge(images) for judge in judges])
-            earned = returns.generator_return(logits, self.config.returns).mean(dim=0)
+            logits, names = zip(*[judge.judge(images) for judge in judges], strict=True)
+            beside = None
+            if config.returns == "relativistic":
+                with torch.no_grad():
+                    beside = torch.stack([for_answers(judge(real), fresh, count) for judge in judges])
+            earned = returns.pool(returns.generator_return(torch.stack(logits), config.returns, beside), config.pool)
+            metrics = {"return": earned.detach()[:fresh].mean()}
+            if config.specialise:
+                told_apart = torch.stack([returns.naming_return(name, self.index) for name in names]).mean(dim=0)
+                earned = earned + config.specialise * told_apart
+                metrics["told_apart"] = told_apart.detach()[:fresh].mean()
         earned.mean().neg().backward()  # G ascends its return; what reaches its input is the return's slope
         return_slope = -z.grad * len(z)  # z.grad is that of minus the mean
-        played = earned.detach()[: len(policy)]
-        metrics = {"return": played.mean(), "generator_gradient": self.descend("generator")}
+        metrics["generator_gradient"] = self.descend("generator")
         if "critic" not in self.networks:
             return metrics
 
-        fresh, count = len(policy), len(answers) // len(policy)
         encoded = for_answers(self.networks["critic"].encode(state), fresh, count)
         if next_value is not None:
             next_value = for_answers(next_value, fresh, count)
-        value_slope, critic_metrics = self.teach_critic(encoded, z, earned.detach(), return_slope, next_value)
+        value_slope, critic_metrics = self.teach_critic(encoded, z, earned.detach(), return_slope, next_value, others)
 
-        direction = returns.ascent_direction(return_slope, value_slope, self.config.lambda_generator)[:fresh]
+        direction = returns.ascent_direction(return_slope, value_slope, config.lambda_generator)[:fresh]
         diversity = returns.diversity_return(policy)
-        loss = -self.config.diversity_weight * diversity
+        loss = -config.diversity_weight * diversity
         torch.autograd.backward([answers[:fresh], loss], [-direction / fresh, torch.ones_like(loss)])
         metrics["actor_gradient"] = self.descend("actor")
 

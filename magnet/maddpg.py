@@ -6,12 +6,13 @@
 `config` is any object with the fields of config.py's Config.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from magnet.agent import Metrics
+from magnet.agent import Agent, Metrics, joint_actions
 from magnet.discriminator_agent import DiscriminatorAgent
 from magnet.environment import FaceGame
 from magnet.faces import Faces, from_uint8, to_uint8
@@ -25,8 +26,8 @@ class Batch:
     """What one step learns from. Of its B rows the first F are of this step, the others come from the ring.
 
     To each of the F states a generator tries A answers, of which the first, its policy's, is played; with the replayed
-    actions it has C = A F + B - F of them. Lists have one entry a generator, `logits` one a discriminator. Actions keep
-    their graphs: no pass is made twice.
+    actions it has C = A F + B - F of them. Lists have one entry a generator, `logits` and `names` one a discriminator.
+    Actions keep their graphs: no pass is made twice.
     """
 
     state: Tensor  # s_t (B, 3, S, S)
@@ -37,8 +38,24 @@ class Batch:
     images: list[Tensor]  # G(z) by the present G (C, 3, S, S)
     fakes: list[Tensor]  # as they were put forward: by the present G, then by earlier ones (C, 3, S, S)
     logits: list[list[Tensor]]  # D_a's on real (B,), then on each of fakes (C,)
+    names: list[list[Tensor | None]]  # whose D_a takes them for, (B, N), then (C, N), if it is asked
     memory: list[Tensor]  # h_{t+1}, with which the next state is met (B, 2, layers, hidden)
     next_real: Tensor  # indices of x_{t+1}, in the game after x_t; (B,) once the environment has stepped
+
+
+def names(kind: str, count: int) -> list[str]:
+    """What `count` agents of a kind are called: generator, or generator_0, generator_1, ... of several."""
+    return [kind] if count == 1 else [f"{kind}_{i}" for i in range(count)]
+
+
+def new_agents(config, device: torch.device) -> tuple[list[GeneratorAgent], list[DiscriminatorAgent]]:
+    """The agents of a game, with fresh weights. If generators share, the first lends to the others."""
+    generators = []
+    for i, name in enumerate(names("generator", config.generators)):
+        lender = generators[0] if config.share and i else None
+        generators.append(GeneratorAgent(name, config, device, i, lender))
+    discriminators = names("discriminator", config.discriminators)
+    return generators, [DiscriminatorAgent(name, config, device) for name in discriminators]
 
 
 class MADDPG:
@@ -47,30 +64,26 @@ class MADDPG:
     Raises ValueError if `faces` are too few for the batch.
     """
 
-    def __init__(self, config, faces: Faces, device: torch.device, generators: int = 1, discriminators: int = 1):
-        def names(kind: str, count: int) -> list[str]:
-            return [kind] if count == 1 else [f"{kind}_{i}" for i in range(count)]
-
+    def __init__(self, config, faces: Faces, device: torch.device):
         self.config, self.faces, self.device = config, faces, device
         torch.manual_seed(config.seed)  # the weights; all later draws have generators of their own
-        self.generators = [GeneratorAgent(name, config, device) for name in names("generator", generators)]
-        self.discriminators = [
-            DiscriminatorAgent(name, config, device) for name in names("discriminator", discriminators)
-        ]
+        self.generators, self.discriminators = new_agents(config, device)
         self.agents = [*self.generators, *self.discriminators]
 
         self.replayed = round(config.replay_fraction * config.batch_size)  # rows of a batch that come from the ring
         self.environment = FaceGame(
             faces, config.batch_size - self.replayed, config.episode_length,
-            [agent.name for agent in self.generators], [agent.name for agent in self.discriminators], config.returns,
+            [agent.name for agent in self.generators], [agent.name for agent in self.discriminators],
+            config.returns, config.pool,
         )  # fmt: skip
         image, memory = (3, config.image_size, config.image_size), self.generators[0].first_memory(1).shape[1:]
         self.replay = Replay(
             config.replay_size if self.replayed else 0,
             {
                 "state": ((), torch.int64), "real": ((), torch.int64), "next_real": ((), torch.int64),
-                "z": ((generators, config.nz), torch.float32), "memory": ((generators, *memory), torch.float32),
-                "image": ((generators, *image), torch.uint8),
+                "z": ((config.generators, config.nz), torch.float32),
+                "memory": ((config.generators, *memory), torch.float32),
+                "image": ((config.generators, *image), torch.uint8),
             },
             device, stream(config.seed, "replay", device),
         )  # fmt: skip
@@ -84,20 +97,24 @@ class MADDPG:
 
     @property
     def images_seen(self) -> int:
-        """How many real images each discriminator has judged, replayed ones counted again; batch_size a step."""
-        return self.steps * self.config.batch_size
+        """How many real images each discriminator has judged, replayed ones counted again."""
+        return self.steps * self.config.images_per_step
 
     @property
     def steps_per_epoch(self) -> int:
-        """States in one pass over the faces."""
-        return len(self.faces) // self.environment.batch
+        """Steps in one pass over the faces, at least 1."""
+        return max(1, len(self.faces) // (self.environment.batch * self.config.discriminator_steps))
 
     def step(self) -> Metrics:
-        """One pass through the box of Algorithm 1. Returns detached scalars by name, on the device."""
-        old = self.replay.sample(self.replayed)  # before this step's enter the ring: one pass of G renders both
-        batch = self.act(old)
-        self.play(batch)  # and store
-        metrics = self.update(batch)
+        """One pass through the box of Algorithm 1. Returns detached scalars by name, on the device.
+
+        With `discriminator_steps` K the players play K times, and generators learn from the last alone.
+        """
+        for left in reversed(range(self.config.discriminator_steps)):
+            old = self.replay.sample(self.replayed)  # before this step's enter the ring: one pass of G renders both
+            batch = self.act(old)
+            self.play(batch)  # and store
+            metrics = self.update(batch, self.discriminators if left else self.agents)
         for agent in self.agents:
             agent.update_targets()
         self.steps += 1
@@ -119,10 +136,11 @@ class MADDPG:
         fresh = len(answers[0])
         fakes = [torch.cat([x.detach()[:fresh], from_uint8(old["image"][:, i])]) for i, x in enumerate(images)]
         real = torch.cat([real, self.faces.batch(old["real"])])
+        judged = [agent.act(real, fakes) for agent in self.discriminators]
         return Batch(
             state=torch.cat([state, self.faces.batch(old["state"])]), real=real,
             policy=policy, answers=answers, z=z, images=images, fakes=fakes,
-            logits=[agent.act(real, fakes) for agent in self.discriminators],
+            logits=[logits for logits, _ in judged], names=[names for _, names in judged],
             memory=[torch.cat([h, old["memory"][:, i]]) for i, h in enumerate(self.memories)],
             next_real=old["next_real"],
         )  # fmt: skip
@@ -150,37 +168,60 @@ class MADDPG:
         else:
             self.observations = observations
 
-    def update(self, batch: Batch) -> Metrics:
-        """For each agent: its critic by the TD error and slope, its actor (and G) by the ascent.
+    def update(self, batch: Batch, learners: list[Agent]) -> Metrics:
+        """For each agent of `learners`: its critic by the TD error and slope, its actor (and G) by the ascent.
 
-        Discriminators first, so that generators answer to discriminators that have seen this batch.
+        Discriminators first, so that generators answer to discriminators that have seen this batch; or generators
+        first, to discriminators as they were when all acted: then the updates are simultaneous, for what a
+        discriminator learns from does not change with a generator's step.
         """
-        judge_next, act_next = self.next_values(batch)
-        metrics = {}
-        for i, agent in enumerate(self.discriminators):
-            learned = agent.update(batch.real, batch.fakes, batch.logits[i], judge_next[i], self.environment.batch)
-            metrics |= {f"{agent.name}/{key}": value for key, value in learned.items()}
+        fresh = self.environment.batch
+        next_values, others = self.next_values(batch), self.others(batch.z, batch.logits)
         judges = [agent.networks["actor"] for agent in self.discriminators]
-        for i, agent in enumerate(self.generators):
-            learned = agent.update(
-                batch.state, batch.z[i], batch.images[i], batch.policy[i], batch.answers[i], judges, act_next[i]
+        lessons = {
+            agent.name: (batch.real, batch.fakes, batch.logits[j], batch.names[j], fresh)
+            for j, agent in enumerate(self.discriminators)
+        } | {
+            agent.name: (
+                batch.state, batch.real, batch.z[i], batch.images[i], batch.policy[i], batch.answers[i], judges
             )
-            metrics |= {f"{agent.name}/{key}": value for key, value in learned.items()}
+            for i, agent in enumerate(self.generators)
+        }  # fmt: skip
+        order = [self.discriminators, self.generators[::-1]]  # of generators that share, the lender last
+        if self.config.updates == "simultaneous":
+            order.reverse()
+        metrics = {}
+        for agent in itertools.chain(*order):
+            if agent in learners:
+                learned = agent.update(*lessons[agent.name], next_values[agent.name], others[agent.name])
+                metrics |= {f"{agent.name}/{key}": value for key, value in learned.items()}
         return metrics
 
-    def next_values(self, batch: Batch) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        """Q'(s', a') for the TD targets, of each discriminator and each generator; None where nothing needs them.
+    def others(self, z: list[Tensor], logits: list[list[Tensor]]) -> dict[str, Tensor | None]:
+        """By agent what its critic is told of the others' actions (`joint_actions`); None unless critics are joint."""
+        if self.config.critic == "own":
+            return {agent.name: None for agent in self.agents}
+        told = itertools.chain(*joint_actions(z, logits, self.environment.batch))
+        return dict(zip((agent.name for agent in self.agents), told, strict=True))
+
+    def next_values(self, batch: Batch) -> dict[str, Tensor | list[Tensor] | None]:
+        """By agent Q'(s', a') for the TD targets; None where nothing needs them.
 
         After x_t the real next image is x_{t+1}; after a fake one it is what target actor and G would put forward then.
         """
         if self.config.gamma == 0 or self.config.algorithm == "gan":
-            return [None] * len(self.discriminators), [None] * len(self.generators)
+            return {agent.name: None for agent in self.agents}
         next_state = batch.real  # s_{t+1} is x_t
         acts = [agent.next_action(next_state, h) for agent, h in zip(self.generators, batch.memory, strict=True)]
-        next_real, next_fakes = self.faces.batch(batch.next_real), [image for _, image in acts]
-        judge_next = [agent.next_value(next_real, next_fakes) for agent in self.discriminators]
-        act_next = [agent.next_value(next_state, z) for agent, (z, _) in zip(self.generators, acts, strict=True)]
-        return judge_next, act_next
+        next_z, next_fakes = map(list, zip(*acts, strict=True))
+        next_real = self.faces.batch(batch.next_real)
+        next_logits = [agent.next_logits(next_real, next_fakes) for agent in self.discriminators]
+        others, values = self.others(next_z, next_logits), {}
+        for agent, z in zip(self.generators, next_z, strict=True):
+            values[agent.name] = agent.next_value(next_state, z, others[agent.name])
+        for agent, logits in zip(self.discriminators, next_logits, strict=True):
+            values[agent.name] = agent.next_value(next_real, next_fakes, logits, others[agent.name])
+        return values
 
     def state_dict(self) -> dict:
         """Everything that the coming steps depend on: plain types and live tensors, to be written before the next."""

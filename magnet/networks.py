@@ -117,10 +117,12 @@ class DiscriminatorActor(nn.Module):
     With spectral_norm every layer has spectral norm 1 (Miyato et al. 2018, arXiv 1802.05957).
     """
 
-    def __init__(self, stack: nn.Module, features: int, spectral_norm: bool = False):
+    def __init__(self, stack: nn.Module, features: int, spectral_norm: bool = False, names: int = 0):
+        """names: how many generators a classifier beside the logit tells apart; 0: there is none."""
         super().__init__()
         self.stack = stack
         self.logit = nn.Linear(features, 1)
+        self.name = nn.Linear(features, names) if names else None
         self.apply(initialise)
         if spectral_norm:
             for layer in (*self.stack, self.logit):
@@ -129,7 +131,12 @@ class DiscriminatorActor(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """images (B, 3, S, S) in [-1, 1] -> logits (B,); above 0 means real."""
-        return self.logit(self.stack(images)).squeeze(1)
+        return self.judge(images)[0]
+
+    def judge(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The logits (B,), and how likely each generator made the images, unnormalised (B, names), if it is asked."""
+        features = self.stack(images)
+        return self.logit(features).squeeze(1), self.name(features) if self.name else None
 
 
 class Critic(nn.Module):

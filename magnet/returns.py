@@ -1,45 +1,126 @@
 """What the agents earn, and what their critics are taught: pure functions, tensors in and tensors out.
 
 A return is what one step earns, the reward r of the game; with gamma = 0 that is all there is to earn.
-Logits l are D_a's; high means real, p = sigmoid(l). Every log p is a logsigmoid of l, finite for every finite l.
-Values, returns and logits are (B,) float32, actions (B, A) float32; means over the batch are the caller's, unless said.
+Logits l are D_a's; high means real. Values, returns and logits are (B,) float32, actions (B, A) float32; means over the
+batch are the caller's, unless said. Each pair of players' returns has a name, its `kind`:
+
+    log            D earns log p on a real and log(1 - p) on a fake image, p = sigmoid(l); G earns log p. MAGNET's own;
+                   G's is the non-saturating return of Goodfellow et al. 2014 (section 3)
+    minimax        D's as above; G earns what D loses by its image (Goodfellow et al. 2014, eq. 1)
+    hinge          D earns min(0, l - 1) on a real and min(0, -l - 1) on a fake image; G earns l (Lim and Ye 2017,
+                   arXiv 1705.02894, in the form of Miyato et al. 2018, arXiv 1802.05957, eqs. 16 and 17)
+    least-squares  D earns -(l - 1)^2 / 2 and -(l + 1)^2 / 2; G earns -(l - 1)^2 / 2 (Mao et al. 2017,
+                   arXiv 1611.04076, eq. 2, with labels 1 and -1, so that 0 stays the border between real and fake)
+    wasserstein    D earns l and -l; G earns l (Arjovsky et al. 2017, arXiv 1701.07875, section 3); D's slope in the
+                   image has to be bounded by other means
+    relativistic   D earns log sigmoid(l - l'), with l' its logit on a fake image, for a pair; G earns the same with the
+                   images changed over (Jolicoeur-Martineau 2018, arXiv 1807.00734; Huang et al. 2024, R3GAN,
+                   arXiv 2501.05441, section 2, with a penalty on the slopes at real and at fake images)
+
+Every log p is a logsigmoid of l, finite for every finite l.
 """
 
 import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, logsigmoid
-
-EQUILIBRIUM = -math.log(4)  # V(D, G) where the generator's images are the data's: Goodfellow et al. 2014, theorem 1
+from torch.nn.functional import cosine_similarity, log_softmax, logsigmoid
 
 
-def generator_return(fake_logits: Tensor, kind: str = "log") -> Tensor:
-    """What the generator earns by images with these logits (B,) -> (B,).
+def generator_return(fake_logits: Tensor, kind: str = "log", real_logits: Tensor | None = None) -> Tensor:
+    """What a generator earns by images with these logits -> shaped alike.
 
-    log: log D(G(z)), below 0, whose slope is steepest where D is sure that the image is fake (the non-saturating return
-    of Goodfellow et al. 2014, section 3). minimax: -log(1 - D(G(z))), above 0, exactly what the discriminator loses by
-    the image (there, eq. 1).
+    real_logits, shaped alike: those on the real images beside them, which the kind "relativistic" alone asks for.
     """
-    return -logsigmoid(-fake_logits) if kind == "minimax" else logsigmoid(fake_logits)
+    match kind:
+        case "minimax":
+            return -logsigmoid(-fake_logits)
+        case "hinge" | "wasserstein":
+            return fake_logits
+        case "relativistic":
+            return logsigmoid(fake_logits - real_logits)
+    return judgement_return(fake_logits, 1.0, kind)
 
 
-def discriminator_return(*, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """log D(x) + log(1 - D(G(z))): two (B,) -> (B,), below 0. Its mean is V(D, G) (Goodfellow et al. 2014, eq. 1)."""
-    return logsigmoid(real_logits) + logsigmoid(-fake_logits)
+def discriminator_return(*, real_logits: Tensor, fake_logits: Tensor, kind: str = "log") -> Tensor:
+    """What a discriminator earns by a real image and the fake one beside it: two (B,) -> (B,).
 
-
-def judgement_return(logits: Tensor, real: Tensor) -> Tensor:
-    """One judgement's share of the discriminator's return: log D on a real image, log(1 - D) on a fake one.
-
-    logits (B,), real (B,) with 1 for real and -1 for fake -> (B,), below 0.
+    Its mean is the game's value V(D, G): Goodfellow et al. 2014, eq. 1.
     """
-    return logsigmoid(real * logits)
+    if kind == "relativistic":
+        return logsigmoid(real_logits - fake_logits)
+    return judgement_return(real_logits, 1.0, kind) + judgement_return(fake_logits, -1.0, kind)
 
 
-def judgement_slope(logits: Tensor, real: Tensor) -> Tensor:
-    """d judgement_return / d logit: sigmoid(-l) on real, -sigmoid(l) on fake images. Shapes as there."""
-    return real * torch.sigmoid(-real * logits)
+def equilibrium(kind: str) -> float:
+    """V(D, G) where the generator's images are the data's and D is the best there can be: its logits are 0 (or, for the
+    last two kinds, all alike). -log 4 for "log": Goodfellow et al. 2014, theorem 1.
+    """
+    zero = torch.zeros(())
+    return discriminator_return(real_logits=zero, fake_logits=zero, kind=kind).item()
+
+
+def border(real_logits: Tensor, fake_logits: Tensor, kind: str) -> Tensor | float:
+    """The logit above which an image is called real: 0, or half-way between the means where only differences count."""
+    if kind in ("wasserstein", "relativistic"):
+        return (real_logits.mean() + fake_logits.mean()) / 2
+    return 0.0
+
+
+def judgement_return(logits: Tensor, side: Tensor | float, kind: str = "log", other: Tensor | None = None) -> Tensor:
+    """One judgement's share of the discriminator's return: of a real or of a fake image.
+
+    logits (B,), side (B,) with 1 for real and -1 for fake images -> (B,). other (B,): the logits on the images beside
+    these, a fake one's for a real image, which "relativistic" alone asks for; there the share is the pair's return.
+    """
+    match kind:
+        case "hinge":
+            return (side * logits - 1).clamp(max=0)
+        case "least-squares":
+            return -(logits - side).square() / 2
+        case "wasserstein":
+            return side * logits
+        case "relativistic":
+            return logsigmoid(side * (logits - other))
+    return logsigmoid(side * logits)
+
+
+def judgement_slope(logits: Tensor, side: Tensor | float, kind: str = "log", other: Tensor | None = None) -> Tensor:
+    """d judgement_return / d logits, (B,). Arguments as there."""
+    match kind:
+        case "hinge":
+            return side * (side * logits < 1)
+        case "least-squares":
+            return side - logits
+        case "wasserstein":
+            return side * torch.ones_like(logits)
+        case "relativistic":
+            logits = logits - other
+    return side * torch.sigmoid(-side * logits)
+
+
+def pool(earned: Tensor, how: str) -> Tensor:
+    """What several discriminators let a generator earn, as one return: (discriminators, ...) -> (...).
+
+    mean. min: what the strictest one gives. softmax: -log mean exp(-r), between the two; its slope is the mean of their
+    slopes weighted by softmax(-r), the weighting of Durugkar et al. 2016 (GMAN, arXiv 1611.01673, section 4.2) at
+    lambda = 1, here image by image.
+    """
+    match how:
+        case "min":
+            return earned.amin(dim=0)
+        case "softmax":
+            return math.log(len(earned)) - torch.logsumexp(-earned, dim=0)
+    return earned.mean(dim=0)
+
+
+def naming_return(names: Tensor, index: int) -> Tensor:
+    """log chance that images are said to be generator `index`'s: names (B, generators), unnormalised -> (B,), below 0.
+
+    Generators earn it for being told apart, discriminators' classifiers for telling: Hoang et al. 2018 (MGAN, arXiv
+    1708.02556, section 3); compare Ghosh et al. 2018 (MAD-GAN, arXiv 1704.02906).
+    """
+    return log_softmax(names, dim=1)[:, index]
 
 
 def td_target(reward: Tensor, next_value: Tensor | None, gamma: float) -> Tensor:

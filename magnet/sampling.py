@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from magnet.agent import logit_slope
 from magnet.discriminator_agent import DiscriminatorAgent
-from magnet.faces import Faces
+from magnet.faces import Faces, to_uint8
 from magnet.generator_agent import GeneratorAgent
 from magnet.networks import Convolutions
 from magnet.randomness import stream
@@ -22,6 +22,7 @@ BATCHES, BATCH = 16, 128  # over which the statistics are taken
 # many; over an episode the first answers lie nearer to each other, and with the statistics of the later ones they look
 # alike. After 8 states nothing changes any more (measured: the README's differences).
 WARM_UP = 8
+WAY = 8  # pictures from one point of an interpolation to the next
 LANGEVIN_STEPS, LANGEVIN_STEP = 10, 0.05  # of guided samples; steps of 0.02 and 0.1 scored alike (README)
 
 
@@ -142,20 +143,58 @@ class Guide:
         return z
 
 
-class FixedGrids:
-    """The grids of a run: 64 pictures of fixed noise, and G_a's answers to 32 fixed states, each beside its state."""
+def draw(samplers: list[Sampler], kind: str, count: int, guide: Guide | None = None) -> tuple[Tensor, Tensor | None]:
+    """`count` images (count, 3, S, S) uint8 on the CPU, and for policy samples the states they answer, else None.
 
-    def __init__(self, agent: GeneratorAgent, faces: Faces, seed: int):
-        self.agent, self.faces = agent, faces if "actor" in agent.networks else None
-        draw = stream(seed, "grid")
-        self.z = torch.randn(64, agent.config.nz, generator=draw).to(agent.device)
-        self.state = faces.batch(torch.randperm(len(faces), generator=draw)[:32].to(faces.device))
+    kind: prior, policy, guided or interpolation. Every generator makes its share, one after another. Policy samples are
+    from the middle of episodes: a batch at a time, the memory carried from state to state.
+    """
+    shares = [count // len(samplers) + (i < count % len(samplers)) for i in range(len(samplers))]
+    parts = [_drawn(*pair, kind, guide) for pair in zip(samplers, shares, strict=True) if pair[1]]
+    images, states = zip(*parts, strict=True)
+    return torch.cat(images), torch.cat(states) if kind == "policy" else None
+
+
+def _drawn(sampler: Sampler, count: int, kind: str, guide: Guide | None) -> tuple[Tensor, Tensor | None]:
+    images, states, batch = [], [], sampler.config.batch_size
+    if kind == "interpolation":
+        points = sampler.noise(-(-count // WAY))
+        ways = [spherical(points, points.roll(-1, 0), step / WAY) for step in range(WAY)]  # the last leads to the first
+        z = torch.stack(ways, dim=1).flatten(0, 1)[:count]
+        return to_uint8(torch.cat([sampler.prior(part) for part in z.split(batch)])).cpu(), None
+    for t in range(-(-count // batch)):
+        if kind == "policy":
+            if t % sampler.config.episode_length == 0:
+                memory = sampler.memory(batch)
+            state = sampler.state(batch)
+            answer, memory = sampler.policy(state, memory)
+            images.append(to_uint8(answer).cpu())
+            states.append(to_uint8(state).cpu())
+        else:
+            z = sampler.noise(batch)
+            images.append(to_uint8(sampler.prior(guide(sampler, z) if kind == "guided" else z)).cpu())
+    return torch.cat(images)[:count], torch.cat(states)[:count] if states else None
+
+
+class FixedGrids:
+    """The grids of a run: 64 pictures of fixed noise, and G_a's answers to 32 fixed states, each beside its state.
+
+    Several generators have the same noise and states, and rows of 8 pictures each: as many as fit into 64, or one.
+    """
+
+    def __init__(self, agents: list[GeneratorAgent], faces: Faces, seed: int):
+        self.agents, self.faces = agents, faces if "actor" in agents[0].networks else None
+        draw, pictures = stream(seed, "grid"), 8 * max(1, 8 // len(agents))
+        z = torch.randn(64, agents[0].config.nz, generator=draw)
+        state = faces.batch(torch.randperm(len(faces), generator=draw)[:32].to(faces.device))
+        self.z, self.state = z[:pictures].to(agents[0].device), state[: pictures // 2]
 
     def draw(self) -> dict[str, Tensor]:
         """The grids of the present networks by name, "prior" and "policy": (64, 3, S, S) in [-1, 1] each."""
-        sampler = Sampler(self.agent, self.faces)
-        grids = {"prior": sampler.prior(self.z)}
+        samplers = [Sampler(agent, self.faces) for agent in self.agents]
+        grids = {"prior": torch.cat([sampler.prior(self.z) for sampler in samplers])}
         if self.faces:
-            answers, _ = sampler.policy(self.state, sampler.memory(len(self.state)))
-            grids["policy"] = torch.stack([self.state, answers], dim=1).flatten(0, 1)
+            answers = [sampler.policy(self.state, sampler.memory(len(self.state)))[0] for sampler in samplers]
+            pairs = [torch.stack([self.state, answer], dim=1).flatten(0, 1) for answer in answers]
+            grids["policy"] = torch.cat(pairs)
         return grids

@@ -109,7 +109,7 @@ def test_targets_begin_as_copies_that_no_gradient_reaches(kind):
 def update_discriminator(agent, generators, next_value=None):
     """One update on real images and those of `generators` generators. Returns its metrics."""
     real, fakes = pictures(0), [pictures(1 + i) for i in range(generators)]
-    return agent.update(real, fakes, agent.act(real, fakes), next_value, len(real))
+    return agent.update(real, fakes, *agent.act(real, fakes), len(real), next_value, None)
 
 
 def discriminator_objectives(agent, generators, next_value):
@@ -138,7 +138,7 @@ def discriminator_objectives(agent, generators, next_value):
 @pytest.mark.parametrize("generators", [1, 2])
 def test_the_discriminator_judges_real_and_each_generators_images_in_passes_of_their_own(generators):
     agent, real, fakes = new_discriminator(), pictures(0), [pictures(1 + i) for i in range(generators)]
-    logits = agent.act(real, fakes)
+    logits, _ = agent.act(real, fakes)
     assert len(logits) == 1 + generators
     for row, images in zip(logits, (real, *fakes), strict=True):
         assert torch.equal(row, agent.networks["actor"](images))
@@ -219,8 +219,9 @@ def test_d_c_is_taught_value_and_slope_of_the_return_at_explored_logits(slope_we
 def test_the_discriminators_metrics_by_hand():
     agent, real, fakes = new_discriminator(), pictures(0, count=4), [pictures(1, count=4)]
     chances = torch.tensor([[0.6, 0.9, 0.8, 0.2], [0.1, 0.5, 0.7, 0.9]])
-    logits = [acted * 0 + chance.logit() for acted, chance in zip(agent.act(real, fakes), chances, strict=True)]
-    metrics = agent.update(real, fakes, logits, None, fresh=len(real))
+    acted, names = agent.act(real, fakes)
+    logits = [one * 0 + chance.logit() for one, chance in zip(acted, chances, strict=True)]
+    metrics = agent.update(real, fakes, logits, names, len(real), None, None)
     earned = (chances[0].log() + (1 - chances[1]).log()).mean().item()
     assert metrics["return"].item() == pytest.approx(earned)
     assert metrics["from_equilibrium"].item() == pytest.approx(earned + torch.tensor(4).log().item())
@@ -233,7 +234,7 @@ def test_the_discriminators_next_value_is_that_of_its_targets(generators):
     agent, real, fakes = new_discriminator(), pictures(0), [pictures(1 + i) for i in range(generators)]
     logits = torch.cat([agent.targets["actor"](images) for images in (real, *fakes)])
     expected = agent.targets["critic"](torch.cat([real, *fakes]), logits[:, None])
-    found = torch.cat(agent.next_value(real, fakes))
+    found = torch.cat(agent.next_value(real, fakes, agent.next_logits(real, fakes), None))
     torch.testing.assert_close(found, expected.detach())
     assert not found.requires_grad
 
@@ -256,7 +257,7 @@ def test_with_several_answers_every_fake_counts_alike_and_keeps_its_next_value()
     td_error = (critic(torch.cat([real, fake]), explored[:, None]) - target).square().mean()
 
     steps = watch_steps(agent)
-    metrics = agent.update(real, [fake], agent.act(real, [fake]), next_value, fresh=5)
+    metrics = agent.update(real, [fake], *agent.act(real, [fake]), 5, next_value, None)
     assert relative_error(steps["actor"], expected) < 1e-4
     assert metrics["td_error"].item() == pytest.approx(td_error.item(), rel=1e-4)
 
@@ -277,7 +278,9 @@ def update_generator(agent, judges, next_value=None, replayed=2):
     """One update on fresh rows and others that the seed `replayed` gives. Returns its metrics."""
     policy, answers, z = actions(agent, replayed)
     state = torch.cat([pictures(0, FRESH), pictures(replayed, B - FRESH)])
-    return agent.update(state, z, agent.networks["generator"](z), policy, answers, judges, next_value)
+    return agent.update(
+        state, pictures(9), z, agent.networks["generator"](z), policy, answers, judges, next_value, None
+    )  # fmt: skip
 
 
 def generator_objectives(agent, judges, next_value=None):
@@ -431,7 +434,7 @@ def test_the_generators_next_action_and_value_are_those_of_its_targets():
     agent, state = new_generator(), pictures(0)
     memory = torch.randn(B, *agent.networks["actor"].memory_shape, generator=torch.Generator().manual_seed(1))
     z, images = agent.next_action(state, memory)
-    value = agent.next_value(state, z)
+    value = agent.next_value(state, z, None)
     torch.testing.assert_close(z, agent.targets["actor"](state, memory)[0].detach())
     torch.testing.assert_close(images, agent.targets["generator"](z).detach())
     torch.testing.assert_close(value, agent.targets["critic"](state, z).detach())
@@ -441,8 +444,8 @@ def test_the_generators_next_action_and_value_are_those_of_its_targets():
 def test_return_and_accuracies_are_those_of_the_fresh_rows():
     (agent,) = new_agents(DiscriminatorAgent, ["discriminator"], small_config())
     real, fake = torch.randn(2, B, 3, 32, 32).tanh()
-    logits = agent.act(real, [fake])
-    metrics = agent.update(real, [fake], logits, None, fresh=3)
+    logits, names = agent.act(real, [fake])
+    metrics = agent.update(real, [fake], logits, names, 3, None, None)
     real_logits, fake_logits = (part.detach()[:3] for part in logits)
     expected = (logsigmoid(real_logits) + logsigmoid(-fake_logits)).mean()
     assert metrics["return"].item() == pytest.approx(expected.item())

@@ -134,7 +134,7 @@ def test_d_is_judged_as_it_plays_and_left_as_it_was():
     assert all(torch.equal(before[key], value) for key, value in judging.networks["actor"].state_dict().items())
     with torch.no_grad():
         parts = [(from_uint8(reals[i : i + 8]), [from_uint8(fakes[i : i + 8])]) for i in (0, 8)]
-        played = [torch.stack(judging.act(*part)) for part in parts]
+        played = [torch.stack(judging.act(*part)[0]) for part in parts]
         assert torch.equal(judged, torch.cat(played, dim=1))
         apart = judging.networks["actor"].eval()(from_uint8(reals))
     assert not torch.allclose(apart, judged[0], atol=1e-3), "else the test says nothing"

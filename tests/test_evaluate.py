@@ -20,7 +20,8 @@ from magnet.equilibrium import judge
 from magnet.faces import Faces, fingerprint, load_faces
 from magnet.metrics import exported_network, feature_scores, features, sliced_wasserstein
 from magnet.randomness import stream
-from magnet.sampling import Sampler
+from magnet.runs import load_agents, load_checkpoint
+from magnet.sampling import Sampler, draw
 from magnet.synthetic import draw_faces
 
 TINY = [
@@ -123,9 +124,9 @@ def test_the_equilibrium_is_reported_of_the_trained_generator_and_the_held_out_i
     assert list(found["scores"]) == ["prior", "policy", "guided", "real"]
     assert found["scores"]["guided"] != found["scores"]["prior"]
     balance = found["equilibrium"]
-    generator, discriminator, _ = sample.load_agents(*sample.load_checkpoint(Path("models/apart")), "cpu")
+    (generator,), (discriminator,), _ = load_agents(*load_checkpoint(Path("models/apart")), "cpu")
     sampler, judges = Sampler(generator, None, averaged=False), [discriminator.networks["actor"]]
-    fakes = sample.draw(sampler, "guided", 40, lambda _, z: generator.improved(z, judges))[0]  # as they were played
+    fakes = draw([sampler], "guided", 40, lambda _, z: generator.improved(z, judges))[0]  # as they were played
     assert balance["accuracy_fake"] == (judge(discriminator, fakes) <= 0).float().mean().item()
     assert {"accuracy_real", "accuracy_held_out", "critic_agreement", "fresh_accuracy"} <= balance.keys()
     assert evaluate.main(["models/gan", "--no-features", "--count", "40", "--equilibrium"]) == 0

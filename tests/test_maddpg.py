@@ -18,7 +18,7 @@ TEAMS = pytest.mark.parametrize(("generators", "discriminators"), [(1, 1), (2, 2
 
 
 def new_trainer(generators=1, discriminators=1, **changes):
-    return MADDPG(small_config(**changes), small_faces(), CPU, generators, discriminators)
+    return MADDPG(small_config(generators=generators, discriminators=discriminators, **changes), small_faces(), CPU)
 
 
 def run(trainer, steps):
@@ -29,7 +29,7 @@ def run(trainer, steps):
 def step_and_batch(trainer):
     """One step's metrics, and the batch that it learned from."""
     batches, update = [], trainer.update
-    trainer.update = lambda batch: batches.append(batch) or update(batch)
+    trainer.update = lambda batch, learners: batches.append(batch) or update(batch, learners)
     metrics = trainer.step()
     del trainer.update
     return metrics, batches[0]
@@ -39,8 +39,8 @@ def overhear(agent):
     """A list that fills with what the agent's critic is taught, and with the slope that it shows."""
     taught, teach = [], agent.teach_critic
 
-    def note(encoded, actions, reward, return_slope, next_value):
-        slope, metrics = teach(encoded, actions, reward, return_slope, next_value)
+    def note(encoded, actions, reward, return_slope, next_value, others):
+        slope, metrics = teach(encoded, actions, reward, return_slope, next_value, others)
         taught.append({"encoded": encoded, "actions": actions, "reward": reward, "slope": slope})
         return slope, metrics
 
@@ -121,7 +121,7 @@ def test_a_discriminators_update_does_not_reach_the_generators():
     trainer.play(batch)
     (discriminator,), (generator,) = trainer.discriminators, trainer.generators
     before = weights(trainer.agents)
-    discriminator.update(batch.real, batch.fakes, batch.logits[0], None, len(batch.real))
+    discriminator.update(batch.real, batch.fakes, batch.logits[0], batch.names[0], len(batch.real), None, None)
     assert differing(before, weights(trainer.agents)) == {"discriminator/actor", "discriminator/critic"}
     assert all(p.grad is None for network in generator.networks.values() for p in network.parameters())
     assert batch.z[0].grad is None
@@ -461,13 +461,13 @@ def test_a_plain_gan_has_two_networks_that_ascend_their_returns_on_noise():
     real, fake = batch.logits[0]
     steps = watch_steps(discriminator), watch_steps(generator)
     expected = gradient(-(logsigmoid(real) + logsigmoid(-fake)).mean(), discriminator.networks["actor"])
-    discriminator.update(batch.real, batch.fakes, batch.logits[0], None, fresh=len(batch.real))
+    discriminator.update(batch.real, batch.fakes, batch.logits[0], batch.names[0], len(batch.real), None, None)
     torch.testing.assert_close(steps[0], {"actor": expected})
 
     judge, g = discriminator.networks["actor"], generator.networks["generator"]
     expected = gradient(-logsigmoid(judge(g(batch.z[0].detach()))).mean(), g)
     metrics = generator.update(
-        batch.state, batch.z[0], batch.images[0], batch.policy[0], batch.answers[0], [judge], None
+        batch.state, batch.real, batch.z[0], batch.images[0], batch.policy[0], batch.answers[0], [judge], None, None
     )
     torch.testing.assert_close(steps[1], {"generator": expected})
     assert set(metrics) == {"return", "generator_gradient"}

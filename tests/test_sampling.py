@@ -120,7 +120,7 @@ def test_the_averaged_networks_are_sampled_unless_said_otherwise(trainer):
 def test_drawing_grids_changes_nothing_of_the_run():
     def run(drawing):
         trainer = MADDPG(small_config(gamma=0.5), small_faces(40), CPU)
-        grids = FixedGrids(trainer.generators[0], trainer.faces, seed=0)
+        grids = FixedGrids(trainer.generators, trainer.faces, seed=0)
         for _ in range(4):
             if drawing:
                 assert [grid.shape for grid in grids.draw().values()] == [(64, 3, 32, 32)] * 2

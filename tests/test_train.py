@@ -22,6 +22,7 @@ from magnet import checkpoint
 from magnet.config import PRESETS, Config
 from magnet.faces import fingerprint, is_held_out
 from magnet.maddpg import MADDPG
+from magnet.runs import load_checkpoint
 
 ROOT = Path(train.__file__).parent
 PER_EPOCH = 6  # 40 images, 6 fresh rows a step
@@ -378,7 +379,7 @@ def test_a_run_killed_after_its_best_goes_on_from_there(place):
     process.kill()
     finish(process)
     reached = checkpoint.load(run / "checkpoints" / "best.pt")["trainer"]["steps"]
-    assert sample.load_checkpoint(run)[0].name == "best.pt"  # what is sampled and scored is what would go on
+    assert load_checkpoint(run)[0].name == "best.pt"  # what is sampled and scored is what would go on
     assert reached >= 5 and [p.stem for p in checkpoint.listed(run / "checkpoints")] == ["000000"]
     first_part = [line for line in metrics(run).splitlines() if json.loads(line)["step"] <= reached]
     total = str(reached + 7)

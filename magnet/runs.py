@@ -1,0 +1,41 @@
+"""What the programs that look at a trained run read from it: its checkpoint, its agents, the images it learned from."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from magnet import checkpoint
+from magnet.config import CACHE, Config, restored_config, settle
+from magnet.discriminator_agent import DiscriminatorAgent
+from magnet.errors import UserError
+from magnet.faces import Faces, load_faces
+from magnet.generator_agent import GeneratorAgent
+from magnet.maddpg import new_agents
+
+
+def load_checkpoint(run: Path) -> tuple[Path, dict]:
+    """The last checkpoint of a run folder, or a checkpoint file, and its contents. Raises UserError."""
+    if run.is_file():
+        return run, checkpoint.load(run)
+    if (run / "checkpoints").is_dir():
+        return checkpoint.latest(run / "checkpoints")
+    raise UserError(f"There is no run or checkpoint {run}; `ls models` shows the runs.")
+
+
+def load_agents(path: Path, saved: dict, device: str) -> tuple[list[GeneratorAgent], list[DiscriminatorAgent], Config]:
+    """The agents of the checkpoint `saved`, read from `path`, with its config. Raises UserError."""
+    config = settle(dataclasses.replace(restored_config(path, saved), device=device))
+    generators, discriminators = new_agents(config, torch.device(config.device))
+    for agent in (*generators, *discriminators):
+        agent.load_networks(saved["trainer"]["agents"][agent.name])
+    return generators, discriminators, config
+
+
+def load_states(config: Config, data: str | None, held_out: bool = False) -> Faces:
+    """The faces that G_a answers, those that it learned from, or those held out. Raises UserError if they are gone."""
+    pixels = load_faces(
+        data or config.data, config.image_size, cache_dir=CACHE, skip_bad_images=config.skip_bad_images,
+        hold_out=config.hold_out, held_out=held_out,
+    )  # fmt: skip
+    return Faces(pixels, config.device)
