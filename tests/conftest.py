@@ -89,3 +89,20 @@ def thumbnail(tmp_path_factory):
 def relative_error(found: Tensor, expected: Tensor) -> float:
     """|found - expected| / |expected|."""
     return ((found - expected).norm() / expected.norm()).item()
+
+
+def new_agents(kind, names: list[str], config) -> list[Agent]:
+    """Agents of a kind whose networks differ, their targets too, and whose logits and pictures are not all near 0."""
+    torch.manual_seed(0)
+    agents = [kind(name, config, CPU) for name in names]
+    for agent in agents:
+        for network in (*agent.networks.values(), *agent.targets.values()):
+            for layer in network.modules():
+                if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+                    nn.init.normal_(layer.weight, std=2 / layer.weight[0].numel() ** 0.5)
+    return agents
+
+
+def pictures(seed: int, count: int = 8) -> Tensor:
+    """Random images (count, 3, 32, 32) in [-1, 1]."""
+    return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) * 2 - 1
