@@ -41,7 +41,7 @@ class GeneratorAgent(Agent):
             layers, lent = networks["generator"].layers, lender.networks["generator"].layers
             for i in range(1, len(layers)):
                 layers[i] = lent[i]
-            borrowed = lent[1:].parameters()
+            borrowed = [p for layer in list(lent)[1:] for p in layer.parameters()]
         super().__init__(name, config, device, networks, borrowed)
         self.index = index
 

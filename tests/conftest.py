@@ -1,5 +1,7 @@
 """What several test files share: a tiny game that steps in milliseconds, and ways to watch networks learn."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 from magnet.agent import Agent
 from magnet.config import Config
 from magnet.faces import Faces
+from magnet.maddpg import MADDPG
 
 torch.set_num_threads(1)  # the networks are so small that threads cost more than they bring
 
@@ -106,3 +109,61 @@ def new_agents(kind, names: list[str], config) -> list[Agent]:
 def pictures(seed: int, count: int = 8) -> Tensor:
     """Random images (count, 3, 32, 32) in [-1, 1]."""
     return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def new_trainer(generators: int = 1, discriminators: int = 1, **changes) -> MADDPG:
+    """A trainer of tiny networks on the small faces."""
+    return MADDPG(small_config(generators=generators, discriminators=discriminators, **changes), small_faces(), CPU)
+
+
+def run(trainer, steps):
+    """The metrics of some steps, as numbers."""
+    return [{name: value.item() for name, value in trainer.step().items()} for _ in range(steps)]
+
+
+def step_and_batch(trainer):
+    """One step's metrics, and the batch that it learned from."""
+    batches, update = [], trainer.update
+    trainer.update = lambda batch, learners: batches.append(batch) or update(batch, learners)
+    metrics = trainer.step()
+    del trainer.update
+    return metrics, batches[0]
+
+
+def overhear(agent):
+    """A list that fills with what the agent's critic is taught, and with the slope that it shows."""
+    taught, teach = [], agent.teach_critic
+
+    def note(encoded, actions, reward, return_slope, next_value, others):
+        slope, metrics = teach(encoded, actions, reward, return_slope, next_value, others)
+        lesson = {"encoded": encoded, "actions": actions, "reward": reward, "slope": slope}
+        taught.append(lesson | {"next_value": next_value, "others": others})
+        return slope, metrics
+
+    agent.teach_critic = note
+    return taught
+
+
+def saved(trainer):
+    """The trainer's state as a checkpoint would bring it back."""
+    file = io.BytesIO()
+    torch.save(trainer.state_dict(), file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def leaves(state, path=()):
+    """The tensors and numbers of a saved state, by their paths."""
+    if not isinstance(state, dict | list):
+        return {path: state}
+    parts = state.items() if isinstance(state, dict) else enumerate(state)
+    return {leaf: value for key, part in parts for leaf, value in leaves(part, (*path, key)).items()}
+
+
+def same(first, second):
+    """Whether two saved states are equal to the last bit."""
+    first, second = leaves(first), leaves(second)
+    return first.keys() == second.keys() and all(
+        torch.equal(value, second[path]) if isinstance(value, torch.Tensor) else value == second[path]
+        for path, value in first.items()
+    )

@@ -5,7 +5,7 @@ import torch
 from conftest import CPU, new_agents, small_config, weights
 from torch import nn
 
-from magnet.agent import frozen, soft_update
+from magnet.agent import as_played, for_answers, frozen, joint_actions, soft_update
 from magnet.discriminator_agent import DiscriminatorAgent
 from magnet.generator_agent import GeneratorAgent
 
@@ -75,3 +75,28 @@ def test_targets_begin_as_copies_that_no_gradient_reaches(kind):
     for key in agent.networks:
         assert torch.equal(at_start[f"agent/{key}"], at_start[f"agent/{key} target"])
         assert not any(p.requires_grad for p in agent.targets[key].parameters())
+
+
+def test_answers_and_what_was_played_by_hand():
+    """2 states are played, with 3 answers each, and 1 row is replayed."""
+    per_state = torch.tensor([1, 2, 9])
+    spread = for_answers(per_state, fresh=2, count=3)
+    assert spread.tolist() == [1, 2, 1, 2, 1, 2, 9]
+    assert as_played(spread, fresh=2, batch=3).tolist() == [1, 2, 9]
+    assert as_played(torch.arange(7), fresh=2, batch=3).tolist() == [0, 1, 6]
+
+
+def test_joint_actions_by_hand():
+    """Two generators, two discriminators; 1 state is played, with 2 answers, and 1 row is replayed."""
+    z = [torch.tensor([[1.0], [2], [3]]), torch.tensor([[4.0], [5], [6]])]
+    logits = [
+        [torch.tensor([10.0, 11]), torch.tensor([20.0, 21, 22]), torch.tensor([30.0, 31, 32])],
+        [torch.tensor([-10.0, -11]), torch.tensor([-20.0, -21, -22]), torch.tensor([-30.0, -31, -32])],
+    ]
+    to_generators, to_discriminators = joint_actions(z, logits, fresh=1)
+    assert to_generators[0].tolist() == [[4, 20, -20], [5, 21, -21], [6, 22, -22]]
+    assert to_generators[1].tolist() == [[1, 30, -30], [2, 31, -31], [3, 32, -32]]
+    seen = [[1, 4], [3, 6], *2 * [[1, 4], [2, 5], [3, 6]]]
+    told = [-10, -11, -20, -21, -22, -30, -31, -32]
+    assert to_discriminators[0].tolist() == [[*pair, logit] for pair, logit in zip(seen, told, strict=True)]
+    assert to_discriminators[1].tolist() == [[*pair, -logit] for pair, logit in zip(seen, told, strict=True)]

@@ -3,7 +3,8 @@ objective written down here once more."""
 
 import pytest
 import torch
-from conftest import differing, gradient, new_agents, pictures, relative_error, small_config, watch_steps, weights
+from conftest import CPU, differing, gradient, new_agents, pictures, relative_error, small_config, watch_steps, weights
+from torch import nn
 from torch.nn.functional import logsigmoid
 
 from magnet import returns
@@ -29,16 +30,31 @@ def actions(agent, replayed=2):
     return policy, answers, torch.cat([answers.detach(), old]).requires_grad_()
 
 
-def update_generator(agent, judges, next_value=None, replayed=2):
+def update_generator(agent, judges, next_value=None, replayed=2, others=None):
     """One update on fresh rows and others that the seed `replayed` gives. Returns its metrics."""
     policy, answers, z = actions(agent, replayed)
     state = torch.cat([pictures(0, FRESH), pictures(replayed, B - FRESH)])
     return agent.update(
-        state, pictures(9), z, agent.networks["generator"](z), policy, answers, judges, next_value, None
+        state, pictures(9), z, agent.networks["generator"](z), policy, answers, judges, next_value, others
     )  # fmt: skip
 
 
-def generator_objectives(agent, judges, next_value=None):
+REWARDS = {  # of logits on G's images and on the real ones beside them
+    "log": lambda fake, real: logsigmoid(fake),
+    "minimax": lambda fake, real: -logsigmoid(-fake),
+    "hinge": lambda fake, real: fake,
+    "least-squares": lambda fake, real: -((fake - 1) ** 2) / 2,
+    "wasserstein": lambda fake, real: fake,
+    "relativistic": lambda fake, real: logsigmoid(fake - real),
+}
+POOLS = {
+    "mean": lambda earned: earned.mean(dim=0),
+    "min": lambda earned: earned.min(dim=0).values,
+    "softmax": lambda earned: -(-earned).exp().mean(dim=0).log(),
+}
+
+
+def generator_objectives(agent, judges, next_value=None, others=None):
     """Per row the return and Q of actions that lead back to G_a; z's diversity; G_c's loss."""
     random = agent.random.get_state()
     policy, answers, z = actions(agent)
@@ -47,14 +63,24 @@ def generator_objectives(agent, judges, next_value=None):
     if next_value is not None:
         next_value = torch.cat([next_value[:FRESH].repeat(config.answers), next_value[FRESH:]])
 
+    told = torch.zeros(len(z), 0) if others is None else others
+
     def q(actions):  # the statistics of BatchNorm are those of the B states, each taken once
         encoded = critic.encode(torch.cat([pictures(0, FRESH), pictures(2, B - FRESH)]))
-        return critic.value(torch.cat([encoded[:FRESH].repeat(config.answers, 1), encoded[FRESH:]]), actions)
+        return critic.value(
+            torch.cat([encoded[:FRESH].repeat(config.answers, 1), encoded[FRESH:]]), torch.cat([actions, told], 1)
+        )
 
     def reward(z):
-        logits = [judge(agent.networks["generator"](z)) for judge in judges]
-        earned = [-logsigmoid(-x) if config.returns == "minimax" else logsigmoid(x) for x in logits]
-        return sum(earned) / len(judges)
+        images, earned, named = agent.networks["generator"](z), [], []
+        for judge in judges:
+            real = judge(pictures(9)).detach()
+            beside = torch.cat([real[:FRESH].repeat(config.answers), real[FRESH:]])
+            earned.append(REWARDS[config.returns](judge(images), beside))
+            if config.specialise:
+                named.append(judge.name(judge.stack(images)).log_softmax(dim=1)[:, agent.index])
+        earned = POOLS[config.pool](torch.stack(earned))
+        return earned + config.specialise * sum(named) / len(judges) if named else earned
 
     (return_slope,) = torch.autograd.grad(reward(z).sum(), z)
     value = q(z)
@@ -70,8 +96,8 @@ def generator_objectives(agent, judges, next_value=None):
     }  # fmt: skip
 
 
-def new_judges(count=2):
-    agents = new_agents(DiscriminatorAgent, [f"d_{i}" for i in range(count)], small_config())
+def new_judges(count=2, **changes):
+    agents = new_agents(DiscriminatorAgent, [f"d_{i}" for i in range(count)], small_config(**changes))
     return [agent.networks["actor"] for agent in agents]
 
 
@@ -126,7 +152,7 @@ def test_a_generators_update_changes_its_own_three_networks_alone_and_leaves_no_
     assert all(p.requires_grad for judge in judges for p in judge.parameters())
 
 
-@pytest.mark.parametrize("kind", ["log", "minimax"])
+@pytest.mark.parametrize("kind", REWARDS)
 @pytest.mark.parametrize(("judges", "answers"), [(1, 1), (2, 1), (2, 3)])
 def test_g_ascends_its_return_on_fresh_and_replayed_rows(judges, kind, answers):
     agent, judges = new_generator(returns=kind, answers=answers), new_judges(judges)
@@ -168,6 +194,65 @@ def test_g_a_ascends_lambda_of_the_return_and_the_rest_of_q_and_diversity(lam, d
     assert relative_error(steps["actor"], expected) < 1e-4
     assert metrics["actor_gradient"].item() == pytest.approx(expected.norm().item(), rel=1e-4)
     assert metrics["diversity"].item() == pytest.approx(parts["diversity"].item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("change", [{"pool": "min"}, {"pool": "softmax"}, {"specialise": 2.0}, {"critic": "joint"}])
+@pytest.mark.parametrize("kind", ["log", "relativistic"])
+def test_pools_specialisation_and_joint_critics_reach_all_three_networks(change, kind):
+    config = {"generators": 3, "discriminators": 2, "answers": 2, "lambda_generator": 0.5, "returns": kind} | change
+    agent, judges = new_generator(**config), new_judges(2, **config)
+    agent.index = 1
+    others = torch.randn(2 * FRESH + B - FRESH, 2 * NZ + 2, generator=torch.Generator().manual_seed(3))
+    others = others if "critic" in change else None
+    parts = generator_objectives(agent, judges, None, others)
+    objective = (parts["earned"] + parts["value"]).sum() / 2 / FRESH + agent.config.diversity_weight * parts[
+        "diversity"
+    ]
+    expected = {
+        "generator": -gradient(parts["earned"].mean(), agent.networks["generator"]),
+        "critic": gradient(parts["loss"], agent.networks["critic"]),
+        "actor": -gradient(objective, agent.networks["actor"]),
+    }
+    steps = watch_steps(agent)
+    metrics = update_generator(agent, judges, others=others)
+    for key, step in expected.items():
+        assert relative_error(steps[key], step) < 1e-4, key
+    assert metrics["td_error"].item() == pytest.approx(parts["td_error"].item(), rel=1e-4)
+    assert metrics["slope_cosine"].item() == pytest.approx(parts["cosine"].item(), abs=1e-4)
+    assert all(p.grad is None for judge in judges for p in judge.parameters())
+
+
+def test_the_return_that_is_logged_is_the_games_and_being_told_apart_stands_beside_it():
+    config = {"generators": 2, "specialise": 2.0}
+    agent, judges = new_generator(**config), new_judges(2, **config)
+    total = generator_objectives(agent, judges)["earned"][:FRESH].mean()
+    metrics = update_generator(agent, judges)
+    assert (metrics["return"] + 2 * metrics["told_apart"]).item() == pytest.approx(total.item(), rel=1e-4)
+    assert metrics["told_apart"] < 0
+
+
+def test_generators_that_share_have_a_first_layer_each_and_the_lender_moves_the_rest():
+    config = small_config(generators=2, share=True)
+    lender = new_agents(GeneratorAgent, ["g_0"], config)[0]
+    borrower = GeneratorAgent("g_1", config, CPU, 1, lender)
+    own, lent = ([a.networks["generator"].layers[i] for a in (borrower, lender)] for i in (0, 1))
+    assert own[0] is not own[1] and lent[0] is lent[1]
+    judges = new_judges(1)
+    lent_gradients = []
+    for agent in (borrower, lender):
+        objective = generator_objectives(agent, judges)["earned"].mean()
+        lent_gradients.append(-gradient(objective, nn.ModuleList(list(lender.networks["generator"].layers)[1:])))
+    before = weights([lender, borrower])
+    update_generator(borrower, judges)
+    first = borrower.networks["generator"].layers[0].weight
+    assert {name for name in differing(before, weights([lender, borrower])) if "g_0" in name} == set()
+    assert borrower.optimizers["generator"].param_groups[0]["params"] == [first]
+    steps = watch_steps(lender)
+    update_generator(lender, judges)
+    found = steps["generator"][lender.networks["generator"].layers[0].weight.numel() :]
+    assert relative_error(found, sum(lent_gradients)) < 1e-4
+    assert all(p.grad is None for a in (lender, borrower) for p in a.networks["generator"].parameters())
+    assert "g_1/generator" in differing(before, weights([lender, borrower]))
 
 
 @LAMBDAS

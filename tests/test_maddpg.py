@@ -1,11 +1,26 @@
 """The trainer: what a step learns from and in which order, that it repeats, and that a saved one goes on exactly."""
 
 import copy
-import io
 
 import pytest
 import torch
-from conftest import CPU, differing, gradient, relative_error, small_config, small_faces, watch_steps, weights
+from conftest import (
+    CPU,
+    differing,
+    gradient,
+    leaves,
+    new_trainer,
+    overhear,
+    relative_error,
+    run,
+    same,
+    saved,
+    small_config,
+    small_faces,
+    step_and_batch,
+    watch_steps,
+    weights,
+)
 from torch.nn.functional import logsigmoid
 
 from magnet.maddpg import MADDPG
@@ -15,37 +30,6 @@ FULL = {"gamma": 0.9, "replay_fraction": 0.25, "lambda_generator": 0.5, "lambda_
 FRESH = 6  # rows played now, of the 8 of a batch, where a quarter comes from the ring
 PRECISIONS = pytest.mark.parametrize("precision", ["fp32", "bf16"])
 TEAMS = pytest.mark.parametrize(("generators", "discriminators"), [(1, 1), (2, 2), (1, 2), (2, 1)])
-
-
-def new_trainer(generators=1, discriminators=1, **changes):
-    return MADDPG(small_config(generators=generators, discriminators=discriminators, **changes), small_faces(), CPU)
-
-
-def run(trainer, steps):
-    """The metrics of some steps, as numbers."""
-    return [{name: value.item() for name, value in trainer.step().items()} for _ in range(steps)]
-
-
-def step_and_batch(trainer):
-    """One step's metrics, and the batch that it learned from."""
-    batches, update = [], trainer.update
-    trainer.update = lambda batch, learners: batches.append(batch) or update(batch, learners)
-    metrics = trainer.step()
-    del trainer.update
-    return metrics, batches[0]
-
-
-def overhear(agent):
-    """A list that fills with what the agent's critic is taught, and with the slope that it shows."""
-    taught, teach = [], agent.teach_critic
-
-    def note(encoded, actions, reward, return_slope, next_value, others):
-        slope, metrics = teach(encoded, actions, reward, return_slope, next_value, others)
-        taught.append({"encoded": encoded, "actions": actions, "reward": reward, "slope": slope})
-        return slope, metrics
-
-    agent.teach_critic = note
-    return taught
 
 
 # One step
@@ -330,31 +314,6 @@ def test_td_errors_by_hand_with_gamma(generators):
 
 
 # Repeating, and going on
-
-
-def saved(trainer):
-    """The trainer's state as a checkpoint would bring it back."""
-    file = io.BytesIO()
-    torch.save(trainer.state_dict(), file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
-def leaves(state, path=()):
-    """The tensors and numbers of a saved state, by their paths."""
-    if not isinstance(state, dict | list):
-        return {path: state}
-    parts = state.items() if isinstance(state, dict) else enumerate(state)
-    return {leaf: value for key, part in parts for leaf, value in leaves(part, (*path, key)).items()}
-
-
-def same(first, second):
-    """Whether two saved states are equal to the last bit."""
-    first, second = leaves(first), leaves(second)
-    return first.keys() == second.keys() and all(
-        torch.equal(value, second[path]) if isinstance(value, torch.Tensor) else value == second[path]
-        for path, value in first.items()
-    )
 
 
 @PRECISIONS

@@ -177,3 +177,102 @@ def test_diversity_by_hand_for_two_coordinates():
     # Both have mean 0 and variance 1; the products 1, 1, -1, 1, -1, 1 have mean 1/3.
     assert returns.diversity_return(z).item() == pytest.approx(-2 * (1 / 3) ** 2 / 2, rel=1e-4)
     assert returns.mean_correlation(z).item() == pytest.approx(1 / 3, rel=1e-4)
+
+
+# Kinds of returns: (logit on real, on fake) -> by hand
+
+KINDS = ["log", "minimax", "hinge", "least-squares", "wasserstein", "relativistic"]
+LOG = {x: -math.log1p(math.exp(-x)) for x in (-2.5, -2.0, -0.5, 0.5, 2.0, 2.5)}  # log sigmoid(x)
+BY_HAND = {  # D's return, D's slopes in the two logits, G's return; the logits: 2 on a real, -0.5 on a fake image
+    "log": (LOG[2.0] + LOG[0.5], (math.exp(LOG[-2.0]), -math.exp(LOG[-0.5])), LOG[-0.5]),
+    "minimax": (LOG[2.0] + LOG[0.5], (math.exp(LOG[-2.0]), -math.exp(LOG[-0.5])), -LOG[0.5]),
+    "hinge": (0 - 0.5, (0.0, -1.0), -0.5),
+    "least-squares": (-(1**2) / 2 - 0.5**2 / 2, (-1.0, -0.5), -(1.5**2) / 2),
+    "wasserstein": (2.5, (1.0, -1.0), -0.5),
+    "relativistic": (LOG[2.5], (math.exp(LOG[-2.5]), -math.exp(LOG[-2.5])), LOG[-2.5]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_by_hand(kind):
+    real, fake = torch.tensor([2.0]), torch.tensor([-0.5])
+    value, (real_slope, fake_slope), earned = BY_HAND[kind]
+    assert returns.discriminator_return(real_logits=real, fake_logits=fake, kind=kind).item() == pytest.approx(value)
+    assert returns.judgement_slope(real, torch.ones(1), kind, fake).item() == pytest.approx(real_slope)
+    assert returns.judgement_slope(fake, -torch.ones(1), kind, real).item() == pytest.approx(fake_slope)
+    assert returns.generator_return(fake, kind, real).item() == pytest.approx(earned)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("side", [1.0, -1.0])
+def test_each_kinds_judgement_slope_is_the_gradient_of_its_return(kind, side):
+    logits, other = LOGITS.clone().requires_grad_(), LOGITS.roll(3)
+    side = torch.full_like(LOGITS, side)
+    (slope,) = torch.autograd.grad(returns.judgement_return(logits, side, kind, other).sum(), logits)
+    torch.testing.assert_close(returns.judgement_slope(LOGITS, side, kind, other), slope)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_discriminators_slopes_are_those_of_its_return(kind):
+    real, fake = LOGITS.clone().requires_grad_(), LOGITS.roll(3).requires_grad_()
+    earned = returns.discriminator_return(real_logits=real, fake_logits=fake, kind=kind)
+    slopes = torch.autograd.grad(earned.sum(), (real, fake))
+    real, fake, ones = real.detach(), fake.detach(), torch.ones_like(LOGITS)
+    torch.testing.assert_close(slopes[0], returns.judgement_slope(real, ones, kind, fake))
+    torch.testing.assert_close(slopes[1], returns.judgement_slope(fake, -ones, kind, real))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_generator_earns_more_the_more_real_its_image_seems(kind):
+    """Up to where a real image stands: beyond it least squares call it back."""
+    seeming = torch.linspace(-4, 1, 11)
+    assert (returns.generator_return(seeming, kind, torch.ones(11)).diff() > 0).all()
+
+
+def test_values_at_equilibrium_by_hand():
+    values = {kind: returns.equilibrium(kind) for kind in KINDS}
+    assert values == pytest.approx({
+        "log": -math.log(4), "minimax": -math.log(4), "hinge": -2, "least-squares": -1, "wasserstein": 0,
+        "relativistic": -math.log(2),
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["wasserstein", "relativistic"])
+def test_where_only_differences_count_the_border_moves_with_the_logits(kind):
+    real, fake = torch.tensor([7.0, 9.0]), torch.tensor([3.0, 5.0])
+    assert returns.border(real, fake, kind).item() == 6
+    assert returns.border(real, fake, "log") == returns.border(real, fake, "hinge") == 0
+
+
+# Several discriminators
+
+
+def test_pools_by_hand():
+    earned = torch.tensor([[-1.0, -3.0], [-2.0, -0.5]])
+    torch.testing.assert_close(returns.pool(earned, "mean"), torch.tensor([-1.5, -1.75]))
+    assert returns.pool(earned, "min").tolist() == [-2.0, -3.0]
+    soft = [-math.log((math.exp(1) + math.exp(2)) / 2), -math.log((math.exp(3) + math.exp(0.5)) / 2)]
+    assert returns.pool(earned, "softmax").tolist() == pytest.approx(soft)
+
+
+@pytest.mark.parametrize("how", ["mean", "min", "softmax"])
+def test_a_pool_of_one_is_its_return(how):
+    earned = noise(1, 5)
+    torch.testing.assert_close(returns.pool(earned, how), earned[0], atol=1e-6, rtol=0)
+
+
+def test_slopes_of_the_pools():
+    earned = torch.tensor([[-1.0, -3.0], [-2.0, -0.5], [-4.0, -1.0]])
+    expected = {
+        "mean": torch.full((3, 2), 1 / 3), "min": torch.tensor([[0.0, 1.0], [0.0, 0.0], [1.0, 0.0]]),
+        "softmax": torch.softmax(-earned, dim=0),
+    }  # fmt: skip
+    for how, slope in expected.items():
+        leaf = earned.clone().requires_grad_()
+        torch.testing.assert_close(torch.autograd.grad(returns.pool(leaf, how).sum(), leaf)[0], slope)
+
+
+def test_what_is_earned_by_being_told_apart_by_hand():
+    names = torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 0.0]])
+    expected = [2 - math.log(math.e + math.e**2 + 1), -math.log(3)]
+    assert returns.naming_return(names, 1).tolist() == pytest.approx(expected)
