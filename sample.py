@@ -36,7 +36,10 @@ def load_checkpoint(run: Path) -> tuple[Path, dict]:
 
 
 def load_agents(path: Path, saved: dict, device: str):
-    """The generator and the discriminator of the checkpoint `saved`, read from `path`; the config. Raises UserError."""
+    """The generator and the discriminator of the checkpoint `saved`, read from `path`; the config.
+
+    Raises UserError, also for a run on points, which has no pictures.
+    """
     import torch
 
     from magnet.config import restored_config, settle
@@ -44,6 +47,11 @@ def load_agents(path: Path, saved: dict, device: str):
     from magnet.generator_agent import GeneratorAgent
 
     config = settle(dataclasses.replace(restored_config(path, saved), device=device))
+    if config.points:
+        raise UserError(
+            f"{path} makes points, not pictures: see the run's samples/, and in its metrics.jsonl the modes that "
+            f"`python3 train.py --data {config.data} --evaluate-every 500` counts."
+        )
     place = torch.device(config.device)
     agents = GeneratorAgent("generator", config, place), DiscriminatorAgent("discriminator", config, place)
     for agent in agents:

@@ -63,7 +63,7 @@ class DiscriminatorAgent(Agent):
         if self.config.r1:
             metrics["r1"] = self.penalise(real, 0.0, self.config.r1 / 2)
         if self.config.gradient_penalty:
-            place = torch.rand(len(real), 1, 1, 1, generator=self.random, device=self.device)
+            place = torch.rand(len(real), *[1] * (real.ndim - 1), generator=self.random, device=self.device)
             between = torch.cat([torch.lerp(real, fake[: len(real)], place) for fake in fakes])
             metrics["gradient_penalty"] = self.penalise(between, 1.0, self.config.gradient_penalty)
         metrics["actor_gradient"] = self.descend("actor")

@@ -143,19 +143,23 @@ class Guide:
 
 
 class FixedGrids:
-    """The grids of a run: 64 pictures of fixed noise, and G_a's answers to 32 fixed states, each beside its state."""
+    """The grids of a run: 64 pictures of fixed noise, and G_a's answers to 32 fixed states, each beside its state.
+
+    Of points 2,500 of fixed noise, and the answers to 1,250 fixed states, over points of the data.
+    """
 
     def __init__(self, agent: GeneratorAgent, faces: Faces, seed: int):
-        self.agent, self.faces = agent, faces if "actor" in agent.networks else None
+        self.agent, self.faces = agent, faces
         draw = stream(seed, "grid")
-        self.z = torch.randn(64, agent.config.nz, generator=draw).to(agent.device)
-        self.state = faces.batch(torch.randperm(len(faces), generator=draw)[:32].to(faces.device))
+        self.z = torch.randn(faces.shown, agent.config.nz, generator=draw).to(agent.device)
+        self.state = faces.batch(torch.randperm(len(faces), generator=draw)[: faces.shown // 2].to(faces.device))
 
     def draw(self) -> dict[str, Tensor]:
-        """The grids of the present networks by name, "prior" and "policy": (64, 3, S, S) in [-1, 1] each."""
-        sampler = Sampler(self.agent, self.faces)
-        grids = {"prior": sampler.prior(self.z)}
-        if self.faces:
+        """The grids of the present networks by name, "prior" and "policy": as `faces.grid` gives them."""
+        answering = "actor" in self.agent.networks
+        sampler = Sampler(self.agent, self.faces if answering else None)
+        grids = {"prior": self.faces.grid(sampler.prior(self.z))}
+        if answering:
             answers, _ = sampler.policy(self.state, sampler.memory(len(self.state)))
-            grids["policy"] = torch.stack([self.state, answers], dim=1).flatten(0, 1)
+            grids["policy"] = self.faces.grid(answers, self.state)
         return grids
