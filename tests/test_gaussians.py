@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import CPU, differing, relative_error, small_config, weights
+from conftest import CPU, differing, small_config, weights
 from PIL import Image
 
 import evaluate
@@ -139,24 +139,11 @@ def test_the_ring_keeps_points_to_the_last_bit():
     assert {tuple(point) for point in old["image"][:, 0].tolist()} <= {tuple(point) for point in shown[0].tolist()}
 
 
-def test_g_learns_where_the_data_are():
-    """Plain GAN, one mode's worth of time: the points' mean and spread are met, which they are not at the start."""
-    trainer = new_trainer(2000, algorithm="gan", width=32, batch_size=64, lr=1e-3)
-    target = torch.tensor(0.5).sqrt()
-
-    def deviation():
-        with torch.no_grad():
-            z = torch.randn(2000, trainer.config.nz, generator=torch.Generator().manual_seed(0))
-            return trainer.generators[0].networks["generator"](z).std(dim=0)
-
-    assert relative_error(deviation(), target.expand(2)) > 0.5
-    for _ in range(300):
-        trainer.step()
-    assert relative_error(deviation(), target.expand(2)) < 0.35
-
-
 def test_grids_are_pictures_of_many_points_and_draw_nothing_from_the_run():
     trainer, other = new_trainer(3000), new_trainer(3000)
+    for agent in (trainer.generators[0], other.generators[0]):
+        with torch.no_grad():
+            agent.targets["generator"].layers[-1].weight.mul_(30)  # or all its points lie on few pixels
     grids = FixedGrids(trainer.generators[0], trainer.faces, seed=0)
     pictures = grids.draw()
     assert {kind: tuple(picture.shape) for kind, picture in pictures.items()} == dict.fromkeys(
@@ -164,7 +151,7 @@ def test_grids_are_pictures_of_many_points_and_draw_nothing_from_the_run():
     )
     for picture in pictures.values():
         assert (picture[0].permute(1, 2, 0) == torch.tensor(GREY)).all(dim=2).sum() > 500
-        assert (picture[0].permute(1, 2, 0) == torch.tensor(BLUE)).all(dim=2).sum() > 10
+        assert (picture[0].permute(1, 2, 0) == torch.tensor(BLUE)).all(dim=2).sum() > 100
     trainer.step(), other.step()
     assert differing(weights(trainer.agents), weights(other.agents)) == set()
 
