@@ -37,7 +37,7 @@ def evaluate(options: argparse.Namespace) -> dict:
 
     from magnet.metrics import nearest
     from magnet.randomness import stream
-    from magnet.runs import load_agents, load_checkpoint
+    from magnet.runs import load_agents, load_checkpoint, only_pictures
     from magnet.sampling import Guide, Sampler, draw
     from sample import write
 
@@ -46,6 +46,7 @@ def evaluate(options: argparse.Namespace) -> dict:
         raise UserError(f"There is no folder {picture.parent} for {picture.name}; make it, or name another --nearest.")
     path, saved = load_checkpoint(options.run)
     generators, discriminators, config = load_agents(path, saved, options.device)
+    only_pictures(options.run, config)
     device = generators[0].device
     embed, network = feature_network(options, device)
     faces, reference, kind_of_reference = load_images(options, config, saved["faces"])

@@ -75,11 +75,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """The program; returns its exit status."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
-    from magnet.runs import load_agents, load_checkpoint, load_states
+    from magnet.runs import load_agents, load_checkpoint, load_states, only_pictures
     from magnet.sampling import Guide, Sampler, draw
 
     try:
         generators, discriminators, config = load_agents(*load_checkpoint(options.run), options.device)
+        only_pictures(options.run, config)
         if options.generator is not None:
             if not 0 <= options.generator < len(generators):
                 raise UserError(

@@ -149,9 +149,10 @@ def build(config: Config, pixels, saved: dict | None):
     import torch
 
     from magnet.faces import Faces
+    from magnet.gaussians import Points
     from magnet.maddpg import MADDPG
 
-    faces = Faces(pixels, config.device)
+    faces = Points(pixels, config.device) if config.points else Faces(pixels, config.device)
     if saved and saved["faces"] != faces.fingerprint:
         raise UserError(f"The images in {config.data} are not those that the run learned from; give these with --data.")
     try:
@@ -167,6 +168,7 @@ def start(given: dict, commands: argparse.Namespace) -> int:
     """Does what the command line asks for; returns the exit status. Raises UserError and Diverged."""
     from magnet.evaluation import Evaluation
     from magnet.faces import load_faces
+    from magnet.gaussians import draw_points
     from magnet.logbook import describe_environment, new_run, sole_owner, write_json
     from magnet.summary import summary
 
@@ -178,10 +180,13 @@ def start(given: dict, commands: argparse.Namespace) -> int:
     check(config)
     config = settle(config)
     print(json.dumps(dataclasses.asdict(config), indent=2))
-    pixels = load_faces(
-        config.data, config.image_size, cache_dir=CACHE, skip_bad_images=config.skip_bad_images,
-        hold_out=config.hold_out,
-    )  # fmt: skip
+    if config.points:
+        pixels = draw_points(config.data)
+    else:
+        pixels = load_faces(
+            config.data, config.image_size, cache_dir=CACHE, skip_bad_images=config.skip_bad_images,
+            hold_out=config.hold_out,
+        )  # fmt: skip
     print(summary(config, len(pixels)))
     if commands.dry_run:
         return 0
@@ -211,7 +216,8 @@ def start(given: dict, commands: argparse.Namespace) -> int:
     if evaluation.patience_ended:
         print(f"Ended early: {evaluation.verdict(run, judge)}.")
     elif evaluation.best["step"]:
-        print(f"Best score: {evaluation.best['swd']:.2f} at step {evaluation.best['step']} (checkpoints/best.pt).")
+        best = evaluation.best
+        print(f"Best score: {best[evaluation.score]:.2f} at step {best['step']} (checkpoints/best.pt).")
     print(f"Done: {trainer.steps} steps. Grids: {run / 'samples'}; from the first to the last: {run / 'progress.gif'}")
     return 0
 

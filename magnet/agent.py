@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from magnet import returns
-from magnet.networks import image_stack
+from magnet.networks import image_stack, point_stack
 from magnet.randomness import restore, stream
 
 Metrics = dict[str, Tensor]
@@ -133,6 +133,8 @@ class Agent:
 
 def encoder(config, batch_norm: bool = True) -> tuple[nn.Module, int]:
     """Layers from an observation to features (B, F), and F: what an actor or a critic begins with."""
+    if config.points:
+        return point_stack(config.width)
     return image_stack(config.image_size, config.width, config.precision == "bf16", batch_norm)
 
 

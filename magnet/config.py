@@ -12,6 +12,8 @@ from pathlib import Path
 
 from magnet.errors import UserError
 
+GAUSSIANS = ("gaussians-8", "gaussians-25")  # see gaussians.py
+
 
 def parameter(default, about: str, low: float = -math.inf, high: float = math.inf, choices: tuple = ()):
     """A field of Config: its default, what the command line says of it, and the values that it may take."""
@@ -26,7 +28,11 @@ class Config:
     and what of it was measured.
     """
 
-    data: str = parameter("data/celeba", "folder of images, or the word synthetic: faces drawn by the program")
+    data: str = parameter(
+        "data/celeba",
+        "folder of images, or a word: synthetic, faces drawn by the program; gaussians-8, gaussians-25, points in the "
+        "plane",
+    )
     skip_bad_images: bool = parameter(False, "leave out files that are no images, up to 1 %% of them")
     hold_out: float = parameter(
         0.0, "share of the images that training never sees, chosen by their names [D]", low=0, high=0.5
@@ -51,11 +57,11 @@ class Config:
         choices=("alternating", "simultaneous"),
     )  # fmt: skip
     discriminator_steps: int = parameter(1, "K, updates of the discriminators to one of the generators", low=1)
-    image_size: int = parameter(64, "S, side of all images in pixels [M]", choices=(32, 64, 128))
+    image_size: int = parameter(64, "S, side of all images in pixels; points have none [M]", choices=(32, 64, 128))
     epochs: int = parameter(50, "passes over the images [M]", low=1)
     steps: int = parameter(0, "steps of the trainer, if these end before the epochs; 0: no limit", low=0)
     batch_size: int = parameter(64, "B, images a step [D]; 16 in [M]", low=4)
-    width: int = parameter(64, "feature maps of the first convolution [M]", low=4)
+    width: int = parameter(64, "feature maps of the first convolution [M]; for points, of every layer", low=4)
     nz: int = parameter(100, "size of the generator's action z [M]", low=2)
     episode_length: int = parameter(25, "T, states in an episode [L]", low=1)
     lr: float = parameter(2e-4, "learning rate of every Adam [M]", low=1e-8, high=1)
@@ -106,6 +112,16 @@ class Config:
         """How many real images each discriminator judges in one step of the trainer."""
         return self.batch_size * self.discriminator_steps
 
+    @property
+    def points(self) -> bool:
+        """Whether the data are points in the plane (gaussians.py), not pictures."""
+        return self.data in GAUSSIANS
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one picture, or of one point."""
+        return (2,) if self.points else (3, self.image_size, self.image_size)
+
 
 FREE_ON_RESUME = {
     "data", "epochs", "steps", "device", "sample_every", "checkpoint_every", "keep", "evaluate_every", "patience"
@@ -119,6 +135,10 @@ PRESETS = {
         "r1": 0.0, "answers": 1, "latent_step": 0.0,
     },
     "cpu": {"image_size": 32, "width": 32, "nz": 64, "device": "cpu"},
+    "gaussians": {
+        "data": "gaussians-25", "device": "cpu", "batch_size": 128, "width": 128, "nz": 2, "lr": 1e-3, "r1": 0.01,
+        "tau": 0.01, "steps": 6000, "evaluate_every": 500,
+    },
 }  # fmt: skip
 
 # What a kind of returns asks for, unless flags beside it say otherwise.
@@ -155,6 +175,10 @@ def check(config: Config) -> None:
         raise UserError(f"{flag} is for several generators: give --generators 2 or more.")
     if config.returns == "wasserstein" and not (config.gradient_penalty or config.spectral_norm):
         raise UserError("--returns wasserstein needs a bound on D's slopes: --gradient-penalty 10 or --spectral-norm.")
+    if config.points and (config.hold_out or config.skip_bad_images):
+        raise UserError(f"--data {config.data} has no files to leave out: drop --hold-out and --skip-bad-images.")
+    if config.points and config.precision == "bf16":
+        raise UserError(f"--data {config.data} needs no convolutions: give --precision fp32, or auto.")
     if config.patience and not config.evaluate_every:
         raise UserError(f"--patience {config.patience} counts scores: give --evaluate-every as well, or --patience 0.")
     replayed = round(config.replay_fraction * config.batch_size)
@@ -180,7 +204,9 @@ def settle(config: Config) -> Config:
         raise UserError(f"--device {config.device}: PyTorch sees {torch.cuda.device_count()} GPUs; try `--device cpu`.")
     precision = config.precision
     if precision == "auto":
-        if name == "cpu":  # older releases of PyTorch cannot tell
+        if config.points:
+            fast = False  # there are no convolutions
+        elif name == "cpu":  # older releases of PyTorch cannot tell
             fast = getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16", False)
         else:
             fast = torch.cuda.get_device_capability(name) >= (8, 0)  # before Ampere bfloat16 is emulated

@@ -86,7 +86,7 @@ class DiscriminatorAgent(Agent):
         if config.r2:
             metrics["r2"] = self.penalise(judged, 0.0, config.r2 / 2)
         if config.gradient_penalty:
-            place = torch.rand(len(real), 1, 1, 1, generator=self.random, device=self.device)
+            place = torch.rand(len(real), *[1] * (real.ndim - 1), generator=self.random, device=self.device)
             between = torch.cat([torch.lerp(real, fake, place) for fake in judged])
             metrics["gradient_penalty"] = self.penalise([between], 1.0, config.gradient_penalty)
         metrics["actor_gradient"] = self.descend("actor")

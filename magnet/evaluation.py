@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from magnet.faces import Faces, to_uint8
+from magnet.faces import Faces
+from magnet.gaussians import SHOWN, count_modes
 from magnet.generator_agent import GeneratorAgent
 from magnet.metrics import sliced_wasserstein
 from magnet.randomness import stream
@@ -17,7 +18,9 @@ IMAGES = 2000  # on either side, if there are as many to train on
 
 
 class Evaluation:
-    """Scores a run every `config.evaluate_every` steps by the sliced Wasserstein distance, and remembers the best.
+    """Scores a run every `config.evaluate_every` steps, and remembers the best.
+
+    Pictures by the sliced Wasserstein distance ("swd"), points by how many modes they cover and how evenly ("kl").
 
     The samples are of the averaged G (of several a share each) from the same noise each time, and real images and
     projections are the same too: differences are the network's. Draws nothing from the run's own generators.
@@ -25,24 +28,33 @@ class Evaluation:
 
     def __init__(self, agents: list[GeneratorAgent], faces: Faces, config, best: dict | None = None):
         """best: what an earlier part of the run left in `self.best`, which its checkpoints hold."""
-        self.agents, self.config = agents, config
-        self.best = best or {"swd": math.inf, "step": 0, "worse_since": 0}  # the last: evaluations, not steps
+        self.agents, self.faces, self.config = agents, faces, config
+        self.score = "kl" if config.points else "swd"  # whose lowest value is the best
+        self.best = best or {self.score: math.inf, "step": 0, "worse_since": 0}  # the last: evaluations, not steps
         if config.evaluate_every:
-            random, count = stream(config.seed, "evaluation"), min(IMAGES, len(faces))
+            random, count = stream(config.seed, "evaluation"), SHOWN if config.points else min(IMAGES, len(faces))
             self.z = torch.randn(count, config.nz, generator=random)
-            self.real = to_uint8(faces.batch(torch.randperm(2 * len(faces), generator=random)[:count]))
+            if not config.points:
+                self.real = faces.pack(faces.batch(torch.randperm(2 * len(faces), generator=random)[:count]))
 
     def after(self, step: int) -> dict[str, float]:
-        """The scores after `step`, by name ("swd" and a part of it for each scale), if it is time for them; else {}."""
+        """The scores after `step`, by name, if it is time for them; else {}.
+
+        Of pictures "swd" and a part of it for each scale, of points what `count_modes` gives.
+        """
         if not self.config.evaluate_every or step % self.config.evaluate_every:
             return {}
         fakes = []
         for agent, share in zip(self.agents, self.z.tensor_split(len(self.agents)), strict=True):
             sampler = Sampler(agent, None)
-            fakes += [to_uint8(sampler.prior(z.to(agent.device))) for z in share.split(BATCH)]
-        scores = sliced_wasserstein(torch.cat(fakes), self.real, stream(self.config.seed, "projections"))
-        if scores["swd"] < self.best["swd"]:
-            self.best = {"swd": scores["swd"], "step": step, "worse_since": 0}
+            fakes += [self.faces.pack(sampler.prior(z.to(agent.device))) for z in share.split(BATCH)]
+        fakes = torch.cat(fakes)
+        if self.config.points:
+            scores = count_modes(fakes, self.config.data)
+        else:
+            scores = sliced_wasserstein(fakes, self.real, stream(self.config.seed, "projections"))
+        if scores[self.score] < self.best[self.score]:
+            self.best = {self.score: scores[self.score], "step": step, "worse_since": 0}
         else:
             self.best = self.best | {"worse_since": self.best["worse_since"] + 1}
         return scores
@@ -56,7 +68,7 @@ class Evaluation:
         """Why the run ended, and how near to equilibrium `judge` and its opponent were by the last line of the log."""
         line = json.loads((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
         return (
-            f"no better score in {self.best['worse_since']} evaluations than {self.best['swd']:.2f} at step "
+            f"no better score in {self.best['worse_since']} evaluations than {self.best[self.score]:.2f} at step "
             f"{self.best['step']} (checkpoints/best.pt); at the end V(D, G) was {line[f'{judge}/return']:.2f}, at "
             f"equilibrium {equilibrium(self.config.returns):.2f}, and D was right on "
             f"{line[f'{judge}/accuracy_real']:.0%} of the real and "

@@ -290,8 +290,21 @@ def fingerprint(pixels: np.ndarray) -> str:
     return digest.hexdigest()
 
 
+def from_uint8(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 0 ... 255 -> float32 in [-1, 1], a new tensor."""
+    return pixels.float().div_(127.5).sub_(1)
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """The inverse of from_uint8: floats in [-1, 1] to the nearest of 0 ... 255, uint8; what lies outside is clamped."""
+    return images.detach().float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
 class Faces:
     """Images ready for training on a device: held there if they fit beside a model, else in the computer's memory."""
+
+    stored, shown = torch.uint8, 64  # as what the ring keeps images, how many a grid shows
+    pack, unpack = staticmethod(to_uint8), staticmethod(from_uint8)  # into the ring and back
 
     def __init__(self, pixels: np.ndarray, device: torch.device | str):
         """pixels: (N, 3, S, S) uint8, N >= 1, as from load_faces; they are never written to."""
@@ -327,12 +340,7 @@ class Faces:
         rows = torch.empty((len(indices), *self._pixels.shape[1:]), dtype=torch.uint8, pin_memory=True)
         return torch.index_select(self._pixels, 0, indices, out=rows).to(self.device, non_blocking=True)
 
-
-def from_uint8(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 0 ... 255 -> float32 in [-1, 1], a new tensor."""
-    return pixels.float().div_(127.5).sub_(1)
-
-
-def to_uint8(images: torch.Tensor) -> torch.Tensor:
-    """The inverse of from_uint8: floats in [-1, 1] to the nearest of 0 ... 255, uint8; what lies outside is clamped."""
-    return images.detach().float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+    @staticmethod
+    def grid(images: torch.Tensor, states: torch.Tensor | None = None) -> torch.Tensor:
+        """The pictures of a grid: images (B, 3, S, S), or (2B, 3, S, S) with each to the right of its state."""
+        return images if states is None else torch.stack([states, images], dim=1).flatten(0, 1)

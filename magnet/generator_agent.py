@@ -5,11 +5,13 @@ from torch import Tensor, nn
 
 from magnet import returns
 from magnet.agent import Agent, Metrics, encoder, for_answers, frozen, joint, logit_slope
-from magnet.networks import Critic, Generator, GeneratorActor
+from magnet.networks import Critic, Generator, GeneratorActor, PointGenerator
 
 
 def painter(config) -> nn.Module:
     """G: z (B, nz) -> what is put forward."""
+    if config.points:
+        return PointGenerator(config.width, config.nz)
     return Generator(config.image_size, config.width, config.nz, config.precision == "bf16")
 
 

@@ -150,7 +150,7 @@ class Logbook:
         return line
 
     def picture(self, kind: str, images: Tensor) -> None:
-        """Saves images (64, 3, S, S) in [-1, 1] as an 8x8 grid, in TensorBoard and in samples/: STEP-KIND.png.
+        """Saves images (N, 3, S, S) in [-1, 1] as a grid with rows of 8, in TensorBoard and in samples/: STEP-KIND.png.
 
         The grids of kind "prior" are plain STEP.png.
         """

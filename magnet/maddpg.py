@@ -15,7 +15,7 @@ from torch import Tensor
 from magnet.agent import Agent, Metrics, joint_actions
 from magnet.discriminator_agent import DiscriminatorAgent
 from magnet.environment import FaceGame
-from magnet.faces import Faces, from_uint8, to_uint8
+from magnet.faces import Faces
 from magnet.generator_agent import GeneratorAgent
 from magnet.randomness import derived_seed, stream
 from magnet.replay import Replay
@@ -76,14 +76,14 @@ class MADDPG:
             [agent.name for agent in self.generators], [agent.name for agent in self.discriminators],
             config.returns, config.pool,
         )  # fmt: skip
-        image, memory = (3, config.image_size, config.image_size), self.generators[0].first_memory(1).shape[1:]
+        memory = self.generators[0].first_memory(1).shape[1:]
         self.replay = Replay(
             config.replay_size if self.replayed else 0,
             {
                 "state": ((), torch.int64), "real": ((), torch.int64), "next_real": ((), torch.int64),
                 "z": ((config.generators, config.nz), torch.float32),
                 "memory": ((config.generators, *memory), torch.float32),
-                "image": ((config.generators, *image), torch.uint8),
+                "image": ((config.generators, *config.shape), faces.stored),
             },
             device, stream(config.seed, "replay", device),
         )  # fmt: skip
@@ -134,7 +134,7 @@ class MADDPG:
         z = [torch.cat([a, old["z"][:, i]]).requires_grad_() for i, a in enumerate(taken)]
         images = [agent.networks["generator"](a) for agent, a in zip(self.generators, z, strict=True)]
         fresh = len(answers[0])
-        fakes = [torch.cat([x.detach()[:fresh], from_uint8(old["image"][:, i])]) for i, x in enumerate(images)]
+        fakes = [torch.cat([x.detach()[:fresh], self.faces.unpack(old["image"][:, i])]) for i, x in enumerate(images)]
         real = torch.cat([real, self.faces.batch(old["real"])])
         judged = [agent.act(real, fakes) for agent in self.discriminators]
         return Batch(
@@ -161,7 +161,7 @@ class MADDPG:
                 "state": info["state"], "real": info["real"], "next_real": info["next_real"],
                 "z": torch.stack([z.detach()[:fresh] for z in batch.z], dim=1),
                 "memory": torch.stack(self.memories, dim=1),
-                "image": to_uint8(torch.stack(list(shown.values()), dim=1)),
+                "image": self.faces.pack(torch.stack(list(shown.values()), dim=1)),
             })  # fmt: skip
         if all(truncated.values()):
             self.begin_episode(self.environment.reset())

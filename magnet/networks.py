@@ -51,6 +51,12 @@ def image_stack(image_size: int, width: int, bf16: bool = False, batch_norm: boo
     return Convolutions(*layers, nn.Flatten(), bf16=bf16), channels * SMALLEST_MAP**2
 
 
+def point_stack(width: int) -> tuple[nn.Sequential, int]:
+    """Linear layers, points (B, 2) -> (B, width), and width."""
+    layers = [nn.Linear(2, width), nn.LeakyReLU(0.2), nn.Linear(width, width), nn.LeakyReLU(0.2)]
+    return nn.Sequential(*layers, nn.Linear(width, width), nn.LeakyReLU(0.2)), width
+
+
 def initialise(module: nn.Module) -> None:
     """DCGAN's start: convolutions N(0, 0.02), BatchNorm gains N(1, 0.02). Linear and LSTM layers keep PyTorch's own."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
@@ -111,6 +117,19 @@ class Generator(nn.Module):
         return self.layers(z[:, :, None, None])
 
 
+class PointGenerator(nn.Module):
+    """G of points in the plane: linear layers, nz -> width -> width -> width -> 2."""
+
+    def __init__(self, width: int, nz: int):
+        super().__init__()
+        layers = [nn.Linear(nz, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        """z (B, nz), about N(0, I) -> points (B, 2), without bounds."""
+        return self.layers(z)
+
+
 class DiscriminatorActor(nn.Module):
     """D_a, the discriminator's policy: an image -> the logit of the chance that it is real.
 
@@ -150,6 +169,7 @@ class Critic(nn.Module):
 
     def __init__(self, stack: nn.Module, features: int, actions: int, hidden: int = 256):
         super().__init__()
+        hidden = min(hidden, features)  # points have fewer features than pictures
         self.stack = stack
         self.embed = nn.Linear(features, hidden)
         self.embed_action = nn.Sequential(nn.Linear(actions, hidden), nn.SiLU())

@@ -159,13 +159,14 @@ def ascent_direction(return_slope: Tensor, value_slope: Tensor, lam: float) -> T
 
 
 def slope_penalty(slope: Tensor, norm: float) -> Tensor:
-    """Mean over the batch of (|dl/dx| - norm)^2, for D_a's slopes dl/dx (B, 3, S, S) in images: a scalar.
+    """Mean over the batch of (|dl/dx| - norm)^2, for D_a's slopes dl/dx (B, 3, S, S) in images, or (B, 2) in
+    points: a scalar.
 
     norm 0 at real images: R1 (Mescheder et al. 2018, arXiv 1801.04406, eq. 9). norm 1 between real and fake images: the
     gradient penalty of Gulrajani et al. 2017 (arXiv 1704.00028, eq. 3).
     """
     # The small number keeps the gradient finite where the slope is 0.
-    return (slope.square().sum(dim=(1, 2, 3)).add(1e-12).sqrt() - norm).square().mean()
+    return (slope.square().sum(dim=tuple(range(1, slope.ndim))).add(1e-12).sqrt() - norm).square().mean()
 
 
 def explore(policy: Tensor, *, sigma: Tensor, noise: Tensor) -> Tensor:

@@ -32,6 +32,15 @@ def load_agents(path: Path, saved: dict, device: str) -> tuple[list[GeneratorAge
     return generators, discriminators, config
 
 
+def only_pictures(run: Path, config: Config) -> None:
+    """Raises UserError if `run` makes points, which are no pictures."""
+    if config.points:
+        raise UserError(
+            f"{run} makes points, not pictures: see the run's samples/, and in its metrics.jsonl the modes that "
+            f"`python3 train.py --data {config.data} --evaluate-every 500` counts."
+        )
+
+
 def load_states(config: Config, data: str | None, held_out: bool = False) -> Faces:
     """The faces that G_a answers, those that it learned from, or those held out. Raises UserError if they are gone."""
     pixels = load_faces(

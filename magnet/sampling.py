@@ -146,6 +146,8 @@ class Guide:
 def draw(samplers: list[Sampler], kind: str, count: int, guide: Guide | None = None) -> tuple[Tensor, Tensor | None]:
     """`count` images (count, 3, S, S) uint8 on the CPU, and for policy samples the states they answer, else None.
 
+    Of a run on points these, (count, 2) float32.
+
     kind: prior, policy, guided or interpolation. Every generator makes its share, one after another. Policy samples are
     from the middle of episodes: a batch at a time, the memory carried from state to state.
     """
@@ -157,44 +159,46 @@ def draw(samplers: list[Sampler], kind: str, count: int, guide: Guide | None = N
 
 def _drawn(sampler: Sampler, count: int, kind: str, guide: Guide | None) -> tuple[Tensor, Tensor | None]:
     images, states, batch = [], [], sampler.config.batch_size
+    pack = Tensor.detach if sampler.config.points else to_uint8
     if kind == "interpolation":
         points = sampler.noise(-(-count // WAY))
         ways = [spherical(points, points.roll(-1, 0), step / WAY) for step in range(WAY)]  # the last leads to the first
         z = torch.stack(ways, dim=1).flatten(0, 1)[:count]
-        return to_uint8(torch.cat([sampler.prior(part) for part in z.split(batch)])).cpu(), None
+        return pack(torch.cat([sampler.prior(part) for part in z.split(batch)])).cpu(), None
     for t in range(-(-count // batch)):
         if kind == "policy":
             if t % sampler.config.episode_length == 0:
                 memory = sampler.memory(batch)
             state = sampler.state(batch)
             answer, memory = sampler.policy(state, memory)
-            images.append(to_uint8(answer).cpu())
-            states.append(to_uint8(state).cpu())
+            images.append(pack(answer).cpu())
+            states.append(pack(state).cpu())
         else:
             z = sampler.noise(batch)
-            images.append(to_uint8(sampler.prior(guide(sampler, z) if kind == "guided" else z)).cpu())
+            images.append(pack(sampler.prior(guide(sampler, z) if kind == "guided" else z)).cpu())
     return torch.cat(images)[:count], torch.cat(states)[:count] if states else None
 
 
 class FixedGrids:
     """The grids of a run: 64 pictures of fixed noise, and G_a's answers to 32 fixed states, each beside its state.
 
-    Several generators have the same noise and states, and rows of 8 pictures each: as many as fit into 64, or one.
+    Of points 2,500 of fixed noise, and the answers to 1,250 fixed states, over points of the data. Several generators
+    have the same noise and states, each in a part of the grid: rows of 8 pictures, as many as fit into 64, or one.
     """
 
     def __init__(self, agents: list[GeneratorAgent], faces: Faces, seed: int):
-        self.agents, self.faces = agents, faces if "actor" in agents[0].networks else None
-        draw, pictures = stream(seed, "grid"), 8 * max(1, 8 // len(agents))
-        z = torch.randn(64, agents[0].config.nz, generator=draw)
-        state = faces.batch(torch.randperm(len(faces), generator=draw)[:32].to(faces.device))
-        self.z, self.state = z[:pictures].to(agents[0].device), state[: pictures // 2]
+        self.agents, self.faces = agents, faces
+        draw, count = stream(seed, "grid"), max(8, faces.shown // len(agents) // 8 * 8)
+        z = torch.randn(faces.shown, agents[0].config.nz, generator=draw)
+        state = faces.batch(torch.randperm(len(faces), generator=draw)[: faces.shown // 2].to(faces.device))
+        self.z, self.state = z[:count].to(agents[0].device), state[: count // 2]
 
     def draw(self) -> dict[str, Tensor]:
-        """The grids of the present networks by name, "prior" and "policy": (64, 3, S, S) in [-1, 1] each."""
-        samplers = [Sampler(agent, self.faces) for agent in self.agents]
-        grids = {"prior": torch.cat([sampler.prior(self.z) for sampler in samplers])}
-        if self.faces:
+        """The grids of the present networks by name, "prior" and "policy": (N, 3, S, S) in [-1, 1] each."""
+        answering = "actor" in self.agents[0].networks
+        samplers = [Sampler(agent, self.faces if answering else None) for agent in self.agents]
+        grids = {"prior": torch.cat([self.faces.grid(sampler.prior(self.z)) for sampler in samplers])}
+        if answering:
             answers = [sampler.policy(self.state, sampler.memory(len(self.state)))[0] for sampler in samplers]
-            pairs = [torch.stack([self.state, answer], dim=1).flatten(0, 1) for answer in answers]
-            grids["policy"] = torch.cat(pairs)
+            grids["policy"] = torch.cat([self.faces.grid(answer, self.state) for answer in answers])
         return grids

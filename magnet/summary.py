@@ -1,6 +1,7 @@
 """What a run will need, told before it starts: parameters per network and memory, counted without computing."""
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor, nn
@@ -29,16 +30,16 @@ def kept_bytes(network: nn.Module, *inputs: Tensor) -> int:
 
 
 def summary(config, images: int) -> str:
-    """A table of the networks' parameters, and the memory that training on `images` images takes, in MiB.
+    """A table of the networks' parameters, and the memory that training on `images` images or points takes, in MiB.
 
     Memory is counted from the tensors themselves: weights with their copies, the array, the ring, and what the forward
     passes of one step keep. Libraries' workspaces, and what penalties on D_a's slope keep, come on top.
     """
-    size, batch = config.image_size, config.batch_size
+    batch = config.batch_size
     replayed = round(config.replay_fraction * batch)
     actions = config.answers * (batch - replayed) + replayed
-    image = torch.empty(batch, 3, size, size, device="meta")
-    judged = torch.empty(batch + actions, 3, size, size, device="meta")  # real and fake
+    image = torch.empty(batch, *config.shape, device="meta")
+    judged = torch.empty(batch + actions, *config.shape, device="meta")  # real and fake
     plain = dataclasses.replace(config, precision="fp32")  # there is no autocast on the meta device
     with torch.device("meta"):
         generator, discriminator = generator_networks(plain), discriminator_networks(plain)
@@ -59,11 +60,12 @@ def summary(config, images: int) -> str:
     share = 0.5 if config.precision == "bf16" else 1.0  # of float32, for what convolutions keep
     weights = [sum(p.numel() for p in network.parameters()) for _, network, _ in rows]
     kept = sum(share * kept_bytes(network, *inputs) for _, network, inputs in rows)
-    transition = 3 * size**2 + 4 * (config.nz + memory[0].numel()) + 3 * 8
+    stored = math.prod(config.shape) * (4 if config.points else 1)  # bytes of one, as the data and the ring hold it
+    transition = stored + 4 * (config.nz + memory[0].numel()) + 3 * 8
     needs = [
         ("weights, targets, gradients, optimizers", 4 * WEIGHT_COPIES * sum(weights)),
         ("one step's activations", kept),
-        (f"{images:,} images", images * 3 * size**2),
+        (f"{images:,} {'points' if config.points else 'images'}", images * stored),
         ("replay", transition * config.replay_size if config.replay_fraction else 0),
     ]
     lines = [f"{name:<40} {count:>12,} parameters" for (name, _, _), count in zip(rows, weights, strict=True)]
