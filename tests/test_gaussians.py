@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import CPU, differing, small_config, weights
+from conftest import CPU, differing, small_config, step_and_batch, weights
 from PIL import Image
 
 import evaluate
@@ -134,17 +134,10 @@ def test_penalties_on_points_are_those_that_autograd_gives_row_by_row():
 
 def test_the_gradient_penalty_lies_between_each_real_point_and_its_fake(monkeypatch):
     seen, penalise = [], DiscriminatorAgent.penalise
-    monkeypatch.setattr(
-        DiscriminatorAgent,
-        "penalise",
-        lambda agent, points, *rest: seen.append(points) or penalise(agent, points, *rest),
-    )
-    trainer = new_trainer(gradient_penalty=1.0)
-    real, fake = [], []
-    update = trainer.update
-    trainer.update = lambda batch: (real.append(batch.real), fake.append(batch.fakes[0])) and update(batch)
-    trainer.step()
-    (between,), (real,), (fake,) = seen, real, fake
+    note = lambda agent, batches, *rest: seen.extend(batches) or penalise(agent, batches, *rest)  # noqa: E731
+    monkeypatch.setattr(DiscriminatorAgent, "penalise", note)
+    _, batch = step_and_batch(new_trainer(gradient_penalty=1.0))
+    (between,), real, fake = seen, batch.real, batch.fakes[0]
     share = (between - real) / (fake - real)
     assert between.shape == real.shape == (8, 2) and ((share > 0) & (share < 1)).all()
     torch.testing.assert_close(share[:, 0], share[:, 1], rtol=1e-3, atol=1e-4)  # on the line from one to the other
