@@ -3,7 +3,8 @@
 At each step the generator sees the state s_t and puts forward images as the next state; the discriminator is shown the
 real next state x_t = s_{t+1} and the images put forward, and answers with its logits. Rewards are the two returns
 (`returns.py`). The next state is drawn whatever the agents did. `reset` and `step` have the shape of PettingZoo's
-parallel games: dicts keyed by the agents' names. The environment owns its random generator.
+parallel games: dicts keyed by the agents' names; `parallel_env.py` makes it one of them for other libraries. The
+environment owns its random generator.
 """
 
 import torch

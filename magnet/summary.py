@@ -39,35 +39,42 @@ def summary(config, images: int) -> str:
     replayed = round(config.replay_fraction * batch)
     actions = config.answers * (batch - replayed) + replayed
     image = torch.empty(batch, *config.shape, device="meta")
-    judged = torch.empty(batch + actions, *config.shape, device="meta")  # real and fake
+    fakes = config.generators * actions
+    judged = torch.empty(batch + fakes, *config.shape, device="meta")  # real and fake
     plain = dataclasses.replace(config, precision="fp32")  # there is no autocast on the meta device
     with torch.device("meta"):
         generator, discriminator = generator_networks(plain), discriminator_networks(plain)
-        memory, z, logits = torch.empty(batch, 0), torch.empty(actions, config.nz), torch.empty(batch + actions, 1)
+        memory, z = torch.empty(batch, 0), torch.empty(actions, config.nz)
+        told_g = told_d = torch.empty(0)  # what critics are told: their own agent's action, or all
         if "actor" in generator:
             memory = generator["actor"].first_memory(batch)
+            told_g, told_d = (
+                torch.empty(rows, networks["critic"].embed_action[0].in_features)
+                for networks, rows in ((generator, batch), (discriminator, batch + fakes))
+            )
+    n, m = config.generators, config.discriminators
     rows = [
-        (name, networks[key], inputs)
-        for name, networks, key, inputs in (
-            ("G_a generator actor", generator, "actor", (image, memory)),
-            ("G   generator", generator, "generator", (z,)),
-            ("G_c generator critic", generator, "critic", (image, z[:batch])),
-            ("D_a discriminator actor", discriminator, "actor", (judged,)),
-            ("D_c discriminator critic", discriminator, "critic", (judged, logits)),
+        (f"{name} x {copies}" if copies > 1 else name, networks[key], inputs, copies)
+        for name, networks, key, inputs, copies in (
+            ("G_a generator actor", generator, "actor", (image, memory), n),
+            ("G   generator", generator, "generator", (z,), n),
+            ("G_c generator critic", generator, "critic", (image, told_g), n),
+            ("D_a discriminator actor", discriminator, "actor", (judged,), m),
+            ("D_c discriminator critic", discriminator, "critic", (judged, told_d), m),
         )
         if key in networks
     ]
     share = 0.5 if config.precision == "bf16" else 1.0  # of float32, for what convolutions keep
-    weights = [sum(p.numel() for p in network.parameters()) for _, network, _ in rows]
-    kept = sum(share * kept_bytes(network, *inputs) for _, network, inputs in rows)
+    weights = [copies * sum(p.numel() for p in network.parameters()) for _, network, _, copies in rows]
+    kept = sum(copies * share * kept_bytes(network, *inputs) for _, network, inputs, copies in rows)
     stored = math.prod(config.shape) * (4 if config.points else 1)  # bytes of one, as the data and the ring hold it
-    transition = stored + 4 * (config.nz + memory[0].numel()) + 3 * 8
+    transition = n * (stored + 4 * (config.nz + memory[0].numel())) + 3 * 8
     needs = [
         ("weights, targets, gradients, optimizers", 4 * WEIGHT_COPIES * sum(weights)),
         ("one step's activations", kept),
         (f"{images:,} {'points' if config.points else 'images'}", images * stored),
         ("replay", transition * config.replay_size if config.replay_fraction else 0),
     ]
-    lines = [f"{name:<40} {count:>12,} parameters" for (name, _, _), count in zip(rows, weights, strict=True)]
+    lines = [f"{name:<40} {count:>12,} parameters" for (name, *_), count in zip(rows, weights, strict=True)]
     lines += [f"{name:<40} {need / MIB:>12,.0f} MiB" for name, need in needs]
     return "\n".join([*lines, f"{'memory in all, about':<40} {sum(need for _, need in needs) / MIB:>12,.0f} MiB"])

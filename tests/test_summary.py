@@ -49,6 +49,21 @@ def test_the_ring_and_the_array_are_counted_to_the_byte():
     assert lines["memory in all, about"] == pytest.approx(sum(lines.values()) / 2, abs=2)
 
 
+def test_several_agents_are_all_counted():
+    config = small_config(
+        replay_fraction=0.25, replay_size=10, generators=3, discriminators=2, critic="joint", specialise=1.0
+    )
+    trainer = MADDPG(config, small_faces(), CPU)
+    lines = summary(config, images=20).splitlines()
+    held = sum(p.numel() for agent in trainer.agents for net in agent.networks.values() for p in net.parameters())
+    assert sum(int(line.split()[-2].replace(",", "")) for line in lines[:5]) == held
+    assert "x 3" in lines[0] and "x 2" in lines[4]
+    ring = sum(tensor.numel() * tensor.element_size() for tensor in trainer.replay.ring.values()) / 10 * 10**6
+    config = small_config(replay_fraction=0.25, replay_size=10**6, generators=3)
+    (line,) = [line for line in summary(config, 20).splitlines() if line.startswith("replay")]
+    assert float(line.split()[-2].replace(",", "")) == pytest.approx(ring / MIB, abs=0.5)
+
+
 def test_nothing_is_computed_for_the_count():
     with torch.device("meta"):
         for networks in (generator_networks(small_config()), discriminator_networks(small_config())):

@@ -209,6 +209,26 @@ def test_the_policy_grid_shows_real_states_beside_the_answers(place):
     assert all((cells[r][c] in real) == (c % 2 == 0) for r in range(8) for c in range(8))
 
 
+def test_several_agents_train_go_on_and_are_sampled(place, capsys):
+    team = ["--generators", "2", "--discriminators", "2", "--specialise", "1", "--share", "--pool", "softmax"]
+    assert train.main([*TINY, *team, "--steps", "4", "--name", "team"]) == 0
+    assert train.main(["--resume", "models/team", "--steps", "6"]) == 0
+    line = json.loads((place / "models" / "team" / "metrics.jsonl").read_text().splitlines()[-1])
+    agents = {"generator_0", "generator_1", "discriminator_0", "discriminator_1"}
+    assert {name.split("/")[0] for name in line if "/" in name} == agents
+    with np.load(samples("models/team")) as both, np.load(samples("models/team", "--generator", "1")) as second:
+        assert np.array_equal(both["arr_0"][3:], second["arr_0"][:3])
+        assert not np.array_equal(both["arr_0"][:3], second["arr_0"][:3])
+    assert sample.main(["models/team", "--generator", "2"]) == 2
+    assert "models/team has 2" in capsys.readouterr().err
+
+
+def samples(run, *flags):
+    """The file of six samples."""
+    assert sample.main([run, *flags, "--count", "6", "--npz", f"six{len(flags)}.npz"]) == 0
+    return f"six{len(flags)}.npz"
+
+
 def test_a_plain_gan_trains_and_has_no_policy(place, capsys):
     assert train.main([*TINY, "--algorithm", "gan", "--gamma", "0", "--steps", "6", "--name", "gan"]) == 0
     assert "G_c" not in capsys.readouterr().out

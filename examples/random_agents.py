@@ -1,0 +1,87 @@
+#!/usr/bin/env python3
+"""A small discriminator learns the game through PettingZoo alone, against a generator that acts at random.
+
+    python3 examples/random_agents.py                          a few seconds on one core
+    python3 examples/random_agents.py --episodes 10 --seed 1
+
+Nothing is used here of MAGNET's agents and slopes: the discriminator draws its logits from N(mean, 1) and learns the
+mean by REINFORCE (Williams 1992, doi 10.1007/BF00992696) from the rewards that it is paid. The real images are faces
+that the program draws, the generator's are noise. Printed is the mean reward of a judgement, without that exploration:
+-1.386 (-log 4) knows nothing, 0 is the highest.
+Exit status 2: PettingZoo is missing, said in one sentence.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+def make_env(seed: int):
+    """The game on 512 drawn faces of 32x32: states of 16, episodes of 25 states."""
+    from magnet.environment import FaceGame
+    from magnet.faces import Faces
+    from magnet.parallel_env import ParallelFaceGame
+    from magnet.synthetic import draw_faces
+
+    faces = Faces(draw_faces(512, 32, seed)[0], "cpu")
+    env = ParallelFaceGame(FaceGame(faces, 16, 25, ["generator"], ["discriminator"]))
+    env.reset(seed=seed)
+    env.action_space("generator").seed(seed)
+    return env
+
+
+def play(env, network, optimizer=None) -> float:
+    """Plays an episode and returns the discriminator's mean reward; given an optimizer, it explores and learns."""
+    import torch
+
+    (observations, _), earned = env.reset(), []
+    while env.agents:
+        images = torch.from_numpy(observations["discriminator"])  # (2, B, 3, S, S): real, put forward
+        policy = torch.distributions.Normal(network(images.flatten(0, 1)).view(images.shape[:2]), 1.0)
+        logits = policy.sample() if optimizer else policy.mean.detach()
+        actions = {"generator": env.action_space("generator").sample(), "discriminator": logits.numpy()}
+        observations, rewards, _, _, infos = env.step(actions)
+        if not infos["discriminator"]:  # the first step, in which there was nothing to judge
+            continue
+        earned.append(rewards["discriminator"])
+        if optimizer:
+            by_image = torch.from_numpy(infos["discriminator"]["rewards"])  # (B,): each of a real image and a fake one
+            advantage = by_image - by_image.mean()
+            loss = -(policy.log_prob(logits).sum(dim=0) * advantage).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return sum(earned) / len(earned)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The program; returns its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--episodes", type=int, default=20, help="to learn from, 25 updates each (default 20)")
+    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of Adam (default 0.001)")
+    parser.add_argument("--seed", type=int, default=0, help="of faces, noise and weights (default 0)")
+    options = parser.parse_args(arguments)
+    import torch
+    from torch import nn
+
+    from magnet.errors import UserError
+
+    try:
+        env = make_env(options.seed)
+    except UserError as error:
+        print(f"random_agents.py: {error}", file=sys.stderr)
+        return 2
+    torch.manual_seed(options.seed)
+    network = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 8 * 8, 1))
+    optimizer = torch.optim.Adam(network.parameters(), lr=options.lr)
+    print(f"before learning: {play(env, network):.3f}")
+    for _ in range(options.episodes):
+        play(env, network, optimizer)
+    print(f"after {options.episodes} episodes: {play(env, network):.3f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
