@@ -48,7 +48,7 @@ def count_combinations(found: Tensor) -> dict[str, float]:
     which is the drawn faces' own, in nats, from 0 to log 180.
     """
     counts = found.bincount(minlength=COMBINATIONS)
-    share = counts / len(found)
+    share = counts.double() / len(found)
     return {
         "modes": (counts >= ENOUGH * len(found)).sum().item(),
         "kl": math.log(COMBINATIONS) + torch.xlogy(share, share).sum().item(),

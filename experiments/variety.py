@@ -169,8 +169,9 @@ def dots(axis, found: dict[str, list[dict]], key: str, title: str) -> None:
         together = [line["together"][key] for line in lines]
         axis.plot(together, [row] * len(together), "o", color=figures.COLOURS[0], alpha=0.6)
     axis.axvline(next(iter(found.values()))[0]["data"][key], color="0.4", linestyle="--", linewidth=1)
-    axis.set(title=title, yticks=range(len(found)), yticklabels=list(found))
-    axis.invert_yaxis()
+    axis.set_title(title, fontsize="medium")
+    axis.set(yticks=range(len(found)), yticklabels=list(found), ylim=(len(found) - 0.5, -0.5))
+    axis.set_xlim(left=0)
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
 
@@ -189,7 +190,7 @@ def draw(found: dict[str, list[dict]], path: Path) -> None:
     else:
         bottom = figure
     left, right = bottom.subplots(1, 2, sharey=True)
-    dots(left, found, "modes", "modes covered (orange: by one generator; dashed: by the data)")
+    dots(left, found, "modes", "modes covered (orange: by one generator; dashed: data)")
     dots(right, found, "kl", "KL to the data's distribution (lower is better)")
     figure.savefig(path, dpi=110)
 
