@@ -1,14 +1,12 @@
 #!/usr/bin/env python3
 """A small discriminator learns the game through PettingZoo alone, against a generator that acts at random.
 
-    python3 examples/random_agents.py                          a few seconds on one core
-    python3 examples/random_agents.py --episodes 10 --seed 1
+    python3 examples/random_agents.py        a few seconds on one core
 
 Nothing is used here of MAGNET's agents and slopes: the discriminator draws its logits from N(mean, 1) and learns the
 mean by REINFORCE (Williams 1992, doi 10.1007/BF00992696) from the rewards that it is paid. The real images are faces
 that the program draws, the generator's are noise. Printed is the mean reward of a judgement, without that exploration:
--1.386 (-log 4) knows nothing, 0 is the highest.
-Exit status 2: PettingZoo is missing, said in one sentence.
+-1.386 (-log 4) knows nothing, 0 is the highest. Exit status 2: PettingZoo is missing.
 """
 
 import argparse
@@ -16,6 +14,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from magnet.errors import UserError  # noqa: E402
 
 
 def make_env(seed: int):
@@ -43,12 +43,12 @@ def play(env, network, optimizer=None) -> float:
         logits = policy.sample() if optimizer else policy.mean.detach()
         actions = {"generator": env.action_space("generator").sample(), "discriminator": logits.numpy()}
         observations, rewards, _, _, infos = env.step(actions)
-        if not infos["discriminator"]:  # the first step, in which there was nothing to judge
-            continue
+        if not infos["discriminator"]:
+            continue  # in the first step there was nothing to judge
         earned.append(rewards["discriminator"])
         if optimizer:
-            by_image = torch.from_numpy(infos["discriminator"]["rewards"])  # (B,): each of a real image and a fake one
-            advantage = by_image - by_image.mean()
+            reward = torch.from_numpy(infos["discriminator"]["rewards"])  # (B,), each for a real image and a fake one
+            advantage = reward - reward.mean()
             loss = -(policy.log_prob(logits).sum(dim=0) * advantage).mean()
             optimizer.zero_grad()
             loss.backward()
@@ -65,8 +65,6 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     import torch
     from torch import nn
-
-    from magnet.errors import UserError
 
     try:
         env = make_env(options.seed)

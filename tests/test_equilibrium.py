@@ -41,8 +41,8 @@ class Knowing(nn.Module):
         return p * logsigmoid(logits[:, 0]) + (1 - p) * logsigmoid(-logits[:, 0])
 
 
-def agent(**networks):
-    made = DiscriminatorAgent("discriminator", small_config(lr=2e-3), CPU)
+def agent(config=None, **networks):
+    made = DiscriminatorAgent("discriminator", small_config(lr=2e-3, **(config or {})), CPU)
     made.networks |= networks
     return made
 
@@ -85,6 +85,33 @@ def test_an_ideal_judge_of_known_distributions():
     assert report["from_equilibrium_held_out"] == pytest.approx(by_hand + math.log(4), abs=1e-6)
     assert report["calibration_error"] == pytest.approx(0, abs=1e-6)
     assert report["critic_agreement"] == 1
+
+
+class Shifted(Bright):
+    """Bright, whose logits are all higher by 10: where only differences count, that changes nothing."""
+
+    def forward(self, images):
+        return super().forward(images) + 10
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "at_equilibrium"),
+    [("hinge", -1.0, -2.0), ("wasserstein", 1.0, 0.0), ("relativistic", None, -math.log(2))],
+)
+def test_reports_of_other_returns(kind, value, at_equilibrium):
+    """Logits 1 and -1 (11 and -9 if shifted): real images are white in 3 of 4 cases, fakes in 1 of 4."""
+    actor = Bright(1.0) if kind == "hinge" else Shifted(1.0)
+    report = equilibrium_report(
+        agent({"returns": kind}, actor=actor), fakes=kinds(30, 90), draw=lambda n: kinds(n, 0),
+        training=real(kinds(90, 30)), steps=1,
+    )  # fmt: skip
+    assert report["accuracy_real"] == report["accuracy_fake"] == 0.75
+    assert report["from_equilibrium"] == pytest.approx(report["value"] - at_equilibrium, abs=1e-6)
+    if value is not None:  # of pairs it depends on who stands beside whom
+        assert report["value"] == pytest.approx(value, abs=1e-6)
+    else:
+        assert -math.log1p(math.exp(2)) < report["value"] < -math.log1p(math.exp(-2))
+    assert "calibration_error" not in report
 
 
 @pytest.mark.parametrize(("believed", "share"), [(math.log(3), 1.0), (5.0, 1.0), (-math.log(3), 0.0)])

@@ -31,6 +31,7 @@ TINY = [
 KINDS = {
     "default": [], "original": ["--preset", "original"], "cpu": ["--preset", "cpu"], "gan": ["--algorithm", "gan"],
     "apart": ["--hold-out", "0.5"],
+    "team": ["--generators", "2", "--discriminators", "2", "--discriminator-steps", "2", "--returns", "hinge"],
 }  # fmt: skip
 
 
@@ -100,7 +101,8 @@ def test_every_kind_of_run_has_a_table(place, thumbnail, capsys, kind):
     assert list(table) == ["prior", *policy, "real/real"]
     assert all(row[0] == row[1] <= 32 and len(row) == 7 for row in table.values())
     assert table["real/real"][2] < table["prior"][2] and table["real/real"][3] < table["prior"][3]
-    for words in ("step            2", "images seen     16", "seed 0", "32x32", "thumbnail.pt2", "reference set   tr"):
+    seen = "images seen     32" if kind == "team" else "images seen     16"
+    for words in ("step            2", seen, "seed 0", "32x32", "thumbnail.pt2", "reference set   tr"):
         assert any(words in line for line in lines[end:]), words
 
 
@@ -241,3 +243,21 @@ def test_the_checkpoint_that_is_named_is_scored(place, capsys):
         report(capsys, path, "--no-features", "--count", "32")["scores"]["prior"]["swd"] for path in (first, last)
     ]
     assert scores[0] != scores[1]
+
+
+def test_a_team_is_scored_together(place, thumbnail, capsys):
+    found = report(capsys, "models/team", "--no-features", "--equilibrium", "--count", "40")
+    generators, discriminators, _ = load_agents(*load_checkpoint(Path("models/team")), "cpu")
+    both = draw([Sampler(agent, None) for agent in generators], "prior", 40)[0]
+    pixels = torch.from_numpy(real().copy())
+    shuffled = pixels[torch.randperm(90, generator=stream(0, "reference"))][:40]
+    expected = sliced_wasserstein(both, shuffled, stream(0, "patches"))["swd"]
+    assert len(generators) == len(discriminators) == 2
+    assert found["scores"]["prior"]["swd"] == pytest.approx(expected, rel=1e-5)
+    protocol = found["protocol"]
+    assert (protocol["step"], protocol["images_seen"]) == (2, 32)
+    assert (protocol["returns"], protocol["generators"]) == ("hinge", 2)
+    equilibrium = found["equilibrium"]
+    assert equilibrium["from_equilibrium"] == pytest.approx(equilibrium["value"] + 2, abs=1e-5)
+    assert evaluate.main(["models/team", "--no-features", "--equilibrium", "--count", "40"]) == 0
+    assert "(-2.000 at equilibrium)" in capsys.readouterr().out

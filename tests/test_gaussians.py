@@ -2,11 +2,12 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
-from conftest import CPU, differing, small_config, weights
+from conftest import CPU, differing, small_config, step_and_batch, weights
 from PIL import Image
 
 import evaluate
@@ -131,6 +132,18 @@ def test_penalties_on_points_are_those_that_autograd_gives_row_by_row():
     )
 
 
+def test_the_gradient_penalty_lies_between_each_real_point_and_its_fake(monkeypatch):
+    seen, penalise = [], DiscriminatorAgent.penalise
+    note = lambda agent, batches, *rest: seen.extend(batches) or penalise(agent, batches, *rest)  # noqa: E731
+    monkeypatch.setattr(DiscriminatorAgent, "penalise", note)
+    _, batch = step_and_batch(new_trainer(gradient_penalty=1.0))
+    (between,), real, fake = seen, batch.real, batch.fakes[0]
+    share = (between - real) / (fake - real)
+    assert between.shape == real.shape == (8, 2) and ((share > 0) & (share < 1)).all()
+    torch.testing.assert_close(share[:, 0], share[:, 1], rtol=1e-3, atol=1e-4)  # on the line from one to the other
+    assert share[:, 0].std() > 0.1
+
+
 def test_the_ring_keeps_points_to_the_last_bit():
     trainer = new_trainer(replay_fraction=0.25)
     shown, play = [], trainer.play
@@ -192,7 +205,8 @@ def whole(tmp_path_factory):
 
 def test_the_preset_trains_from_the_command_line_and_counts_modes(whole):
     run = whole / "models" / "straight"
-    assert json.loads((run / "config.json").read_text())["data"] == "gaussians-25"
+    config = json.loads((run / "config.json").read_text())
+    assert config["data"] == "gaussians-25" and config["precision"] == "fp32"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     scores = [line for line in lines if "kl" in line]
     assert [line["step"] for line in scores] == [4, 8] and all(0 <= line["modes"] <= 25 for line in scores)
@@ -219,7 +233,7 @@ def test_a_dry_run_counts_points(whole, monkeypatch, capsys):
     monkeypatch.chdir(whole)
     assert train.main(["--preset", "gaussians", "--dry-run"]) == 0
     output = capsys.readouterr().out
-    assert "100,000 points" in output and "G_c" in output
+    assert re.search(r"100,000 points +1 MiB", output) and "G_c" in output  # 800,000 bytes
 
 
 @pytest.mark.parametrize(

@@ -4,20 +4,13 @@ import copy
 
 import pytest
 import torch
-from conftest import (
-    differing,
-    new_trainer,
-    overhear,
-    run,
-    same,
-    saved,
-    step_and_batch,
-    weights,
-)  # fmt: skip
+from conftest import differing, new_trainer, overhear, run, same, saved, small_faces, step_and_batch, weights
 from torch.nn.functional import logsigmoid
 
+from magnet import returns
 from magnet.agent import joint_actions
 from magnet.config import PRESETS, WITH_RETURNS, Config, check, complete
+from magnet.environment import FaceGame
 from magnet.errors import UserError
 from magnet.evaluation import Evaluation
 from magnet.faces import to_uint8
@@ -200,3 +193,35 @@ def test_returns_bring_what_they_ask_for_unless_flags_say_otherwise():
         name, value = next(iter(brought.items()))
         assert getattr(complete({"returns": kind, name: value + 1}), name) == value + 1
     assert complete({}) == Config()
+
+
+# The game
+
+
+@pytest.mark.parametrize("how", ["mean", "min", "softmax"])
+@pytest.mark.parametrize("kind", ["log", "hinge", "relativistic"])
+def test_the_games_rewards_are_of_its_kind_and_pooled(kind, how):
+    generators, discriminators = ["g_0", "g_1"], ["d_0", "d_1", "d_2"]
+    game = FaceGame(small_faces(), 4, 3, generators, discriminators, kind, how)
+    game.reset(0)
+    logits = torch.randn(3, 3, 4, generator=torch.Generator().manual_seed(0))  # discriminators, real and fakes, B
+    shown = dict.fromkeys(generators, torch.zeros(4, 3, 32, 32))
+    _, rewards, *_ = game.step(shown | dict(zip(discriminators, logits, strict=True)))
+    for i, name in enumerate(generators):
+        each = [returns.generator_return(logits[j, 1 + i], kind, logits[j, 0]) for j in range(3)]
+        torch.testing.assert_close(rewards[name], returns.pool(torch.stack(each), how))
+    for j, name in enumerate(discriminators):
+        each = [
+            returns.discriminator_return(real_logits=logits[j, 0], fake_logits=logits[j, 1 + i], kind=kind)
+            for i in range(2)
+        ]
+        torch.testing.assert_close(rewards[name], sum(each) / 2)
+
+
+def test_what_the_log_calls_return_is_what_the_game_pays():
+    trainer = new_trainer(2, 2, pool="min", returns="relativistic", updates="simultaneous", replay_fraction=0.0)
+    paid, step = [], trainer.environment.step
+    trainer.environment.step = lambda actions: paid.append(step(actions)) or paid[0]
+    metrics = trainer.step()
+    for agent in trainer.agents:
+        assert metrics[f"{agent.name}/return"].item() == pytest.approx(paid[0][1][agent.name].mean().item(), rel=1e-4)
