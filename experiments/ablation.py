@@ -13,30 +13,20 @@ Exit status: 0 done, 2 a mistake in the settings or a run that failed, said in o
 """
 
 import argparse
-import dataclasses
 import functools
 import json
-import os
-import shutil
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import train  # noqa: E402
-from magnet.config import PRESETS, Config, check, complete, settle  # noqa: E402
+from experiments import runs  # noqa: E402
+from magnet.config import PRESETS, Config, complete, settle  # noqa: E402
 from magnet.errors import UserError  # noqa: E402
-from magnet.files import write_atomically  # noqa: E402
 
 BASE = ["--preset", "cpu", "--checkpoint-every", "5"]
-OWN = {"seed", "epochs", "steps", "keep", "name", "models_dir"}  # what a run gets from here
-NOT_OF_GAME = {"name", "models_dir", "keep"}
 OF_IMAGES = ("data", "skip_bad_images", "hold_out", "image_size")
 IMAGES = 598_400  # 50 epochs of the base over 9,000 faces
 CRITICS_ALONE = {"lambda_generator": 0.0, "lambda_discriminator": 0.0}
@@ -61,67 +51,6 @@ SETTINGS = {
     "replay-0": ("do old fakes help?", {"replay_fraction": 0.0}),
     "original": ("how do the published hyperparameters fare?", PRESETS["original"]),
 }
-
-
-def words(flags: dict) -> list[str]:
-    """Parameters of Config as words of its command line."""
-    pairs = ((f"--{name.replace('_', '-')}", value) for name, value in flags.items() if value is not False)
-    return [word for flag, value in pairs for word in ([flag] if value is True else [flag, str(value)])]
-
-
-def started(run: Path, flags: dict, threads: int) -> subprocess.Popen:
-    """train.py, at work on the folder `run`, from its last checkpoint if it has one; what it says goes to run.log."""
-    if any(run.glob("checkpoints/*.pt")):
-        command = ["--resume", str(run)]
-    else:
-        shutil.rmtree(run, ignore_errors=True)  # killed before the first step
-        command = ["--models-dir", str(run.parent), "--name", run.name]
-    command = [sys.executable, str(ROOT / "train.py"), *command, *words(flags), "--keep", "1000000"]
-    environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
-    with open(run.with_name(f"{run.name}.log"), "a") as log:
-        # A session of its own: Ctrl-C reaches it from here alone, for a second signal would end it unsaved.
-        return subprocess.Popen(
-            command, env=environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )  # fmt: skip
-
-
-def trained(runs: dict[Path, dict], jobs: int) -> Iterator[tuple[Path, bool]]:
-    """Trains runs (folder: flags), `jobs` at a time; yields each folder as it ends, and whether it ended well.
-
-    A run that diverged did not. Raises UserError when train.py fails otherwise. Closing it stops, and saves, them all.
-    """
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    waiting, running = list(runs), {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                run = waiting.pop(0)
-                print(f"{run.name}: training", flush=True)
-                running[run] = started(run, runs[run], threads)
-            time.sleep(0.1)
-            for run in [run for run, process in running.items() if process.poll() is not None]:
-                status = running.pop(run).returncode
-                if status not in (0, 3):
-                    log = run.with_name(f"{run.name}.log")
-                    said = log.read_text(errors="replace").strip().splitlines()[-1:]
-                    raise UserError(f"train.py ended with {status} ({''.join(said)}); see {log}, mend it, and go on.")
-                yield run, status == 0
-    finally:
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
-            process.wait()
-
-
-def minutes_at(run: Path) -> dict[int, float]:
-    """By step: the minutes that train.py took up to there, with grids and checkpoints, without steps made twice."""
-    minutes, total, log = {}, 0.0, run / "metrics.jsonl"
-    for line in log.read_text().splitlines() if log.exists() else ():  # a run may diverge before the first line
-        entry = json.loads(line)
-        total += entry["steps"] * entry["images"] / entry["step"] / entry["images_per_second"] / 60
-        minutes[entry["step"]] = total
-    return minutes
 
 
 def scorer(features: Path, count: int) -> Callable[[Path], list[dict]]:
@@ -164,7 +93,7 @@ def curve(run: Path, score: Callable[[Path], list[dict]]) -> list[dict]:
     """The scores of a run's checkpoints but that before step 1, by checkpoint and kind of sample."""
     from magnet.checkpoint import listed
 
-    minutes, batch = minutes_at(run), Config(**json.loads((run / "config.json").read_text())).images_per_step
+    minutes, batch = runs.minutes_at(run), Config(**json.loads((run / "config.json").read_text())).images_per_step
     points = []
     for path in listed(run / "checkpoints"):
         if step := int(path.stem):
@@ -173,79 +102,29 @@ def curve(run: Path, score: Callable[[Path], list[dict]]) -> list[dict]:
     return points
 
 
-def finished(out: Path, wanted: dict[tuple, dict]) -> set[tuple]:
-    """(setting, seed) of the lines of `out`. Raises UserError if one of `wanted` was measured otherwise."""
-    done = set()
-    for line in out.read_text().splitlines() if out.exists() else ():
-        try:
-            result = json.loads(line)
-            key = result["setting"], result["seed"]
-            changed = [name for name, value in wanted.get(key, {}).items() if result[name] != value]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{out} holds other lines than this program's ({error!r}); name another --out.") from error
-        if changed:
-            raise UserError(
-                f"{out} holds {key[0]} of seed {key[1]} with other {', '.join(changed)}; ask for the same, or name "
-                f"another --out and --models-dir."
-            )
-        done.add(key)
-    return done
-
-
 def ablate(options: argparse.Namespace, base: dict) -> None:
     """Trains and scores what options.out lacks; `base`: parameters of all runs. Raises UserError."""
-    from magnet.checkpoint import prune
-    from magnet.logbook import sole_owner
     from magnet.metrics import digest
 
     if not options.features.is_file():
         raise UserError(f"There is no network {options.features}; make it with `python3 experiments/face_features.py`.")
     protocol = {"count": options.count, "features": f"{options.features.name} {digest(options.features)}"}
-    wanted, runs = {}, {}
+    games = {}
     for seed in options.seeds:
         for setting in options.only:
             flags = base | SETTINGS[setting][1] | {"seed": seed}
-            batch = complete(flags).images_per_step
-            # Not by epochs: how many images the discriminator sees in one depends on the setting.
-            flags |= {"epochs": 1_000_000, "steps": -(-options.images // batch)}
-            config = complete(flags)
-            check(config)
-            # With the defaults written out: should they change, what was measured before them does not count.
-            flags = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_OF_GAME}
-            wanted[setting, seed] = {"flags": flags, "protocol": protocol}
-            runs[setting, seed] = options.models_dir / f"{setting}-seed{seed}"
-    options.models_dir.mkdir(parents=True, exist_ok=True)
-    with sole_owner(options.models_dir):
-        done = finished(options.out, wanted)
-        missing = {run: key for key, run in runs.items() if key not in done}
-        score = scorer(options.features, options.count)
-        flags = {run: wanted[key]["flags"] for run, key in missing.items()}
-        with closing(trained(flags, options.jobs)) as ended:
-            for run, well in ended:
-                print(f"{run.name}: {'scoring' if well else 'diverged; scoring what there is'}", flush=True)
-                setting, seed = missing[run]
-                result = {"setting": setting, "seed": seed, "diverged": not well, "jobs": options.jobs}
-                result |= wanted[setting, seed] | {"curve": curve(run, score)}
-                result["environment"] = json.loads((run / "environment.json").read_text())
-                lines = options.out.read_text() if options.out.exists() else ""
-                lines += json.dumps(result) + "\n"
-                write_atomically(options.out, lambda file, lines=lines: file.write(lines.encode()))
-                prune(run / "checkpoints", 1)  # they are large, and scored
+            games[setting, seed] = runs.game(flags, -(-options.images // complete(flags).images_per_step))
+    score = scorer(options.features, options.count)
+    runs.measure(options, games, protocol, lambda run: {"curve": curve(run, score)})
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict]:
     """The command line: what is this program's, and the parameters of all runs. Exits with 2 on a bad word."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--list", action="store_true", help="show the table of settings, and stop")
+    parser = runs.new_parser(__doc__, SETTINGS)
     parser.add_argument("--out", type=Path, default=Path("results.jsonl"), help="the lines (default %(default)s)")
-    parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="NAME", help="settings")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="default 0 1 2")
     parser.add_argument(
         "--images", type=int, default=IMAGES, help="that each run sees, as train.py counts them (default %(default)s)"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores (default 1)")
     parser.add_argument("--count", type=int, default=5000, help="samples that are scored (default %(default)s)")
     parser.add_argument(
         "--features", type=Path, default=ROOT / "experiments" / "face_features.pt2", metavar="NET.pt2",
@@ -253,33 +132,18 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict]:
     )  # fmt: skip
     parser.add_argument("--models-dir", type=Path, default=Path("models/ablation"), help="default %(default)s")
     options, rest = parser.parse_known_args(arguments)
-    given, commands = train.parse([*BASE, *rest])
-    if commands.resume or commands.dry_run or OWN & given.keys():
-        parser.error(f"--resume, --dry-run and {', '.join(words(dict.fromkeys(OWN, True)))} are no flags of all runs")
-    for name, low in (("jobs", 1), ("count", 4), ("images", 1)):
-        if getattr(options, name) < low:
-            parser.error(f"--{name} is {getattr(options, name)}, but must be at least {low}")
-    return options, PRESETS[commands.preset] | given
+    base = runs.base_of(parser, [*BASE, *rest])
+    runs.at_least(parser, options, jobs=1, count=4, images=1)
+    return options, base
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The program; returns its exit status."""
     options, base = parse(sys.argv[1:] if arguments is None else arguments)
     if options.list:
-        for name, (question, flags) in SETTINGS.items():
-            print(f"{name:<16} {question}\n{'':<16} {' '.join(words(flags)) or '(the base alone)'}")
+        runs.show(SETTINGS)
         return 0
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        ablate(options, base)
-    except (UserError, OSError) as error:
-        print(f"ablation.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Stopped; the same command goes on from here.")
-        return 130
-    print(options.out)
-    return 0
+    return runs.finish("ablation.py", lambda: ablate(options, base), options.out)
 
 
 if __name__ == "__main__":

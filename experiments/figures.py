@@ -28,15 +28,18 @@ COLUMNS = (  # of the table: score, title, digits after the point
 KINDS = ("prior", "policy")
 
 
-def read(path: Path) -> dict[str, list[dict]]:
-    """The runs of each setting, in the order of the file. Raises UserError."""
+def read(path: Path, program: str = "ablation.py", holds: str = "curve") -> dict[str, list[dict]]:
+    """The runs of each setting, in the order of the file.
+
+    Raises UserError if they are not those of `program`, whose lines have what `holds` says.
+    """
     try:
         runs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         for run in runs:
-            run["setting"], run["diverged"], [point["kind"] for point in run["curve"]]  # or it is no such file
+            run["setting"], run["diverged"], run[holds]  # or it is no such file
         return {name: [r for r in runs if r["setting"] == name] for name in dict.fromkeys(r["setting"] for r in runs)}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error!r}); `python3 experiments/ablation.py` makes it.") from error
+        raise UserError(f"{path} cannot be read ({error!r}); `python3 experiments/{program}` makes it.") from error
 
 
 def by_step(runs: list[dict], kind: str) -> list[list[dict]]:
@@ -67,7 +70,6 @@ def table(found: dict[str, list[dict]], images: float = math.inf) -> str:
     images: take the last scores at up to so many images seen instead.
     """
     rows = [["setting", "z from", "seeds", "images", *(title for _, title, _ in COLUMNS)]]
-    rows.append(["---"] * len(rows[0]))
     for name, runs in found.items():
         diverged = sum(run["diverged"] for run in runs)
         seeds = f"{len(runs)}, {diverged} diverged" if diverged else str(len(runs))
@@ -77,6 +79,12 @@ def table(found: dict[str, list[dict]], images: float = math.inf) -> str:
             if ends:
                 cells = [cell(ends, key, digits) for key, _, digits in COLUMNS]
                 rows.append([name, kind, seeds, f"{mean(ends, 'images'):,.0f}", *cells])
+    return markdown(rows)
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """A table, of which the first row is the head."""
+    rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import train
-from experiments import ablation, face_features, figures
+from experiments import ablation, face_features, figures, runs
 from magnet.config import PRESETS, Config, check
 from magnet.errors import UserError
 
@@ -147,7 +147,7 @@ TINY = [
 def test_every_setting_is_a_run_of_train(setting):
     _, base = ablation.parse([])
     flags = base | ablation.SETTINGS[setting][1] | {"seed": 1}
-    given, _ = train.parse(ablation.words(flags))
+    given, _ = train.parse(runs.words(flags))
     assert given == flags
     check(Config(**given))
 
@@ -230,34 +230,34 @@ def test_a_line_that_was_measured_otherwise_is_named(tmp_path):
     wanted = {("gan", 0): {"flags": {"nz": 4}, "protocol": {"count": 20}}}
     line = {"setting": "gan", "seed": 0, "flags": {"nz": 5}, "protocol": {"count": 20}}
     out = tmp_path / "results.jsonl"
-    assert ablation.finished(out, wanted) == set()
+    assert runs.finished(out, wanted) == set()
     out.write_text(json.dumps(line) + "\n")
     with pytest.raises(UserError, match="gan of seed 0 with other flags"):
-        ablation.finished(out, wanted)
+        runs.finished(out, wanted)
     out.write_text(json.dumps(line | {"flags": {"nz": 4}}) + "\n")
-    assert ablation.finished(out, wanted) == {("gan", 0)}
+    assert runs.finished(out, wanted) == {("gan", 0)}
     out.write_text('{"setting": "gan"}\n')
     with pytest.raises(UserError, match="other lines"):
-        ablation.finished(out, wanted)
+        runs.finished(out, wanted)
 
 
 def test_a_run_that_diverged_is_a_result_and_one_that_failed_is_none(tmp_path, monkeypatch):
-    monkeypatch.setattr(ablation, "ROOT", tmp_path)
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
     (tmp_path / "train.py").write_text("import sys; print('bad', 'luck'); sys.exit(int(sys.argv[-3]))")
-    runs = {tmp_path / "a": {"status": 0}, tmp_path / "b": {"status": 3}}
-    assert dict(ablation.trained(runs, jobs=2)) == {tmp_path / "a": True, tmp_path / "b": False}
+    wanted = {tmp_path / "a": {"status": 0}, tmp_path / "b": {"status": 3}}
+    assert dict(runs.trained(wanted, jobs=2)) == {tmp_path / "a": True, tmp_path / "b": False}
     with pytest.raises(UserError, match=r"ended with 1 \(bad luck\); see .*c.log"):
-        list(ablation.trained({tmp_path / "c": {"status": 1}}, jobs=1))
+        list(runs.trained({tmp_path / "c": {"status": 1}}, jobs=1))
 
 
 def test_minutes_are_those_that_the_log_counts(tmp_path):
-    assert ablation.minutes_at(tmp_path) == {}
+    assert runs.minutes_at(tmp_path) == {}
     lines = [
         {"step": 20, "steps": 20, "images": 160, "images_per_second": 4.0},  # 160 images in 40 s
         {"step": 30, "steps": 10, "images": 240, "images_per_second": 8.0},  # 80 in 10 s
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert ablation.minutes_at(tmp_path) == pytest.approx({20: 40 / 60, 30: 50 / 60})
+    assert runs.minutes_at(tmp_path) == pytest.approx({20: 40 / 60, 30: 50 / 60})
 
 
 # Figures
