@@ -115,7 +115,7 @@ PRESETS = {
     "cpu": {"image_size": 32, "width": 32, "nz": 64, "device": "cpu"},
     "gaussians": {
         "data": "gaussians-25", "device": "cpu", "batch_size": 128, "width": 128, "nz": 2, "lr": 1e-3, "r1": 0.01,
-        "tau": 0.01, "steps": 6000, "evaluate_every": 500,
+        "tau": 0.01, "epochs": 6, "evaluate_every": 500,
     },
 }  # fmt: skip
 
