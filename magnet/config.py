@@ -138,7 +138,7 @@ PRESETS = {
     "gaussians": {
         "data": "gaussians-25", "device": "cpu", "batch_size": 128, "width": 128, "nz": 2, "lr": 1e-3, "r1": 0.01,
         "latent_step": 0.0,  # a step of 0.9 is longer than most z of two coordinates
-        "tau": 0.01, "steps": 6000, "evaluate_every": 500,
+        "tau": 0.01, "epochs": 6, "evaluate_every": 500,
     },
 }  # fmt: skip
 

@@ -114,7 +114,7 @@ def test_every_preset_trains_and_flags_come_before_it(place, preset):
     small = ["--data", "faces", "--image-size", "32", "--width", "4", "--batch-size", "12", "--device", "cpu"]
     assert train.main(["--preset", preset, *small, "--steps", "2", "--name", "preset"]) == 0
     config = json.loads((place / "models" / "preset" / "config.json").read_text())
-    given = {"image_size": 32, "width": 4, "batch_size": 12, "device": "cpu"}
+    given = {"data": "faces", "image_size": 32, "width": 4, "batch_size": 12, "device": "cpu"}
     expected = PRESETS[preset] | given
     assert {name: config[name] for name in expected} == expected
 
