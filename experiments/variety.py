@@ -17,6 +17,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -71,56 +72,65 @@ def width_of_four(flags: dict) -> int:
     return min(widths, key=lambda width: abs(size_of_generator(complete(flags | {"width": width})) - wanted))
 
 
-def counter(world: str, factors: Path) -> tuple[int, Callable, dict, dict]:
-    """How many samples to take in a world, a function that counts them, what it says of the data, and how it counts.
+class Counter(NamedTuple):
+    """How a world's samples are judged."""
 
-    factors: the file of the network that reads factors. Raises UserError.
-    """
+    samples: int  # that are taken
+    count: Callable  # samples -> the modes that they cover
+    quality: Callable  # all generators' samples -> how near the data they are, if `count` does not say so
+    facts: dict  # for every line: what is said of the data
+    protocol: dict  # what two lines must have in common to be compared
+
+
+def counter(world: str, factors: Path) -> Counter:
+    """How `world` is judged. factors: the file of the network that reads factors. Raises UserError."""
     import torch
 
     if world != "synthetic":
         from magnet import gaussians
 
         points = torch.from_numpy(gaussians.draw_points(world, gaussians.SHOWN, seed=1))
-        data = {"data": gaussians.count_modes(points, world)}
-        return len(points), lambda found: gaussians.count_modes(found, world), data, {"count": len(points)}
+        data = gaussians.count_modes(points, world)
+        return Counter(
+            len(points), lambda found: gaussians.count_modes(found, world), lambda found: {},
+            {"data": data}, {"count": len(points)},
+        )  # fmt: skip
 
     from experiments.factors import count_combinations, drawn, trained_reader
     from magnet.metrics import digest, sliced_wasserstein
     from magnet.randomness import stream
 
     reader, known = trained_reader(factors)
-    faces, _ = drawn(FACES, seed=2)
+    faces, others = (drawn(FACES, seed)[0] for seed in (2, 3))
 
-    def counted(images: torch.Tensor) -> dict:
-        return count_combinations(reader(images)) | {
-            "swd": sliced_wasserstein(images, faces, stream(0, "projections"))["swd"]
-        }
+    def quality(images: torch.Tensor) -> dict:
+        return {"swd": sliced_wasserstein(images, faces, stream(0, "projections"))["swd"]}
 
-    data = counted(drawn(FACES, seed=3)[0])
-    return FACES, counted, {"data": data, "reader": known}, {"count": FACES, "factors": digest(factors)}
+    data = count_combinations(reader(others)) | quality(others)
+    return Counter(
+        FACES, lambda images: count_combinations(reader(images)), quality,
+        {"data": data, "reader": known}, {"count": FACES, "factors": digest(factors)},
+    )  # fmt: skip
 
 
-def scored(run: Path, samples: int, count: Callable) -> dict:
+def scored(run: Path, judge: Counter) -> dict:
     """What the last checkpoint's generators cover, an equal share of the samples from each, and each by itself.
 
-    Prior samples of the running averages; the sizes of the Gs and of the D_as, in parameters.
+    Prior samples of the running averages; the sizes of all G and of all D_a, in parameters.
     """
     from magnet.runs import load_agents, load_checkpoint
     from magnet.sampling import Sampler, draw
 
     generators, discriminators, config = load_agents(*load_checkpoint(run), "cpu")
     samplers = [Sampler(agent, None) for agent in generators]
-    result = {"together": count(draw(samplers, "prior", samples)[0]), "points": []}
-    alone = [draw([sampler], "prior", samples)[0] for sampler in samplers]
-    result["alone"] = [count(part) for part in alone]
-    if config.points:
-        result["points"] = [[[round(x, 3) for x in p] for p in part[: POINTS // len(alone)].tolist()] for part in alone]
+    together, _ = draw(samplers, "prior", judge.samples)
+    alone = [draw([sampler], "prior", judge.samples)[0] for sampler in samplers]
+    result = {"together": judge.count(together) | judge.quality(together), "alone": [judge.count(a) for a in alone]}
+    shares = [part[: POINTS // len(alone)] for part in alone] if config.points else []
+    result["points"] = [[[round(x, 3) for x in point] for point in share.tolist()] for share in shares]
     for kind, agents, key in (("G", generators, "generator"), ("D", discriminators, "actor")):
-        parameters = {
-            id(p): p.numel() for agent in agents for p in agent.networks[key].parameters()
-        }  # shared ones once
-        result[f"size_{kind}"] = sum(parameters.values())
+        parameters = {p for agent in agents for p in agent.networks[key].parameters()}  # those that are shared, once
+        result[f"size_{kind}"] = sum(p.numel() for p in parameters)
     minutes = runs.minutes_at(run)
     return result | {"step": max(minutes, default=0), "minutes": round(max(minutes.values(), default=0), 2)}
 
@@ -134,8 +144,8 @@ def compare(options: argparse.Namespace, base: dict) -> None:
             if setting == LARGE:
                 flags["width"] = width_of_four(flags)
             games[setting, seed] = runs.game(flags, options.steps)
-    samples, count, facts, protocol = counter(options.world, options.out.with_suffix(".factors.pt"))
-    runs.measure(options, games, protocol, lambda run: scored(run, samples, count) | facts)
+    judge = counter(options.world, options.out.with_suffix(".factors.pt"))
+    runs.measure(options, games, judge.protocol, lambda run: scored(run, judge) | judge.facts)
 
 
 def table(found: dict[str, list[dict]]) -> str:

@@ -15,7 +15,7 @@ from experiments import factors, runs, variety
 from magnet import checkpoint
 from magnet.config import Config, check, complete
 from magnet.errors import UserError
-from magnet.gaussians import Points, count_modes, draw_points, mixture
+from magnet.gaussians import Points, draw_points, mixture
 from magnet.maddpg import MADDPG
 from magnet.networks import Generator, PointGenerator
 from magnet.synthetic import FACTORS, render_faces, sample_factors
@@ -161,7 +161,7 @@ def test_each_generator_has_an_equal_share_and_is_counted_alone(tmp_path):
     paint(trainer, centres[[1, 4, 4]])
     state = {"config": dataclasses.asdict(trainer.config), "trainer": trainer.state_dict()}
     checkpoint.save(folder / "checkpoints" / "000000.pt", state)
-    result = variety.scored(folder, 30, lambda points: count_modes(points, "gaussians-8"))
+    result = variety.scored(folder, variety.counter("gaussians-8", None)._replace(samples=30))
     assert [alone["modes"] for alone in result["alone"]] == [1, 1, 1]
     third = 1 / 3
     kl = math.log(8) + third * math.log(third) + 2 * third * math.log(2 * third)
@@ -174,13 +174,13 @@ def test_each_generator_has_an_equal_share_and_is_counted_alone(tmp_path):
 def test_faces_are_read_as_pixels_and_shared_layers_are_counted_once(tmp_path):
     seen = []
 
-    def count(images):
+    def note(images):
         seen.append(images)
-        return {"modes": 1}
+        return {}
 
     folder, trainer = a_run(tmp_path, "synthetic", generators=2, discriminators=2, share=True, specialise=1.0)
-    result = variety.scored(folder, 9, count)
-    assert [image.shape for image in seen] == [(9, 3, 32, 32)] * 3 and seen[0].dtype == torch.uint8
+    result = variety.scored(folder, variety.Counter(9, note, note, {}, {}))
+    assert [image.shape for image in seen] == [(9, 3, 32, 32)] * 4 and seen[0].dtype == torch.uint8
     assert len(result["alone"]) == 2 and result["points"] == []
     one = trainer.generators[0].networks["generator"]
     first = sum(p.numel() for p in one.layers[0].parameters())
@@ -192,12 +192,12 @@ def test_faces_are_read_as_pixels_and_shared_layers_are_counted_once(tmp_path):
 def test_the_synthetic_world_counts_what_the_reader_finds_and_says_what_it_is_worth(trained, monkeypatch, tmp_path):
     path, reader, known = trained
     monkeypatch.setattr(variety, "FACES", 40)
-    samples, count, facts, protocol = variety.counter("synthetic", path)
+    samples, count, quality, facts, protocol = variety.counter("synthetic", path)
     faces, _ = factors.drawn(40, seed=3)
     assert (samples, facts["reader"]) == (40, known) and protocol["count"] == 40
-    assert facts["data"] == count(faces) and count(faces).items() >= factors.count_combinations(reader(faces)).items()
+    assert facts["data"] == count(faces) | quality(faces) and count(faces) == factors.count_combinations(reader(faces))
     assert count(faces[:1].expand(40, -1, -1, -1))["modes"] == 1
-    assert count(255 - faces)["swd"] > 1.2 * count(faces)["swd"]  # without it, noise could pass for variety
+    assert quality(255 - faces)["swd"] > 1.2 * quality(faces)["swd"]  # without it, noise could pass for variety
 
 
 # The whole program
