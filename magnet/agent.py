@@ -122,7 +122,7 @@ class Agent:
         loss = returns.critic_loss(
             value=value, target=target, slope=slope, target_slope=return_slope, weight=self.config.slope_weight
         )
-        loss.backward()
+        loss.backward(inputs=self.own["critic"])  # and not at the actions
         slope = slope.detach()
         return slope, {
             "td_error": (value.detach() - target).square().mean(),
