@@ -124,18 +124,21 @@ class DiscriminatorAgent(Agent):
     ) -> tuple[Tensor, Metrics]:  # fmt: skip
         """Teaches the critic around the logits (B,) of images (B, 3, S, S); side (B,) is 1 for real, -1 for fake ones.
 
-        Returns dQ/dl at the logits (B,), as it was before the critic's step, and metrics.
+        Returns dQ/dl at the logits (B,), as it was before the critic's step (zeros where D_a does not follow it), and
+        metrics.
         """
         encoded, kind = self.networks["critic"].encode(images), self.config.returns
-        policy = logits[:, None].clone().requires_grad_()
-        value = self.networks["critic"].value(encoded.detach(), joint(policy, others))
-        (value_slope,) = torch.autograd.grad(value.sum(), policy)
+        value_slope = torch.zeros_like(logits)
+        if self.config.lambda_discriminator < 1:  # else nothing follows it
+            policy = logits[:, None].clone().requires_grad_()
+            value = self.networks["critic"].value(encoded.detach(), joint(policy, others))
+            value_slope = torch.autograd.grad(value.sum(), policy)[0].squeeze(1)
 
         explored = logits + torch.randn(logits.shape, generator=self.random, device=self.device)
         reward = returns.judgement_return(explored, side, kind, beside)
         slope = returns.judgement_slope(explored, side, kind, beside)
         _, metrics = self.teach_critic(encoded, explored[:, None], reward, slope[:, None], next_value, others)
-        return value_slope.squeeze(1), metrics
+        return value_slope, metrics
 
 
 def logits_beside(logits: list[Tensor], fresh: int, count: int) -> Tensor:
