@@ -114,7 +114,7 @@ class DiscriminatorAgent(Agent):
             images = images.detach().requires_grad_()
             (slope,) = torch.autograd.grad(self.networks["actor"](images).sum(), images, create_graph=True)
             penalty = returns.slope_penalty(slope, norm)
-            (weight / len(batches) * penalty).backward()
+            (weight / len(batches) * penalty).backward(inputs=self.own["actor"])  # and not at the images
             penalties.append(penalty.detach())
         return torch.stack(penalties).mean()
 
