@@ -73,13 +73,14 @@ class DiscriminatorAgent(Agent):
             value_slope, metrics = self.update_critic(images, joined.detach(), side, beside, next_value, others)
             direction = returns.ascent_direction(direction, value_slope, config.lambda_discriminator)
         # The deterministic policy gradient: dl/dtheta times the direction in l.
-        joined.backward(-direction * share, retain_graph=bool(config.specialise))  # names come from the same pass
-        if config.specialise:
+        losses, slopes = [joined], [-direction * share]
+        if config.specialise:  # names come from the same pass
             named = torch.stack([returns.naming_return(names[1 + i], i) for i in range(len(fakes))])
-            (-config.specialise * named.mean()).backward()
+            losses, slopes = [*losses, -config.specialise * named.mean()], [*slopes, torch.ones_like(named[0, 0])]
             metrics["named_rightly"] = torch.stack(
                 [(names[1 + i].argmax(dim=1) == i).float().mean() for i in range(len(fakes))]
             ).mean()
+        torch.autograd.backward(losses, slopes)
         if config.r1:
             metrics["r1"] = self.penalise([real], 0.0, config.r1 / 2)
         judged = [fake[: len(real)] for fake in fakes]
