@@ -54,6 +54,7 @@ class DiscriminatorAgent(Agent):
     ) -> Metrics:  # fmt: skip
         """Critic, then actor, on real images (B, 3, S, S) and each generator's fakes (C, 3, S, S).
 
+        With config.r1 `real` has to be a leaf that required a gradient in `act`: R1 asks for the slope there.
         logits, names: what `act` gave for them, with its graph; next_value: as `next_value` gives it; others: what a
         joint critic sees beside each logit (B + N C, K). The critic is taught at logits with unit noise, else it would
         never see what another policy earns. Return and accuracies are those of the first `fresh` rows, as the game was
@@ -69,21 +70,24 @@ class DiscriminatorAgent(Agent):
         if "critic" in self.networks:
             if next_value:
                 next_value = torch.cat([next_value[0], *[for_answers(v, fresh, count) for v in next_value[1:]]])
-            images = torch.cat([real, *fakes])
+            images = torch.cat([real.detach(), *fakes])
             value_slope, metrics = self.update_critic(images, joined.detach(), side, beside, next_value, others)
             direction = returns.ascent_direction(direction, value_slope, config.lambda_discriminator)
         # The deterministic policy gradient: dl/dtheta times the direction in l.
         losses, slopes = [joined], [-direction * share]
         if config.specialise:  # names come from the same pass
             named = torch.stack([returns.naming_return(names[1 + i], i) for i in range(len(fakes))])
-            losses, slopes = [*losses, -config.specialise * named.mean()], [*slopes, torch.ones_like(named[0, 0])]
+            losses, slopes = [*losses, -config.specialise * named.mean()], [*slopes, None]
             metrics["named_rightly"] = torch.stack(
                 [(names[1 + i].argmax(dim=1) == i).float().mean() for i in range(len(fakes))]
             ).mean()
-        torch.autograd.backward(losses, slopes)
-        if config.r1:
-            metrics["r1"] = self.penalise([real], 0.0, config.r1 / 2)
-        judged = [fake[: len(real)] for fake in fakes]
+        if config.r1:  # so does the slope at real images
+            (slope,) = torch.autograd.grad(logits[0].sum(), real, create_graph=True)
+            penalty = returns.slope_penalty(slope, 0.0)
+            losses, slopes = [*losses, config.r1 / 2 * penalty], [*slopes, None]
+            metrics["r1"] = penalty.detach()
+        torch.autograd.backward(losses, slopes, inputs=self.own["actor"])
+        real, judged = real.detach(), [fake[: len(real)] for fake in fakes]
         if config.r2:
             metrics["r2"] = self.penalise(judged, 0.0, config.r2 / 2)
         if config.gradient_penalty:

@@ -168,5 +168,6 @@ def fresh_discriminator(
             fakes = draw(min(POOL, steps - step) * BATCH).split(BATCH)
         chosen = taught[torch.randint(len(taught), (BATCH,), generator=random)]
         x, y = (from_uint8(images.to(fresh.device)) for images in (_shown(real, chosen, random), fakes[step % POOL]))
+        x.requires_grad_(config.r1 > 0)
         fresh.update(x, [y], *fresh.act(x, [y]), fresh=BATCH, next_value=None, others=None)
     return fresh

@@ -31,7 +31,7 @@ class Batch:
     """
 
     state: Tensor  # s_t (B, 3, S, S)
-    real: Tensor  # x_t = s_{t+1} (B, 3, S, S)
+    real: Tensor  # x_t = s_{t+1} (B, 3, S, S), a leaf, for R1 with the graph of its judgements
     policy: list[Tensor]  # G_a(s_t, h_t) (F, nz)
     answers: list[Tensor]  # the same with exploration, then noise alone (A F, nz)
     z: list[Tensor]  # the actions taken: the answers, improved, then the replayed (C, nz), leaves
@@ -135,7 +135,7 @@ class MADDPG:
         images = [agent.networks["generator"](a) for agent, a in zip(self.generators, z, strict=True)]
         fresh = len(answers[0])
         fakes = [torch.cat([x.detach()[:fresh], self.faces.unpack(old["image"][:, i])]) for i, x in enumerate(images)]
-        real = torch.cat([real, self.faces.batch(old["real"])])
+        real = torch.cat([real, self.faces.batch(old["real"])]).requires_grad_(self.config.r1 > 0)
         judged = [agent.act(real, fakes) for agent in self.discriminators]
         return Batch(
             state=torch.cat([state, self.faces.batch(old["state"])]), real=real,

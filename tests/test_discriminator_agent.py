@@ -19,7 +19,7 @@ def new_discriminator(**changes):
 
 def update_discriminator(agent, generators, next_value=None, others=None):
     """One update on real images and those of `generators` generators. Returns its metrics."""
-    real, fakes = pictures(0), [pictures(1 + i) for i in range(generators)]
+    real, fakes = pictures(0).requires_grad_(), [pictures(1 + i) for i in range(generators)]
     return agent.update(real, fakes, *agent.act(real, fakes), len(real), next_value, others)
 
 
@@ -160,8 +160,7 @@ def test_d_a_descends_the_penalties_beside(generators, spectral_norm):
     plain, _ = steps_gradient()
     real, fakes = pictures(0), [pictures(1 + i) for i in range(generators)]
 
-    agent = new_discriminator(spectral_norm=spectral_norm)
-    agent.act(real, fakes)  # spectral_norm: a power iteration for each batch, as in the update
+    agent = new_discriminator(spectral_norm=spectral_norm)  # which makes a power iteration in each pass
     expected = gradient(penalty(agent, real, 0.0), agent.networks["actor"])
     found, metrics = steps_gradient(r1=3.0)
     assert relative_error(found - plain, 3 / 2 * expected) < 1e-3
