@@ -27,7 +27,8 @@ class Use:
     forward: Callable[[], Tensor]
     at: Tensor | None = None  # an input, if the gradient there is asked for
     parameters: list[Tensor] = field(default_factory=list)  # those that learn from this use
-    slope: bool = False  # whether the parameters learn from the gradient at the input as well
+    slope: bool = False  # whether the parameters learn from the gradient at the input,
+    output: bool = True  # and whether from the output itself
 
     def passes(self) -> Iterator[str]:
         """Makes the passes one by one; yields the kind of each when it is made."""
@@ -36,7 +37,8 @@ class Use:
             outputs = [self.forward()]
         yield FORWARD
         if self.slope:
-            outputs += torch.autograd.grad(outputs[0].sum(), self.at, create_graph=True)
+            slope = torch.autograd.grad(outputs[0].sum(), self.at, create_graph=True)
+            outputs = [*outputs, *slope] if self.output else slope
             yield TO_INPUTS
         if wanted:
             torch.autograd.grad(outputs, wanted, [torch.ones_like(x) for x in outputs], allow_unused=True)
@@ -105,7 +107,7 @@ def of_discriminators(trainer: MADDPG, batch: Batch, told: dict[str, Tensor | No
         penalised = [leaf(fake[: len(real)]) for fake in fakes] if config.r2 else []
         penalised += [leaf(torch.cat([x[: len(real)] for x in fakes]))] if config.gradient_penalty else []
         for images in penalised:
-            yield Use("D_a", "penalty", len(images), lambda d=judge, x=images: d(x), images, parameters, slope=True)
+            yield Use("D_a", "penalty", len(images), lambda d=judge, x=images: d(x), images, parameters, True, False)
         if "critic" in agent.networks:
             critic, images, others = agent.networks["critic"], torch.cat([real.detach(), *fakes]), told[agent.name]
             logits = leaf(torch.cat(batch.logits[j])[:, None])
