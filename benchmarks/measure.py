@@ -1,9 +1,11 @@
 """How benchmarks measure: time in turns, floating-point operations, memory."""
 
+import re
 import statistics
-import sys
 import time
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -59,31 +61,30 @@ def shown(figure: dict[str, float], unit: float = 1, digits: int = 2) -> str:
     return f"{median} ({low}-{high})"
 
 
-def flops(work: Callable) -> int:
-    """Floating-point operations of the convolutions and matrix products in `work`.
+def flops(work: Callable) -> Counter:
+    """Floating-point operations of the convolutions and matrix products in `work`, by operator.
 
     An LSTM that the library computes in one piece is not among them.
     """
+    counted = Counter()
 
-    class Counter(TorchDispatchMode):  # FlopCounterMode itself fails where autograd.grad asks for a network's input
-        total = 0
-
+    class Count(TorchDispatchMode):  # FlopCounterMode itself fails where autograd.grad asks for a network's input
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
             if formula := flop_registry.get(func.overloadpacket):
-                self.total += formula(*args, **(kwargs or {}), out_val=out)
+                counted[func.overloadpacket.__name__] += formula(*args, **(kwargs or {}), out_val=out)
             return out
 
-    with Counter() as counter:
+    with Count():
         work()
-    return counter.total
+    return counted
 
 
 def matrix_peak(device: torch.device, bf16: bool, clock: Clock) -> float:
-    """FLOP per second of the best of 10 large matrix products, in bfloat16 or float32."""
+    """FLOP per second of the best of 5 large matrix products, in bfloat16 or float32."""
     size = 8192 if device.type == "cuda" else 1024
     a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
-    return 2 * size**3 / min(timed(clock, lambda: a @ a, times=5) for _ in range(10))
+    return 2 * size**3 / min(timed(clock, lambda: a @ a, times=2) for _ in range(5))
 
 
 def peak_memory(device: torch.device, work: Callable) -> int | None:
@@ -96,14 +97,19 @@ def peak_memory(device: torch.device, work: Callable) -> int | None:
         torch.cuda.reset_peak_memory_stats(device)
         work()
         return torch.cuda.max_memory_allocated(device) - before
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident_peak()
     work()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return (peak - before) * (1 if sys.platform == "darwin" else 1024)
+    return None if before is None else resident_peak() - before
+
+
+def resident_peak() -> int | None:
+    """The most bytes that this process has had in memory; None where the system is not Linux."""
+    try:
+        status = Path("/proc/self/status").read_text()  # resource.getrusage tells the parent's peak, if that was higher
+    except OSError:
+        return None
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    return int(found[1]) * 1024 if found else None
 
 
 def in_mebibytes(size: int | None) -> str:

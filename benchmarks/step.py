@@ -143,11 +143,11 @@ def measure_step(config: Config, repeats: int, cpu_time: bool) -> dict:
     spent = in_turns(works, clock, repeats)
     step, ratio = spread(spent["step"]), ratios(spent["step"], spent["floor"])
     counts = collections.Counter((use.network, use.end, use.rows) for use in uses)
-    peak, work = matrix_peak(trainer.device, config.precision == "bf16", clock), flops(trainer.step)
+    peak, work = matrix_peak(trainer.device, config.precision == "bf16", clock), flops(trainer.step).total()
     return {
         "ratio": ratio["median"], "ratio_spread": ratio, "step_seconds": step, "floor_seconds": spread(spent["floor"]),
         "images_per_second": config.images_per_step / step["median"],
-        "step_flops": work, "floor_flops": flops(lambda: run(uses)),
+        "step_flops": work, "floor_flops": flops(lambda: run(uses)).total(),
         "matrix_peak": peak, "share_of_matrix_peak": work / step["median"] / peak,
         "phases": {name: statistics.median(one[name] for one in phases) for name in phases[0]},
         "passes": [
