@@ -1,0 +1,287 @@
+#!/usr/bin/env python3
+"""The trainer's step against its floor: the bare passes through its networks that the algorithm needs (floor.py).
+
+    python3 benchmarks/step.py --image-size 64 --width 64 --batch-size 32 --device cpu --threads 2
+    python3 benchmarks/step.py --preset cpu --teams 1x1 2x1 4x1 1x2 2x2 4x4
+
+All further words are train.py's flags; the images are random. Blocks of steps and blocks of the floor take turns in
+one process, so that what else the machine does meets both. Printed are medians and, in brackets, the lowest and the
+highest; the last line is JSON, whose `ratio` is the median of step / floor over the turns. With --teams, trainers of N
+generators and M discriminators take turns: `ratio` is then the largest of theirs, and `growth` the largest of a team's
+step over the first team's, divided by the same of their numbers of networks.
+Exit status: 0 done, 2 a mistake in the settings, said in one sentence.
+"""
+
+import argparse
+import collections
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import train  # noqa: E402
+from magnet.config import PRESETS, Config, check, complete, settle  # noqa: E402
+from magnet.errors import UserError  # noqa: E402
+
+# What imports torch is imported where it is needed: --help answers at once.
+
+
+def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str], Config]:
+    """This program's own options, the words left for train.py, and the config that these give. Raises UserError."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--repeats", type=int, default=7, help="turns of a block of each (default 7)")
+    parser.add_argument("--threads", type=int, help="of PyTorch on the CPU (default: PyTorch's own choice)")
+    parser.add_argument("--teams", nargs="+", metavar="NxM", help="generators x discriminators, to be compared")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="count the seconds that the process computes, not those that "
+        "pass: with one thread, what others take of the machine is then left out",
+    )  # fmt: skip
+    parser.add_argument("--peak-memory", action="store_true", help=argparse.SUPPRESS)  # what a child process is for
+    options, words = parser.parse_known_args(arguments)
+    given, commands = train.parse(words)
+    if commands.resume or commands.dry_run:
+        raise UserError("a benchmark begins with fresh weights: leave out --resume and --dry-run.")
+    if options.repeats < 1 or (options.threads is not None and options.threads < 1):
+        raise UserError("--repeats and --threads must be at least 1.")
+    config = complete(PRESETS[commands.preset] | given)
+    check(config)
+    return options, words, settle(config)
+
+
+def sized(config: Config, team: str) -> Config:
+    """`config` with the N generators and M discriminators of "NxM". Raises UserError if that is no team."""
+    try:
+        generators, discriminators = map(int, team.split("x"))
+    except ValueError:
+        raise UserError(f"--teams {team} is no team: give numbers such as 4x1.") from None
+    config = dataclasses.replace(config, generators=generators, discriminators=discriminators)
+    check(config)
+    return config
+
+
+def new_trainer(config: Config):
+    """A trainer of `config` on random images, or on points, that has made the two steps after which all are alike."""
+    import numpy as np
+
+    from magnet.gaussians import draw_points
+
+    if config.points:
+        pixels = draw_points(config.data)
+    else:
+        pixels = np.random.default_rng(0).integers(0, 256, (8 * config.batch_size, *config.shape), np.uint8)
+    trainer = train.build(config, pixels, None)
+    for _ in range(2):  # in the first the ring is empty
+        trainer.step()
+    return trainer
+
+
+def run(uses: list) -> None:
+    """All passes of the floor."""
+    for use in uses:
+        collections.deque(use.passes(), maxlen=0)
+
+
+def time_passes(uses: list, clock) -> dict[tuple, float]:
+    """Seconds of the floor's passes, by network, end, rows and kind."""
+    spent = collections.Counter()
+    for use in uses:
+        since = clock()
+        for kind in use.passes():
+            now = clock()
+            spent[use.network, use.end, use.rows, kind] += now - since
+            since = now
+    return spent
+
+
+def time_phases(trainer, clock) -> dict[str, float]:
+    """Seconds of one step by phase, measured around the trainer's own methods."""
+    from benchmarks.measure import timed
+
+    spent = collections.Counter()
+    watched = [(trainer, "act", "act"), (trainer, "play", "play")]
+    watched += [(agent, "update", "update of discriminators") for agent in trainer.discriminators]
+    watched += [(agent, "update", "update of generators") for agent in trainer.generators]
+    watched += [(agent, "update_targets", "targets") for agent in trainer.agents]
+
+    def watch(owner, method: str, phase: str) -> None:
+        work = getattr(owner, method)
+
+        def noted(*arguments):
+            since = clock()
+            result = work(*arguments)
+            spent[phase] += clock() - since
+            return result
+
+        setattr(owner, method, noted)  # of this one object, in front of its class's
+
+    for each in watched:
+        watch(*each)
+    whole = timed(clock, trainer.step)
+    for owner, method, _ in watched:
+        delattr(owner, method)
+    return dict(spent) | {"the rest": whole - spent.total()}
+
+
+def measure_step(config: Config, repeats: int, cpu_time: bool) -> dict:
+    """The step of one trainer against its floor, by phases and by passes."""
+    from benchmarks.floor import floor
+    from benchmarks.measure import flops, in_turns, matrix_peak, new_clock, ratios, spread
+
+    trainer = new_trainer(config)
+    clock, uses, passes, phases = new_clock(trainer.device, cpu_time), floor(trainer), [], []
+    works = {
+        "step": trainer.step, "floor": lambda: run(uses),
+        "passes": lambda: passes.append(time_passes(uses, clock)),
+        "phases": lambda: phases.append(time_phases(trainer, clock)),
+    }  # fmt: skip
+    spent = in_turns(works, clock, repeats)
+    step, ratio = spread(spent["step"]), ratios(spent["step"], spent["floor"])
+    counts = collections.Counter((use.network, use.end, use.rows) for use in uses)
+    peak, work = matrix_peak(trainer.device, config.precision == "bf16", clock), flops(trainer.step).total()
+    return {
+        "ratio": ratio["median"], "ratio_spread": ratio, "step_seconds": step, "floor_seconds": spread(spent["floor"]),
+        "images_per_second": config.images_per_step / step["median"],
+        "step_flops": work, "floor_flops": flops(lambda: run(uses)).total(),
+        "matrix_peak": peak, "share_of_matrix_peak": work / step["median"] / peak,
+        "phases": {name: statistics.median(one[name] for one in phases) for name in phases[0]},
+        "passes": [
+            {"network": key[0], "end": key[1], "rows": key[2], "kind": key[3], "uses": counts[key[:3]],
+             "seconds": statistics.median(one[key] for one in passes)} for key in passes[0]
+        ],
+    }  # fmt: skip
+
+
+def print_step(result: dict) -> None:
+    """The tables of `measure_step`."""
+    from benchmarks.floor import KINDS
+    from benchmarks.measure import in_mebibytes, shown
+
+    table = collections.defaultdict(dict)
+    for one in result["passes"]:
+        table[one["network"], one["end"], one["uses"], one["rows"]][one["kind"]] = f"{1e3 * one['seconds']:.2f}"
+    print(f"{'the floor, milliseconds':<28}{'uses':>6}{'rows':>6}" + "".join(f"{kind:>17}" for kind in KINDS))
+    for (network, end, uses, rows), cells in table.items():
+        print(f"{network:<6}{end:<22}{uses:>6}{rows:>6}" + "".join(f"{cells.get(kind, ''):>17}" for kind in KINDS))
+    whole = sum(result["phases"].values())
+    print(f"\n{'phases of the step':<28}{'ms':>12}{'share':>9}")
+    for phase, seconds in result["phases"].items():
+        print(f"{phase:<28}{1e3 * seconds:>12.2f}{seconds / whole:>9.1%}")
+    work, needed = result["step_flops"], result["floor_flops"]
+    print(f"\nstep   {shown(result['step_seconds'], 1e-3)} ms, {work / 1e9:.3f} GFLOP")
+    print(f"floor  {shown(result['floor_seconds'], 1e-3)} ms, {needed / 1e9:.3f} GFLOP, 1 / {work / needed:.3f} of it")
+    print(f"ratio  {shown(result['ratio_spread'], digits=3)}")
+    print(
+        f"{result['images_per_second']:.1f} images/s, peak memory {in_mebibytes(result['peak_memory'])}, "
+        f"{result['share_of_matrix_peak']:.0%} of the {result['matrix_peak'] / 1e9:,.0f} GFLOP/s of a matrix product"
+    )
+
+
+def measure_teams(configs: dict[str, Config], repeats: int, cpu_time: bool) -> dict:
+    """The steps of trainers of several sizes against their floors, and against the number of networks."""
+    from benchmarks.floor import floor
+    from benchmarks.measure import in_turns, new_clock, ratios, spread
+
+    works, networks = {}, {}
+    for team, config in configs.items():
+        trainer = new_trainer(config)
+        uses = floor(trainer)
+        works[team, "step"], works[team, "floor"] = trainer.step, lambda uses=uses: run(uses)
+        networks[team] = sum(len(agent.networks) for agent in trainer.agents)
+    spent = in_turns(works, new_clock(trainer.device, cpu_time), repeats)
+    first, rows = next(iter(configs)), []
+    for team, count in networks.items():
+        step, floor_growth = (
+            ratios(spent[team, what], spent[first, what])["median"] / (count / networks[first])
+            for what in ("step", "floor")
+        )
+        rows.append({
+            "team": team, "networks": count, "ratio": ratios(spent[team, "step"], spent[team, "floor"]),
+            "step_seconds": spread(spent[team, "step"]), "floor_seconds": spread(spent[team, "floor"]),
+            "growth": step, "floor_growth": floor_growth,
+        })  # fmt: skip
+    return {
+        "ratio": max(row["ratio"]["median"] for row in rows),
+        "growth": max(r["growth"] for r in rows),
+        "teams": rows,
+    }
+
+
+def print_teams(result: dict) -> None:
+    """The table of `measure_teams`."""
+    from benchmarks.measure import in_mebibytes, shown
+
+    print(
+        f"{'N x M':<7}{'networks':>9}{'step, ms':>26}{'floor, ms':>26}{'step / floor':>21}{'growth':>8}{'floor':>7}"
+        "  peak memory"
+    )
+    for row in result["teams"]:
+        times = "".join(f"{shown(row[f'{what}_seconds'], 1e-3, 1):>26}" for what in ("step", "floor"))
+        print(
+            f"{row['team']:<7}{row['networks']:>9}{times}{shown(row['ratio']):>21}{row['growth']:>8.2f}"
+            f"{row['floor_growth']:>7.2f}  {in_mebibytes(row['peak_memory'])}"
+        )
+    print(
+        "growth: of step and floor over the first team's, by the growth of the number of networks; 1 is in proportion"
+    )
+
+
+def peak_memory_apart(config: Config, words: list[str]) -> int | None:
+    """Bytes that a trainer, its images and two steps take at their peak; on a CPU in a process with nothing else."""
+    import torch
+
+    from benchmarks.measure import peak_memory
+
+    if config.device != "cpu":
+        return peak_memory(torch.device(config.device), lambda: new_trainer(config))
+    team = ["--generators", str(config.generators), "--discriminators", str(config.discriminators)]
+    child = [sys.executable, __file__, "--peak-memory", *words, *team]
+    return json.loads(subprocess.run(child, stdout=subprocess.PIPE, check=True).stdout)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The program; returns its exit status."""
+    try:
+        options, words, config = parse(sys.argv[1:] if arguments is None else arguments)
+        teams = {team: sized(config, team) for team in options.teams or []}
+    except UserError as error:
+        print(f"step.py: {error}", file=sys.stderr)
+        return 2
+    import torch
+
+    from benchmarks.measure import peak_memory
+    from magnet import maddpg  # noqa: F401  (imported here, its size counts as taken before)
+    from magnet.logbook import describe_environment
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.peak_memory:
+        print(json.dumps(peak_memory(torch.device("cpu"), lambda: new_trainer(config))))
+        return 0
+    machine = describe_environment(torch.device(config.device))
+    print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    print(
+        f"{config.algorithm}, {'x'.join(map(str, config.shape))}, batch {config.batch_size}, width {config.width}, "
+        f"{config.precision}, {'CPU' if options.cpu_time else 'wall'} time, {options.repeats} turns\n"
+    )
+    if teams:
+        memory = [peak_memory_apart(one, words) for one in teams.values()]
+        result = measure_teams(teams, options.repeats, options.cpu_time)
+        for row, size in zip(result["teams"], memory, strict=True):
+            row["peak_memory"] = size
+        print_teams(result)
+    else:
+        memory = {"peak_memory": peak_memory_apart(config, words)}
+        result = measure_step(config, options.repeats, options.cpu_time) | memory
+        print_step(result)
+    print(json.dumps({"benchmark": "step", **result, "machine": machine, "config": dataclasses.asdict(config)}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
