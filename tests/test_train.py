@@ -33,27 +33,6 @@ TINY = [
 ]
 
 
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A working folder with 40 small images in faces/."""
-    random = np.random.default_rng(0)
-    (tmp_path / "faces").mkdir()
-    for i in range(40):
-        pixels = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "faces" / f"{i:02d}.png")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture(autouse=True)
-def handlers():
-    """Puts the signal handlers back that main takes over."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 def start(place, *arguments):
     """train.py in a process of its own, one thread."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -123,7 +102,7 @@ def test_every_preset_trains_and_flags_come_before_it(place, preset):
     ("arguments", "words"),
     [
         (["--data", "nowhere"], ["nowhere", "download_celeba.py"]),
-        (["--batch-size", "3"], ["--batch-size is 3", "at least 4"]),
+        (["--batch-size", "3"], ["--batch-size is 3", "from 4 to 65536"]),
         (["--lr", "nan"], ["--lr is nan"]),
         (["--gamma", "1"], ["--gamma is 1.0"]),
         (["--tau", "-0.1"], ["--tau is -0.1"]),
@@ -314,9 +293,9 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(place, moment):
 def test_a_resumed_run_keeps_its_game(place, capsys):
     assert train.main([*TINY, "--steps", "2", "--name", "game"]) == 0
     capsys.readouterr()
-    assert train.main(["--resume", "models/game", "--nz", "5", "--lr", "0.1"]) == 2
+    assert train.main(["--resume", "models/game", "--nz", "5", "--tau", "0.1"]) == 2
     error = capsys.readouterr().err
-    assert "--nz (was 4)" in error and "--lr (was 0.0002)" in error
+    assert "--nz (was 4)" in error and "--tau (was 0.003)" in error
     for path in (place / "faces").iterdir():
         os.utime(path, (1, 1))  # copied: the same images
     assert train.main(["--resume", "models/game", "--steps", "2", "--precision", "auto"]) == 0
@@ -467,7 +446,15 @@ def test_a_failing_disk_is_a_sentence_and_status_1(place, capsys, monkeypatch):
     assert "No space left" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_too_little_memory_is_a_sentence_that_names_what_helps(place, capsys):
+def test_more_memory_than_there_is_is_refused_before_any_work(place, capsys):
+    assert train.main([*TINY, "--replay-size", "1000000000", "--name", "large"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "memory" in error and "--replay-size" in error
+    assert sorted(p.name for p in place.iterdir()) == ["faces"]
+
+
+def test_memory_that_runs_out_is_a_sentence_that_names_what_helps(place, capsys, monkeypatch):
+    monkeypatch.setattr("magnet.summary.refuse_too_large", lambda config: None)  # as where its count is too low
     assert train.main([*TINY, "--replay-size", "1000000000000", "--name", "large"]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert "memory" in error and "--replay-size" in error
