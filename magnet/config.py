@@ -168,9 +168,10 @@ def check(config: Config) -> None:
     """Raises UserError for the first value that cannot be."""
     for field in dataclasses.fields(config):
         value, (low, high, choices) = getattr(config, field.name), map(field.metadata.get, ("low", "high", "choices"))
-        flag = f"--{field.name.replace('_', '-')} is {value!r}, but must be"
+        flag = f"--{field.name.replace('_', '-')}"
         if type(value) is not field.type and (field.type, type(value)) != (float, int):
-            raise UserError(f"{flag} of type {field.type.__name__}.")
+            raise UserError(f"{flag} is a {type(value).__name__}, but must be of type {field.type.__name__}.")
+        flag = f"{flag} is {value!r:.80}, but must be"
         if field.type in (int, float) and not low <= value <= high:
             limits = f"at least {low:g}" if value < low and high == MANY else f"from {low:g} to {high:g}"
             raise UserError(f"{flag} {limits}.")
