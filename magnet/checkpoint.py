@@ -54,16 +54,17 @@ def load(path: Path) -> dict:
     except FileNotFoundError:
         raise UserError(f"There is no checkpoint {path}; `ls {path.parent}` shows which there are.") from None
     except Exception as error:  # of a damaged or hostile file PyTorch's reader raises nearly anything
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+        # PyTorch's first line advises to load without weights_only, which would execute what is in the file.
+        told = [line.strip() for line in str(error).splitlines() if line.strip() and "weights_only" not in line]
+        reason = told[0][:200] if told else type(error).__name__
         raise UserError(
-            f"{path} cannot be read as a checkpoint ({reason[0]}); give a file that train.py wrote."
+            f"{path} cannot be read as a checkpoint ({reason}); give a file that train.py wrote."
         ) from error
-    if not isinstance(contents, dict) or contents.get("format") != FORMAT:
+    kind, version = map(contents.get, ("format", "version")) if isinstance(contents, dict) else (None, None)
+    if not isinstance(kind, str) or kind != FORMAT:
         raise UserError(f"{path} is not a checkpoint of MAGNET; give a file that train.py wrote.")
-    if contents.get("version") != VERSION:
-        raise UserError(
-            f"{path} is of version {contents.get('version')}, this program reads {VERSION}; use the other release."
-        )
+    if isinstance(version, int) and version != VERSION:
+        raise UserError(f"{path} is of version {version}, this program reads {VERSION}; use the other release.")
     refuse(path, first_fault(contents, OUTERMOST, ""))
     return contents
 

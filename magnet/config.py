@@ -169,7 +169,7 @@ def check(config: Config) -> None:
     for field in dataclasses.fields(config):
         value, (low, high, choices) = getattr(config, field.name), map(field.metadata.get, ("low", "high", "choices"))
         flag = f"--{field.name.replace('_', '-')}"
-        if type(value) is not field.type and (field.type, type(value)) != (float, int):
+        if type(value) is not field.type:
             raise UserError(f"{flag} is a {type(value).__name__}, but must be of type {field.type.__name__}.")
         flag = f"{flag} is {value!r:.80}, but must be"
         if field.type in (int, float) and not low <= value <= high:

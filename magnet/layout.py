@@ -25,22 +25,18 @@ def first_fault(found, example, name: str) -> str | None:
     It must have the keys, lengths and types of `example`; its tensors the shapes and dtypes, and finite numbers. In
     place of a value the example may have its type, or a function that says what is wrong with a value, or None.
     """
-    if isinstance(example, dict):
-        if not isinstance(found, dict):
-            return f"{name} is a {type(found).__name__}, not a dict"
+    if isinstance(example, list) and isinstance(found, list):
+        found, example = dict(enumerate(found)), dict(enumerate(example))
+    if isinstance(example, dict) and isinstance(found, dict):
+        inside = name and f"{name}."
         for key in example:
             if key not in found:
-                return f"{name}.{key} is missing".lstrip(".")
+                return f"{inside}{key} is missing"
         for key in found:
             if key not in example:
                 return f"{name or 'it'} has the unknown key {str(key)[:80]!r}"
-        faults = (first_fault(found[key], example[key], f"{name}.{key}".lstrip(".")) for key in example)
+        faults = (first_fault(found[key], example[key], f"{inside}{key}") for key in example)
         return next(filter(None, faults), None)
-    if isinstance(example, list):
-        if not isinstance(found, list) or len(found) != len(example):
-            return f"{name} is not a list of {len(example)}"
-        pairs = enumerate(zip(found, example, strict=True))
-        return next(filter(None, (first_fault(*pair, f"{name}.{i}") for i, pair in pairs)), None)
     if isinstance(example, Tensor):
         wrong = unlike(found, example)
     elif callable(example) and not isinstance(example, type):
@@ -53,12 +49,14 @@ def first_fault(found, example, name: str) -> str | None:
 def refuse(path: Path, fault: str | None) -> None:
     """Raises UserError if the checkpoint `path` has a fault."""
     if fault:
-        raise UserError(f"{path} is not as train.py writes checkpoints: {fault}; give another, or an older one.")
+        raise UserError(
+            f"{path} is not as train.py writes checkpoints: {fault}; give another, or delete it for the one before it."
+        )
 
 
 def no_value(found, kind: type) -> str | None:
     """What tells `found` from a value of the type `kind`."""
-    if not (type(found) is kind or isinstance(found, kind) and kind in (dict, list)):
+    if not isinstance(found, kind) or isinstance(found, bool):
         return f"is a {type(found).__name__}, not a {kind.__name__}"
     if kind is int and not 0 <= found < LARGEST:
         return f"is not from 0 to {LARGEST}"

@@ -33,12 +33,12 @@ def test_every_parameter_at_its_edges_is_refused_in_a_sentence_or_trains(place, 
         flag = f"--{field.name.replace('_', '-')}={value}"
         before = set(place.rglob("*.pt"))
         try:
-            status = train.main([*TINY, "--steps", "1", flag])
+            status = train.main([*TINY, "--epochs", "1", "--steps", "1", flag])
         except SystemExit as stopped:  # argparse's own
             status = stopped.code
         error, made = capsys.readouterr().err.strip(), set(place.rglob("*.pt")) - before
         assert status in (0, 2), (flag, error)
-        assert sorted(path.stem for path in made) == ([] if status else ["000000", "000001"]), flag
+        assert not made if status else len(made) == 2, flag
         if status == 2:
             *other, sentence = error.splitlines()
             assert sentence.startswith("train.py: ") and all("usage" in x or "image" in x for x in other), (flag, error)
@@ -72,7 +72,7 @@ def values(field):
     low = field.metadata["low"]
     if field.type is float:
         high = min(field.metadata["high"], 100)
-        return some.sampled_from([low, high, field.default]) | some.floats(low, high)
+        return some.sampled_from([float(low), float(high), field.default]) | some.floats(low, high)
     return some.integers(int(low), int(low) + 3)
 
 

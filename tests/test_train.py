@@ -510,16 +510,17 @@ def test_a_gpu_without_memory_left_is_a_sentence_and_status_1(place, capsys, mon
     assert "out of memory" in (error := capsys.readouterr().err.splitlines()[-1]) and "--batch-size" in error
 
 
-def test_a_disk_that_takes_no_checkpoint_is_a_sentence_and_status_1(place, capsys, monkeypatch):
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), PermissionError(13, "Permission denied")])
+def test_a_disk_that_takes_no_checkpoint_is_a_sentence_and_status_1(place, capsys, monkeypatch, error):
     assert train.main([*TINY, "--steps", "6", "--name", "full"]) == 0
 
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
+    def refuse(*_):
+        raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr("magnet.files.os.fsync", full)
+        patch.setattr("magnet.files.os.replace", refuse)
         assert train.main(["--resume", "models/full", "--steps", "8"]) == 1
-    assert "No space left" in (error := capsys.readouterr().err.splitlines()[-1]) and "--resume" in error
+    assert error.strerror in (sentence := capsys.readouterr().err.splitlines()[-1]) and "--resume" in sentence
     assert list((place / "models").rglob("*.tmp")) == [] and state(place / "models" / "full")["steps"] == 6
 
 
