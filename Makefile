@@ -1,4 +1,5 @@
 # make demo: install, train on drawn faces on the CPU, show where the grid is.   make test: install, lint, all tests.
+# make test-long: the tests with many random cases, which begin at another place with MAGNET_TEST_SEED=1 in front.
 PYTHON ?= python3
 
 ifeq ($(OS),Windows_NT)
@@ -7,7 +8,7 @@ else
 BIN := .venv/bin
 endif
 
-.PHONY: demo test clean
+.PHONY: demo test test-long clean
 
 demo: .venv/ready
 	$(BIN)/python train.py --preset cpu --data synthetic --steps 1500
@@ -16,6 +17,9 @@ test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+test-long: .venv/ready
+	$(BIN)/python -m pytest -m long
 
 .venv/ready: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv

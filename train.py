@@ -15,6 +15,7 @@ import json
 import math
 import signal
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from tqdm import tqdm
@@ -29,7 +30,10 @@ LOG_EVERY = 20  # steps: metrics are read back from the device, checked and writ
 
 def parse(arguments: list[str]) -> tuple[dict, argparse.Namespace]:
     """The parameters that the command line gives, and its commands (preset, resume, dry_run). Others exit with 2."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="train.py", usage="%(prog)s [--preset NAME | --resume RUN] [--dry-run] [parameters]; --help lists them",
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("--preset", choices=PRESETS, help="a set of parameters; flags beside it win")
     parser.add_argument("--resume", metavar="RUN", type=Path, help="go on with a run folder, from its last checkpoint")
     parser.add_argument("--dry-run", action="store_true", help="print settings, parameters and memory needed, and stop")
@@ -49,12 +53,13 @@ def parse(arguments: list[str]) -> tuple[dict, argparse.Namespace]:
     return {key: value for key, value in vars(given).items() if key not in vars(commands)}, commands
 
 
-def resumed(run: Path, given: dict) -> tuple[Config, dict]:
-    """The config and contents of `run`'s last good checkpoint. Raises UserError if `given` asks for another game."""
+def resumed(run: Path, given: dict) -> tuple[Config, Path, dict]:
+    """`run`'s last good checkpoint: its config with what is `given`, its path and contents.
+
+    Raises UserError if `given` asks for another game.
+    """
     from magnet import checkpoint
 
-    if not (run / "checkpoints").is_dir():
-        raise UserError(f"{run} is no run of MAGNET: it has no folder checkpoints; `ls models` shows the runs.")
     path, saved = checkpoint.latest(run / "checkpoints")
     config = restored_config(path, saved)
     if given.get("precision") == "auto":
@@ -63,9 +68,8 @@ def resumed(run: Path, given: dict) -> tuple[Config, dict]:
     if changed:
         flags = ", ".join(f"--{key.replace('_', '-')} (was {getattr(config, key)})" for key in changed)
         raise UserError(f"{run} cannot go on with other values of {flags}; leave them out, or start a new run.")
-    checkpoint.set_aside(path.parent, saved["trainer"]["steps"])
     print(f"Going on from {path}.")
-    return dataclasses.replace(config, **given), saved
+    return dataclasses.replace(config, **given), path, saved
 
 
 class Stop:
@@ -79,7 +83,8 @@ class Stop:
     def note(self, number, frame) -> None:
         """The signal handler."""
         self.signal = number
-        signal.signal(number, signal.SIG_DFL)
+        for either in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(either, signal.SIG_DFL)
 
 
 def train(config: Config, run: Path, trainer, evaluation, total: int, stop: Stop) -> None:
@@ -144,12 +149,17 @@ def train(config: Config, run: Path, trainer, evaluation, total: int, stop: Stop
         write_progress(run)
 
 
-def build(config: Config, pixels, saved: dict | None):
-    """The trainer of `config` on pixels (N, 3, S, S), at the step where `saved` stood. Raises UserError."""
+def build(config: Config, pixels, path: Path | None, saved: dict | None):
+    """The trainer of `config` on pixels (N, 3, S, S), and its scores so far, at the step where `saved` stood.
+
+    saved: the contents of the checkpoint `path`. Raises UserError.
+    """
     import torch
 
+    from magnet.evaluation import Evaluation
     from magnet.faces import Faces
     from magnet.gaussians import Points
+    from magnet.layout import first_fault, refuse, trainer_fault
     from magnet.maddpg import MADDPG
 
     faces = Points(pixels, config.device) if config.points else Faces(pixels, config.device)
@@ -159,26 +169,38 @@ def build(config: Config, pixels, saved: dict | None):
         trainer = MADDPG(config, faces, torch.device(config.device))
     except ValueError as error:
         raise UserError(f"{config.data}: {error}; give more images or a smaller --batch-size.") from error
+    evaluation = Evaluation(trainer.generators, trainer.faces, config)
     if saved:
+        refuse(path, trainer_fault(saved["trainer"], trainer))
         trainer.load_state_dict(saved["trainer"])
-    return trainer
+        if saved["best"]:
+            refuse(path, first_fault(saved["best"], evaluation.best, "best"))
+            evaluation.best = saved["best"]
+    return trainer, evaluation
 
 
-def start(given: dict, commands: argparse.Namespace) -> int:
-    """Does what the command line asks for; returns the exit status. Raises UserError and Diverged."""
-    from magnet.evaluation import Evaluation
+def start(given: dict, commands: argparse.Namespace, owned: ExitStack) -> int:
+    """Does what the command line asks for; returns the exit status. Raises UserError and Diverged.
+
+    owned: where the run's lock is held.
+    """
+    from magnet import checkpoint
     from magnet.faces import load_faces
     from magnet.gaussians import draw_points
     from magnet.logbook import describe_environment, new_run, sole_owner, write_json
-    from magnet.summary import summary
+    from magnet.summary import refuse_too_large, summary
 
-    saved = None
-    if commands.resume:
-        config, saved = resumed(commands.resume, given)
+    run, path, saved = commands.resume, None, None
+    if run:
+        if not (run / "checkpoints").is_dir():
+            raise UserError(f"{run} is no run of MAGNET: it has no folder checkpoints; `ls models` shows the runs.")
+        owned.enter_context(sole_owner(run))  # first: an owner writes and deletes checkpoints
+        config, path, saved = resumed(run, given)
     else:
         config = complete(PRESETS[commands.preset] | given)
     check(config)
     config = settle(config)
+    refuse_too_large(config)
     print(json.dumps(dataclasses.asdict(config), indent=2))
     if config.points:
         pixels = draw_points(config.data)
@@ -191,25 +213,30 @@ def start(given: dict, commands: argparse.Namespace) -> int:
     if commands.dry_run:
         return 0
 
-    trainer = build(config, pixels, saved)
-    evaluation = Evaluation(trainer.generators, trainer.faces, config, saved.get("best") if saved else None)
+    trainer, evaluation = build(config, pixels, path, saved)
     judge = trainer.discriminators[0].name
     del saved  # as large as the trainer
     total = config.epochs * trainer.steps_per_epoch
     total = min(total, config.steps) if config.steps else total
     if trainer.steps >= total:
-        print(f"Nothing to do: {commands.resume} is at step {trainer.steps} of {total}; give more --steps or --epochs.")
+        print(f"Nothing to do: {run} is at step {trainer.steps} of {total}; give more --steps or --epochs.")
         return 0
     if evaluation.patience_ended:
-        print(f"Nothing to do: {evaluation.verdict(commands.resume, judge)}; give more --patience, or 0 for no limit.")
+        print(f"Nothing to do: {evaluation.verdict(run, judge)}; give more --patience, or 0 for no limit.")
         return 0
     stop = Stop()
-    run = commands.resume or new_run(Path(config.models_dir), config.name)
-    with sole_owner(run):
-        write_json(run / "config.json", dataclasses.asdict(config))
-        write_json(run / "environment.json", describe_environment(trainer.device))
-        print(f"Run folder: {run}")
+    if not run:
+        run = new_run(Path(config.models_dir), config.name)
+        owned.enter_context(sole_owner(run))
+    checkpoint.set_aside(run / "checkpoints", trainer.steps)
+    write_json(run / "config.json", dataclasses.asdict(config))
+    write_json(run / "environment.json", describe_environment(trainer.device))
+    print(f"Run folder: {run}")
+    try:
         train(config, run, trainer, evaluation, total, stop)
+    except Diverged as error:
+        again = f"`python3 train.py --resume {run} --lr {config.lr / 2:g}`"
+        raise Diverged(f"{error}; the last good checkpoint stays, go on from it with {again}.") from error
     if stop.signal:
         print(f"Stopped and saved at step {trainer.steps}; go on with: python3 train.py --resume {run}")
         return 128 + stop.signal
@@ -226,11 +253,12 @@ def main(arguments: list[str] | None = None) -> int:
     """The program; returns its exit status. Says in a sentence what went wrong."""
     given, commands = parse(sys.argv[1:] if arguments is None else arguments)
     try:
-        return start(given, commands)
+        with ExitStack() as owned:
+            return start(given, commands, owned)
     except UserError as error:
         status, sentence = 2, error
     except Diverged as error:
-        status, sentence = 3, f"{error}; the last good checkpoint stays. Start a new run with a lower --lr."
+        status, sentence = 3, error
     except KeyboardInterrupt:  # before the run began
         status, sentence = 130, "stopped."
     except OSError as error:

@@ -95,15 +95,15 @@ class Agent:
     def load_state_dict(self, saved: dict) -> None:
         """Takes over what `state_dict` gave."""
         self.load_networks(saved)
-        for key, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(saved["optimizers"][key])
+        for key, optimizer in self.optimizers.items():  # learning rate and decays are the config's
+            optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizers"][key]["state"]})
         restore(self.random, saved["random"])
 
     def load_networks(self, saved: dict) -> None:
         """Of what `state_dict` gave takes the networks and targets alone, which is enough for sampling."""
         for key in self.networks:
-            self.networks[key].load_state_dict(saved["networks"][key])
-            self.targets[key].load_state_dict(saved["targets"][key])
+            self.networks[key].load_state_dict(dict(saved["networks"][key]))  # without what PyTorch hides beside it
+            self.targets[key].load_state_dict(dict(saved["targets"][key]))
 
     def teach_critic(
         self, encoded: Tensor, actions: Tensor, reward: Tensor, return_slope: Tensor, next_value: Tensor | None,

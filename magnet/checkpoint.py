@@ -1,25 +1,32 @@
 """Checkpoints: one dict of tensors and plain types a file, written so that a crash loses at most the newest.
 
 A file is written under a temporary name, synced to the disk and renamed, so whatever has its final name is whole. It is
-read with `weights_only=True` and never otherwise: nothing in it can execute.
+read with `weights_only=True` and never otherwise: nothing in it can execute. What it holds is checked before any of it
+is taken over: damage and the outermost values here, the others by layout.py.
 """
 
-import pickle
+import zipfile
 from pathlib import Path
 
 import torch
 
 from magnet.errors import Diverged, UserError
 from magnet.files import remove_abandoned, write_atomically
+from magnet.layout import first_fault, refuse
 
 FORMAT, VERSION = "magnet-checkpoint", 1
+OUTERMOST = {  # the form of a checkpoint's own items (layout.py)
+    "format": str, "version": int, "config": dict, "faces": str,
+    "trainer": lambda state: None if isinstance(state, dict) and type(state.get("steps")) is int else "has no steps",
+    "best": lambda best: None if isinstance(best, dict | None) else "is no dict",
+}  # fmt: skip
 BEST = "best.pt"  # the checkpoint with the best score: a file like the others, which is never pruned
 
 
 def save(path: Path, contents: dict) -> None:
     """Writes `contents` (tensors and plain types) to `path`, or nothing.
 
-    Raises Diverged if a tensor in it is not finite, and UserError if the disk does not take it.
+    Raises Diverged if a tensor in it is not finite, and OSError if the disk does not take it.
     """
     spoiled = first_non_finite(contents)
     if spoiled:
@@ -27,10 +34,7 @@ def save(path: Path, contents: dict) -> None:
     try:
         write_atomically(path, lambda file: torch.save({"format": FORMAT, "version": VERSION} | contents, file))
     except (OSError, RuntimeError) as error:  # PyTorch's writer turns a full disk into a RuntimeError
-        run = path.parent.parent
-        raise UserError(
-            f"{path} could not be written ({error}); free space there and go on with `python3 train.py --resume {run}`."
-        ) from error
+        raise OSError(f"{path} could not be written ({error})") from error
 
 
 def first_non_finite(value, name: str = "") -> str | None:
@@ -45,21 +49,37 @@ def first_non_finite(value, name: str = "") -> str | None:
 def load(path: Path) -> dict:
     """What `save` wrote, tensors on the CPU. Raises UserError, naming the file, if it is absent, damaged or foreign."""
     try:
+        refuse_damaged(path)
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"There is no checkpoint {path}; `ls {path.parent}` shows which there are.") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+    except Exception as error:  # of a damaged or hostile file PyTorch's reader raises nearly anything
+        # PyTorch's first line advises to load without weights_only, which would execute what is in the file.
+        told = [line.strip() for line in str(error).splitlines() if line.strip() and "weights_only" not in line]
+        reason = told[0][:200] if told else type(error).__name__
         raise UserError(
-            f"{path} cannot be read as a checkpoint ({reason[0]}); give a file that train.py wrote."
+            f"{path} cannot be read as a checkpoint ({reason}); give a file that train.py wrote."
         ) from error
-    if not isinstance(contents, dict) or contents.get("format") != FORMAT:
+    kind, version = map(contents.get, ("format", "version")) if isinstance(contents, dict) else (None, None)
+    if not isinstance(kind, str) or kind != FORMAT:
         raise UserError(f"{path} is not a checkpoint of MAGNET; give a file that train.py wrote.")
-    if contents.get("version") != VERSION:
-        raise UserError(
-            f"{path} is of version {contents.get('version')}, this program reads {VERSION}; use the other release."
-        )
+    if isinstance(version, int) and version != VERSION:
+        raise UserError(f"{path} is of version {version}, this program reads {VERSION}; use the other release.")
+    refuse(path, first_fault(contents, OUTERMOST, ""))
     return contents
+
+
+def refuse_damaged(path: Path) -> None:
+    """Raises an exception if a byte of `path` that counts is not what was written.
+
+    PyTorch writes a zip archive of records that are not compressed, with checksums at which it does not look again.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+            raise ValueError("its records are compressed")  # and might fill the memory
+        damaged = archive.testzip()
+    if damaged:
+        raise ValueError(f"its record {damaged} is damaged")
 
 
 def listed(folder: Path) -> list[Path]:

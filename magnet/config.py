@@ -15,7 +15,10 @@ from magnet.errors import UserError
 GAUSSIANS = ("gaussians-8", "gaussians-25")  # see gaussians.py
 
 
-def parameter(default, about: str, low: float = -math.inf, high: float = math.inf, choices: tuple = ()):
+MANY = 10**12  # more than anything that is counted here
+
+
+def parameter(default, about: str, low: float = -math.inf, high: float = MANY, choices: tuple = ()):
     """A field of Config: its default, what the command line says of it, and the values that it may take."""
     return dataclasses.field(default=default, metadata={"about": about, "low": low, "high": high, "choices": choices})
 
@@ -56,13 +59,17 @@ class Config:
         "alternating", "generators learn after the discriminators' step, or all at once",
         choices=("alternating", "simultaneous"),
     )  # fmt: skip
-    discriminator_steps: int = parameter(1, "K, updates of the discriminators to one of the generators", low=1)
+    discriminator_steps: int = parameter(
+        1, "K, updates of the discriminators to one of the generators", low=1, high=1000
+    )
     image_size: int = parameter(64, "S, side of all images in pixels; points have none [M]", choices=(32, 64, 128))
     epochs: int = parameter(50, "passes over the images [M]", low=1)
     steps: int = parameter(0, "steps of the trainer, if these end before the epochs; 0: no limit", low=0)
-    batch_size: int = parameter(64, "B, images a step [D]; 16 in [M]", low=4)
-    width: int = parameter(64, "feature maps of the first convolution [M]; for points, of every layer", low=4)
-    nz: int = parameter(100, "size of the generator's action z [M]", low=2)
+    batch_size: int = parameter(64, "B, images a step [D]; 16 in [M]", low=4, high=65536)
+    width: int = parameter(
+        64, "feature maps of the first convolution [M]; for points, of every layer", low=4, high=4096
+    )
+    nz: int = parameter(100, "size of the generator's action z [M]", low=2, high=65536)
     episode_length: int = parameter(25, "T, states in an episode [L]", low=1)
     lr: float = parameter(2e-4, "learning rate of every Adam [M]", low=1e-8, high=1)
     beta1: float = parameter(0.5, "Adam's decay of the mean gradient [M]", low=0, high=0.9999)
@@ -85,8 +92,9 @@ class Config:
     )
     spectral_norm: bool = parameter(False, "spectral normalisation of D_a, in place of its BatchNorm")
     answers: int = parameter(
-        2, "A, actions tried on each state: the policy's, which is played, and A - 1 of noise alone [D]", low=1
-    )
+        2, "A, actions tried on each state: the policy's, which is played, and A - 1 of noise alone [D]",
+        low=1, high=1000,
+    )  # fmt: skip
     latent_step: float = parameter(
         0.9, "step of every answer up the slope of D_a's logit, before the players learn from it [D]", low=0, high=100
     )
@@ -124,7 +132,8 @@ class Config:
 
 
 FREE_ON_RESUME = {
-    "data", "epochs", "steps", "device", "sample_every", "checkpoint_every", "keep", "evaluate_every", "patience"
+    "data", "epochs", "steps", "device", "sample_every", "checkpoint_every", "keep", "evaluate_every", "patience",
+    "lr",  # the game stays: a run that diverged can go on with a lower one
 }  # fmt: skip
 
 PRESETS = {
@@ -159,10 +168,18 @@ def complete(flags: dict) -> Config:
 def check(config: Config) -> None:
     """Raises UserError for the first value that cannot be."""
     for field in dataclasses.fields(config):
-        value, low, high = getattr(config, field.name), field.metadata["low"], field.metadata["high"]
+        value, (low, high, choices) = getattr(config, field.name), map(field.metadata.get, ("low", "high", "choices"))
+        flag = f"--{field.name.replace('_', '-')}"
+        if type(value) is not field.type:
+            raise UserError(f"{flag} is a {type(value).__name__}, but must be of type {field.type.__name__}.")
+        flag = f"{flag} is {value!r:.80}, but must be"
         if field.type in (int, float) and not low <= value <= high:
-            limits = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
-            raise UserError(f"--{field.name.replace('_', '-')} is {value}, but must be {limits}.")
+            limits = f"at least {low:g}" if value < low and high == MANY else f"from {low:g} to {high:g}"
+            raise UserError(f"{flag} {limits}.")
+        if choices and value not in choices:
+            raise UserError(f"{flag} one of {', '.join(map(str, choices))}.")
+        if field.type is str and "\0" in value:
+            raise UserError(f"{flag} without a zero byte.")
     if config.name and not re.fullmatch(r"(?!\.+$)[A-Za-z0-9._-]{1,64}", config.name):
         raise UserError(f"--name is {config.name!r}, but must be 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-'.")
     if config.algorithm == "gan" and (config.lambda_generator, config.lambda_discriminator, config.gamma) != (1, 1, 0):
@@ -218,12 +235,18 @@ def settle(config: Config) -> Config:
 def restored_config(path: Path, saved: dict) -> Config:
     """The config of the checkpoint `saved`, which was read from `path`.
 
-    Raises UserError if it has not exactly the present parameters: the default of a new one could change the game.
+    Raises UserError if it has not exactly the present parameters: the default of a new one could change the game; or if
+    a value cannot be.
     """
-    differing = sorted(saved["config"].keys() ^ {field.name for field in dataclasses.fields(Config)})
+    differing = sorted(map(str, saved["config"].keys() ^ {field.name for field in dataclasses.fields(Config)}))
     if differing:
         raise UserError(
             f"{path} is of another release of MAGNET, which differs in {', '.join(differing)}: use that release "
             f"(git_commit in the run's environment.json)."
         )
-    return Config(**saved["config"])
+    config = Config(**saved["config"])
+    try:
+        check(config)
+    except UserError as error:
+        raise UserError(f"{path} is not as train.py writes checkpoints: of its config {error}") from None
+    return config

@@ -4,8 +4,11 @@
 class UserError(Exception):
     """A mistake that the user can mend: one sentence that names the file or value and the command that mends it.
 
-    Programs print it without a traceback and exit with status 2.
+    Programs print it without a traceback and exit with status 2. It stays one line whatever a file is called.
     """
+
+    def __str__(self) -> str:
+        return super().__str__().replace("\n", "\\n")
 
 
 class Diverged(Exception):

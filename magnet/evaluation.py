@@ -26,11 +26,11 @@ class Evaluation:
     projections are the same too: differences are the network's. Draws nothing from the run's own generators.
     """
 
-    def __init__(self, agents: list[GeneratorAgent], faces: Faces, config, best: dict | None = None):
-        """best: what an earlier part of the run left in `self.best`, which its checkpoints hold."""
+    def __init__(self, agents: list[GeneratorAgent], faces: Faces, config):
         self.agents, self.faces, self.config = agents, faces, config
         self.score = "kl" if config.points else "swd"  # whose lowest value is the best
-        self.best = best or {self.score: math.inf, "step": 0, "worse_since": 0}  # the last: evaluations, not steps
+        # What checkpoints hold, and a resumed run puts back. The last: evaluations, not steps.
+        self.best = {self.score: math.inf, "step": 0, "worse_since": 0}
         if config.evaluate_every:
             random, count = stream(config.seed, "evaluation"), SHOWN if config.points else min(IMAGES, len(faces))
             self.z = torch.randn(count, config.nz, generator=random)

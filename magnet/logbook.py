@@ -6,6 +6,8 @@ models/2026-11-22_14-03-59/
 """
 
 import json
+import math
+import os
 import platform
 import subprocess
 import time
@@ -56,15 +58,21 @@ def new_run(models_dir: Path, name: str | None = None) -> Path:
 
 @contextmanager
 def sole_owner(run: Path) -> Iterator[None]:
-    """Within, no other process trains `run`. Raises UserError if one does. The lock ends with its process."""
-    lock = FileLock(run / ".lock")
+    """Within, no other process trains `run`. Raises UserError with its id if one does. The lock ends with its process.
+
+    The id stands in a file of its own: on Windows a locked file cannot be read.
+    """
+    lock, owner = FileLock(run / ".lock"), run / ".owner"
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(f"{run} is being trained by another process; stop that one first.") from None
+        process = owner.read_text() if owner.exists() else "which is just starting"
+        raise UserError(f"{run} is being trained by another process, {process}; stop that one first.") from None
     try:
+        owner.write_text(str(os.getpid()))
         yield
     finally:
+        owner.unlink(missing_ok=True)
         lock.release()
 
 
@@ -128,7 +136,7 @@ class Logbook:
     def flush(self, scores: dict[str, float] | None = None) -> dict[str, float] | None:
         """Writes one line with the means over the steps since the last; returns it. None if no step was made.
 
-        Raises Diverged if a value of any of those steps is not finite.
+        Raises Diverged if a value of any of those steps is not finite, or a score.
         """
         if not self.waiting:
             return None
@@ -137,6 +145,9 @@ class Logbook:
         first = self.step - len(values) + 1
         for offset, name in (~values.isfinite()).nonzero().tolist():
             raise Diverged(f"{names[name]} was {values[offset, name].item()} at step {first + offset}")
+        for name, score in (scores or {}).items():
+            if not math.isfinite(score):
+                raise Diverged(f"{name} was {score} at step {self.step}")
         now = time.perf_counter()
         line = {"step": self.step, "steps": len(values), "images": self.step * self.batch}
         line |= dict(zip(names, values.mean(dim=0).tolist(), strict=True)) | (scores or {})
@@ -152,8 +163,10 @@ class Logbook:
     def picture(self, kind: str, images: Tensor) -> None:
         """Saves images (N, 3, S, S) in [-1, 1] as a grid with rows of 8, in TensorBoard and in samples/: STEP-KIND.png.
 
-        The grids of kind "prior" are plain STEP.png.
+        The grids of kind "prior" are plain STEP.png. Raises Diverged if an image is not finite.
         """
+        if not images.isfinite().all():
+            raise Diverged(f"a {kind} sample was not finite at step {self.step}")
         suffix = "" if kind == "prior" else f"-{kind}"
         grid = torchvision.utils.make_grid(to_uint8(images).cpu(), nrow=8, padding=2)
         pixels = Image.fromarray(grid.permute(1, 2, 0).numpy())

@@ -11,6 +11,7 @@ from magnet.discriminator_agent import DiscriminatorAgent
 from magnet.errors import UserError
 from magnet.faces import Faces, load_faces
 from magnet.generator_agent import GeneratorAgent
+from magnet.layout import networks_fault, refuse
 from magnet.maddpg import new_agents
 
 
@@ -25,7 +26,9 @@ def load_checkpoint(run: Path) -> tuple[Path, dict]:
 
 def load_agents(path: Path, saved: dict, device: str) -> tuple[list[GeneratorAgent], list[DiscriminatorAgent], Config]:
     """The agents of the checkpoint `saved`, read from `path`, with its config. Raises UserError."""
-    config = settle(dataclasses.replace(restored_config(path, saved), device=device))
+    config = restored_config(path, saved)
+    refuse(path, networks_fault(saved["trainer"], config))
+    config = settle(dataclasses.replace(config, device=device))
     generators, discriminators = new_agents(config, torch.device(config.device))
     for agent in (*generators, *discriminators):
         agent.load_networks(saved["trainer"]["agents"][agent.name])

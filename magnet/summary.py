@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
+import os
 
 import torch
 from torch import Tensor, nn
 
 from magnet.discriminator_agent import discriminator_networks
+from magnet.errors import UserError
 from magnet.generator_agent import generator_networks
 
 WEIGHT_COPIES = 5  # each weight with its target, its gradient and Adam's two moments
@@ -30,7 +32,29 @@ def kept_bytes(network: nn.Module, *inputs: Tensor) -> int:
 
 
 def summary(config, images: int) -> str:
-    """A table of the networks' parameters, and the memory that training on `images` images or points takes, in MiB.
+    """A table of the networks' parameters, and the memory that training on `images` images or points takes, in MiB."""
+    parameters, needs = count(config, images)
+    lines = [f"{name:<40} {number:>12,} parameters" for name, number in parameters.items()]
+    needs["memory in all, about"] = sum(needs.values())
+    return "\n".join([*lines, *(f"{name:<40} {need / MIB:>12,.0f} MiB" for name, need in needs.items())])
+
+
+def refuse_too_large(config) -> None:
+    """Raises UserError if a run needs more memory than its device has; the images need none, they can stay on disk."""
+    needs, device = sum(count(config, images=0)[1].values()), torch.device(config.device)
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    else:  # Windows does not say
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+    if needs > memory:
+        raise UserError(
+            f"These settings need about {needs / MIB:,.0f} MiB of memory, {config.device} has {memory / MIB:,.0f}: "
+            f"give less --width, --batch-size, --replay-size, --nz or --answers, or fewer agents."
+        )
+
+
+def count(config, images: int) -> tuple[dict[str, int], dict[str, float]]:
+    """The networks' parameters, and the bytes that training on `images` images or points takes, by what for.
 
     Memory is counted from the tensors themselves: weights with their copies, the array, the ring, and what the forward
     passes of one step keep. Libraries' workspaces, and what penalties on D_a's slope keep, come on top.
@@ -69,12 +93,10 @@ def summary(config, images: int) -> str:
     kept = sum(copies * share * kept_bytes(network, *inputs) for _, network, inputs, copies in rows)
     stored = math.prod(config.shape) * (4 if config.points else 1)  # bytes of one, as the data and the ring hold it
     transition = n * (stored + 4 * (config.nz + memory[0].numel())) + 3 * 8
-    needs = [
-        ("weights, targets, gradients, optimizers", 4 * WEIGHT_COPIES * sum(weights)),
-        ("one step's activations", kept),
-        (f"{images:,} {'points' if config.points else 'images'}", images * stored),
-        ("replay", transition * config.replay_size if config.replay_fraction else 0),
-    ]
-    lines = [f"{name:<40} {count:>12,} parameters" for (name, *_), count in zip(rows, weights, strict=True)]
-    lines += [f"{name:<40} {need / MIB:>12,.0f} MiB" for name, need in needs]
-    return "\n".join([*lines, f"{'memory in all, about':<40} {sum(need for _, need in needs) / MIB:>12,.0f} MiB"])
+    needs = {
+        "weights, targets, gradients, optimizers": 4 * WEIGHT_COPIES * sum(weights),
+        "one step's activations": kept,
+        f"{images:,} {'points' if config.points else 'images'}": images * stored,
+        "replay": transition * config.replay_size if config.replay_fraction else 0,
+    }
+    return {name: number for (name, *_), number in zip(rows, weights, strict=True)}, needs

@@ -1,10 +1,13 @@
 """What several test files share: a tiny game that steps in milliseconds, and ways to watch networks learn."""
 
 import io
+import os
+import signal
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from magnet.agent import Agent
@@ -14,11 +17,45 @@ from magnet.maddpg import MADDPG
 
 torch.set_num_threads(1)  # the networks are so small that threads cost more than they bring
 
+SEED = int(os.environ.get("MAGNET_TEST_SEED", 0))  # of the tests with random cases
+
+
+def pytest_report_header() -> str:
+    """A line above the tests."""
+    return f"MAGNET_TEST_SEED={SEED}"
+
+
+def cases(short: int, long: int):
+    """For a test with random cases: `count` of them, few in `make test` and many in `make test-long`."""
+    return pytest.mark.parametrize("count", [short, pytest.param(long, marks=pytest.mark.long)])
+
+
 CPU = torch.device("cpu")
 TINY = {
     "image_size": 32, "width": 4, "nz": 6, "batch_size": 8, "episode_length": 3, "precision": "fp32",
     "gamma": 0.0, "tau": 0.1, "replay_fraction": 0.0, "replay_size": 20, "r1": 0.0, "answers": 1, "latent_step": 0.0,
 }  # fmt: skip
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A working folder with 40 small images in faces/."""
+    random = np.random.default_rng(0)
+    (tmp_path / "faces").mkdir()
+    for i in range(40):
+        pixels = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "faces" / f"{i:02d}.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """Puts the signal handlers back that main takes over."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def small_config(**changes) -> Config:

@@ -9,19 +9,19 @@ import torch
 from magnet import checkpoint, files
 from magnet.errors import Diverged, UserError
 
-CONTENTS = {"weights": {"a": torch.arange(6.0).reshape(2, 3)}, "steps": 3, "config": {"lr": 0.1}}
+CONTENTS = {"trainer": {"a": torch.arange(6.0).reshape(2, 3)}, "config": {"lr": 0.1}, "faces": "f00d", "best": None}
 
 
 def saved(folder, *steps):
     for step in steps:
-        checkpoint.save(folder / f"{step:06d}.pt", CONTENTS | {"steps": step})
+        checkpoint.save(folder / f"{step:06d}.pt", CONTENTS | {"trainer": CONTENTS["trainer"] | {"steps": step}})
 
 
 def test_what_was_saved_is_loaded(tmp_path):
     saved(tmp_path, 3)
     loaded = checkpoint.load(tmp_path / "000003.pt")
-    assert torch.equal(loaded["weights"]["a"], CONTENTS["weights"]["a"])
-    assert loaded["steps"] == 3 and loaded["config"] == {"lr": 0.1}
+    assert torch.equal(loaded["trainer"]["a"], CONTENTS["trainer"]["a"])
+    assert loaded["trainer"]["steps"] == 3 and loaded["config"] == {"lr": 0.1}
 
 
 class Unwritable:
@@ -45,7 +45,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files.os, "fsync", full)
-    with pytest.raises(UserError, match="No space left.*--resume"):
+    with pytest.raises(OSError, match="000003.pt could not be written.*No space left"):
         saved(tmp_path, 3)
     assert os.listdir(tmp_path) == []
 
@@ -87,7 +87,7 @@ def test_a_truncated_file_is_named_and_the_one_before_it_is_used(tmp_path, capsy
     with pytest.raises(UserError, match="000010.pt"):
         checkpoint.load(tmp_path / "000010.pt")
     path, contents = checkpoint.newest(tmp_path)
-    assert path.name == "000002.pt" and contents["steps"] == 2
+    assert path.name == "000002.pt" and contents["trainer"]["steps"] == 2
     assert "000010.pt" in capsys.readouterr().out
 
 
@@ -121,7 +121,7 @@ def test_what_could_not_be_read_is_set_aside_and_not_counted_among_the_last_ones
     saved(tmp_path, 13)
     checkpoint.prune(tmp_path, keep=1)
     assert sorted(os.listdir(tmp_path)) == ["000013.pt", "000018.damaged"]
-    assert checkpoint.newest(tmp_path)[1]["steps"] == 13
+    assert checkpoint.newest(tmp_path)[1]["trainer"]["steps"] == 13
 
 
 def test_the_last_ones_stay_and_half_written_ones_go(tmp_path):

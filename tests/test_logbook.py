@@ -1,6 +1,9 @@
 """The run's folder, metrics that are never doubled or silently wrong, and pictures."""
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import torch
@@ -26,6 +29,18 @@ def test_a_clash_of_names_gets_a_suffix_and_a_default_name_suits_windows(tmp_pat
     assert not set(new_run(tmp_path).name) & set('<>:"/\\|?*')
 
 
+def test_eight_runs_of_one_name_at_the_same_moment_get_eight_folders(tmp_path):
+    together = Barrier(8)
+
+    def begin(_):
+        together.wait()
+        return new_run(tmp_path / "models", "a").name
+
+    with ThreadPoolExecutor(8) as pool:
+        names = sorted(pool.map(begin, range(8)))
+    assert names == ["a", *(f"a-{i}" for i in range(2, 9))] == sorted(os.listdir(tmp_path / "models"))
+
+
 def test_a_file_in_the_place_of_the_models_folder_is_named(tmp_path):
     (tmp_path / "models").write_text("")
     with pytest.raises(UserError, match="models"):
@@ -34,10 +49,12 @@ def test_a_file_in_the_place_of_the_models_folder_is_named(tmp_path):
 
 def test_a_run_has_one_owner_at_a_time(run):
     with sole_owner(run):
-        with pytest.raises(UserError, match="another process"), sole_owner(run):
+        with pytest.raises(UserError, match=f"another process, {os.getpid()};"), sole_owner(run):
             pass
+    (run / ".owner").write_text("1")  # as a killed process leaves it, whose lock has ended with it
     with sole_owner(run):
-        pass
+        assert (run / ".owner").read_text() == str(os.getpid())
+    assert not (run / ".owner").exists()
 
 
 def test_a_line_holds_the_means_over_its_steps(run):

@@ -21,6 +21,7 @@ import train
 from magnet import checkpoint
 from magnet.config import PRESETS, Config
 from magnet.faces import fingerprint, is_held_out
+from magnet.logbook import sole_owner
 from magnet.maddpg import MADDPG
 from magnet.runs import load_checkpoint
 
@@ -31,27 +32,6 @@ TINY = [
     *("--replay-fraction", "0.25", "--replay-size", "20", "--episode-length", "4", "--gamma", "0.5"),
     *("--sample-every", "5", "--checkpoint-every", "1", "--keep", "100"),
 ]
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A working folder with 40 small images in faces/."""
-    random = np.random.default_rng(0)
-    (tmp_path / "faces").mkdir()
-    for i in range(40):
-        pixels = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "faces" / f"{i:02d}.png")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture(autouse=True)
-def handlers():
-    """Puts the signal handlers back that main takes over."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def start(place, *arguments):
@@ -123,7 +103,7 @@ def test_every_preset_trains_and_flags_come_before_it(place, preset):
     ("arguments", "words"),
     [
         (["--data", "nowhere"], ["nowhere", "download_celeba.py"]),
-        (["--batch-size", "3"], ["--batch-size is 3", "at least 4"]),
+        (["--batch-size", "3"], ["--batch-size is 3", "from 4 to 65536"]),
         (["--lr", "nan"], ["--lr is nan"]),
         (["--gamma", "1"], ["--gamma is 1.0"]),
         (["--tau", "-0.1"], ["--tau is -0.1"]),
@@ -292,6 +272,14 @@ def test_a_signal_finishes_the_step_saves_and_goes_on_bit_for_bit(place, number,
     assert differences(state(place / "models" / "stopped"), state(place / "models" / "straight")) == []
 
 
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_of_either_kind_ends_the_program_at_once(first):
+    stop = train.Stop()
+    signal.raise_signal(first)
+    assert stop.signal == first
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == [signal.SIG_DFL] * 2
+
+
 @pytest.mark.parametrize("moment", ["checkpoints/000000.pt", "samples/000010.png"])
 def test_a_killed_run_goes_on_from_its_last_checkpoint(place, moment):
     run = place / "models" / "killed"
@@ -314,9 +302,9 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(place, moment):
 def test_a_resumed_run_keeps_its_game(place, capsys):
     assert train.main([*TINY, "--steps", "2", "--name", "game"]) == 0
     capsys.readouterr()
-    assert train.main(["--resume", "models/game", "--nz", "5", "--lr", "0.1"]) == 2
+    assert train.main(["--resume", "models/game", "--nz", "5", "--tau", "0.1"]) == 2
     error = capsys.readouterr().err
-    assert "--nz (was 4)" in error and "--lr (was 0.0002)" in error
+    assert "--nz (was 4)" in error and "--tau (was 0.003)" in error
     for path in (place / "faces").iterdir():
         os.utime(path, (1, 1))  # copied: the same images
     assert train.main(["--resume", "models/game", "--steps", "2", "--precision", "auto"]) == 0
@@ -449,13 +437,45 @@ def test_a_finished_run_is_left_as_it_is(place, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in (place / "models" / "done").rglob("*")}
 
 
-def test_a_run_that_another_process_trains_is_left_alone(place):
+def test_a_run_that_another_process_trains_is_left_alone(place, capsys):
     process = start(place, *TINY, "--epochs", "1000", "--name", "owned")
     wait_for(place / "models" / "owned" / "samples" / "000005.png", process)
-    status, output = finish(start(place, "--resume", "models/owned"))
-    process.terminate()
-    assert finish(process)[0] == 143
-    assert status == 2 and "another process" in output
+    run = place / "models" / "owned"
+    before = len(list((run / "checkpoints").iterdir()))
+    assert train.main(["--resume", "models/owned"]) == 2
+    assert f"another process, {process.pid};" in capsys.readouterr().err
+    assert len(list((run / "checkpoints").iterdir())) >= before and not list(run.rglob("*.damaged"))
+    process.kill()
+    finish(process)
+    total = str(state(run)["steps"] + 3)
+    assert train.main(["--resume", "models/owned", "--steps", total]) == 0, "a dead owner's lock holds nobody up"
+
+
+def test_a_locked_run_is_refused_before_anything_of_it_is_read_or_renamed(place, capsys):
+    assert train.main([*TINY, "--steps", "2", "--name", "busy"]) == 0
+    run = place / "models" / "busy"
+    (run / "checkpoints" / "000004.pt").write_bytes(b"just being looked at")
+    with sole_owner(run):
+        before = sorted(run.rglob("*"))
+        assert train.main(["--resume", "models/busy", "--steps", "9"]) == 2
+        assert f"another process, {os.getpid()};" in capsys.readouterr().err
+        assert sorted(run.rglob("*")) == before
+    assert train.main(["--resume", "models/busy", "--steps", "9", "--dry-run"]) == 0
+    assert (run / "checkpoints" / "000004.pt").exists(), "a dry run renames nothing"
+    assert train.main(["--resume", "models/busy", "--steps", "3"]) == 0
+    assert (run / "checkpoints" / "000004.damaged").exists()
+
+
+@pytest.mark.long
+def test_eight_runs_started_at_once_share_a_cache_and_no_folder(place):
+    processes = [start(place, *TINY, "--steps", "7") for _ in range(8)]  # each named by its time
+    for process in processes:
+        status, output = process.wait(500), process.stdout.read()
+        assert status == 0, output
+    runs = list((place / "models").iterdir())
+    assert len(runs) == 8 and len(list((place / "data" / "cache").glob("*.npy"))) == 1
+    assert all(differences(state(runs[0]), state(run)) == [] for run in runs[1:])
+    assert not list(place.rglob("*.tmp"))
 
 
 def test_a_failing_disk_is_a_sentence_and_status_1(place, capsys, monkeypatch):
@@ -467,10 +487,41 @@ def test_a_failing_disk_is_a_sentence_and_status_1(place, capsys, monkeypatch):
     assert "No space left" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_too_little_memory_is_a_sentence_that_names_what_helps(place, capsys):
+def test_more_memory_than_there_is_is_refused_before_any_work(place, capsys):
+    assert train.main([*TINY, "--replay-size", "1000000000", "--name", "large"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "memory" in error and "--replay-size" in error
+    assert sorted(p.name for p in place.iterdir()) == ["faces"]
+
+
+def test_memory_that_runs_out_is_a_sentence_that_names_what_helps(place, capsys, monkeypatch):
+    monkeypatch.setattr("magnet.summary.refuse_too_large", lambda config: None)  # as where its count is too low
     assert train.main([*TINY, "--replay-size", "1000000000000", "--name", "large"]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert "memory" in error and "--replay-size" in error
+
+
+def test_a_gpu_without_memory_left_is_a_sentence_and_status_1(place, capsys, monkeypatch):
+    def full(trainer):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(MADDPG, "step", full)
+    assert train.main([*TINY, "--steps", "3", "--name", "full"]) == 1
+    assert "out of memory" in (error := capsys.readouterr().err.splitlines()[-1]) and "--batch-size" in error
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), PermissionError(13, "Permission denied")])
+def test_a_disk_that_takes_no_checkpoint_is_a_sentence_and_status_1(place, capsys, monkeypatch, error):
+    assert train.main([*TINY, "--steps", "6", "--name", "full"]) == 0
+
+    def refuse(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("magnet.files.os.replace", refuse)
+        assert train.main(["--resume", "models/full", "--steps", "8"]) == 1
+    assert error.strerror in (sentence := capsys.readouterr().err.splitlines()[-1]) and "--resume" in sentence
+    assert list((place / "models").rglob("*.tmp")) == [] and state(place / "models" / "full")["steps"] == 6
 
 
 def test_the_commands_of_readme_and_makefile_are_understood():
