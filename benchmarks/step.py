@@ -75,7 +75,7 @@ def new_trainer(config: Config):
         pixels = draw_points(config.data)
     else:
         pixels = np.random.default_rng(0).integers(0, 256, (8 * config.batch_size, *config.shape), np.uint8)
-    trainer = train.build(config, pixels, None)
+    trainer = train.build(config, pixels, None, None)[0]
     for _ in range(2):  # in the first the ring is empty
         trainer.step()
     return trainer
