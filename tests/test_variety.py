@@ -141,9 +141,14 @@ def a_run(folder, data, **changes):
     faces = Points(draw_points(data, 60), CPU) if config.points else small_faces()
     trainer = MADDPG(config, faces, CPU)
     (folder / "checkpoints").mkdir()
-    state = {"config": dataclasses.asdict(config), "trainer": trainer.state_dict()}
-    checkpoint.save(folder / "checkpoints" / "000000.pt", state)
+    save(folder, trainer)
     return folder, trainer
+
+
+def save(folder, trainer):
+    """Writes the trainer's checkpoint as train.py does."""
+    state = {"config": dataclasses.asdict(trainer.config), "faces": trainer.faces.fingerprint, "best": None}
+    checkpoint.save(folder / "checkpoints" / "000000.pt", state | {"trainer": trainer.state_dict()})
 
 
 def paint(trainer, centres):
@@ -159,8 +164,7 @@ def test_each_generator_has_an_equal_share_and_is_counted_alone(tmp_path):
     centres, _ = mixture("gaussians-8")
     folder, trainer = a_run(tmp_path, "gaussians-8", generators=3)
     paint(trainer, centres[[1, 4, 4]])
-    state = {"config": dataclasses.asdict(trainer.config), "trainer": trainer.state_dict()}
-    checkpoint.save(folder / "checkpoints" / "000000.pt", state)
+    save(folder, trainer)
     result = variety.scored(folder, variety.counter("gaussians-8", None)._replace(samples=30))
     assert [alone["modes"] for alone in result["alone"]] == [1, 1, 1]
     third = 1 / 3
