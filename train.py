@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import json
 import math
+import os
 import signal
 import sys
 from contextlib import ExitStack
@@ -192,7 +193,7 @@ def start(given: dict, commands: argparse.Namespace, owned: ExitStack) -> int:
 
     run, path, saved = commands.resume, None, None
     if run:
-        if not (run / "checkpoints").is_dir():
+        if not os.path.isdir(run / "checkpoints"):
             raise UserError(f"{run} is no run of MAGNET: it has no folder checkpoints; `ls models` shows the runs.")
         owned.enter_context(sole_owner(run))  # first: an owner writes and deletes checkpoints
         config, path, saved = resumed(run, given)

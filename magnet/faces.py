@@ -58,7 +58,7 @@ def find_images(folder: Path) -> list[Path]:
     hold a "._000001.jpg", which is no image, for each "000001.jpg".
     Raises UserError when the folder is missing, cannot be read or holds no image.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike Path.is_dir it knows that there is none of too long a name
         raise UserError(f"there is no folder {folder}: {REMEDY}")
 
     def refuse(error: OSError):
