@@ -57,7 +57,7 @@ def refuse(path: Path, fault: str | None) -> None:
 def no_value(found, kind: type) -> str | None:
     """What tells `found` from a value of the type `kind`."""
     if not isinstance(found, kind) or isinstance(found, bool):
-        return f"is a {type(found).__name__}, not a {kind.__name__}"
+        return f"is of type {type(found).__name__}, not {kind.__name__}"
     if kind is int and not 0 <= found < LARGEST:
         return f"is not from 0 to {LARGEST}"
     return "is not a number" if kind is float and found != found else None

@@ -106,6 +106,26 @@ def test_foreign_files_are_refused_by_name(tmp_path, contents, word):
     assert "x.pt" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"faces": 3}, "faces is of type int, not str"), ({"config": []}, "config is of type list, not dict"),
+        ({"best": 3}, "best is no dict"), ({"trainer": {}}, "trainer has no steps"), ({"more": 1}, "key 'more'"),
+        ({"version": torch.ones(3)}, "version is of type Tensor, not int"),
+        ({"format": torch.ones(3)}, "not a checkpoint"),
+    ],
+)  # fmt: skip
+def test_the_outermost_items_have_their_types(tmp_path, change, fault):
+    whole = {"format": checkpoint.FORMAT, "version": checkpoint.VERSION} | CONTENTS | {"trainer": {"steps": 1}}
+    torch.save(whole | change, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=fault):
+        checkpoint.load(tmp_path / "x.pt")
+    for key in whole:
+        torch.save({name: value for name, value in whole.items() if name != key}, tmp_path / "x.pt")
+        with pytest.raises(UserError, match=f"{key} is missing" if key != "format" else "not a checkpoint"):
+            checkpoint.load(tmp_path / "x.pt")
+
+
 def test_absent_files_and_empty_folders_are_named(tmp_path):
     with pytest.raises(UserError, match="no checkpoint"):
         checkpoint.load(tmp_path / "000001.pt")

@@ -292,9 +292,24 @@ def test_a_mangled_pickle_with_right_checksums_is_refused_or_plays_on(whole, tmp
 
 def test_compressed_records_are_refused_before_they_fill_the_memory(whole, tmp_path):
     path = tmp_path / "bomb.pt"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("x/data/0", bytes(10_000_000))
-    assert "compressed" in refused(path)
+    with zipfile.ZipFile(io.BytesIO(whole)) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for record in source.infolist():
+            archive.writestr(record.filename, source.read(record))
+    assert "records are compressed" in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "fault"),
+    [
+        ("step", "2", "best.step is of type str, not int"), ("step", -1, "best.step is not from 0"),
+        ("swd", float("nan"), "best.swd is not a number"), ("kl", 0.5, "best has the unknown key 'kl'"),
+    ],
+)  # fmt: skip
+def test_a_best_score_of_another_form_is_refused(whole, tmp_path, name, value, fault):
+    state = contents(whole)
+    state["best"][name] = value
+    (tmp_path / "x.pt").write_bytes(packed(state))
+    assert fault in refused(tmp_path / "x.pt")
 
 
 def test_a_config_of_giants_is_refused_before_they_are_built(whole, tmp_path):
