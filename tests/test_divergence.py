@@ -66,7 +66,7 @@ def without_grids(monkeypatch):
     monkeypatch.setattr(FixedGrids, "draw", lambda self: {})
 
 
-@cases(short=5, long=len(NUMBERS) * len(PLACES))
+@cases(short=3, long=len(NUMBERS) * len(PLACES))
 @pytest.mark.parametrize("team", [[], TEAM], ids=["one of each", "a team"])
 def test_what_is_not_finite_stops_the_run_and_its_last_checkpoint_goes_on(place, capsys, without_grids, team, count):
     every = [(where, number) for where in PLACES for number in NUMBERS]

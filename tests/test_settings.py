@@ -27,7 +27,7 @@ BEYOND = {
 EDGES = [(field, value) for field in FIELDS for value in BEYOND[field.type]]
 
 
-@cases(short=20, long=len(EDGES))
+@cases(short=12, long=len(EDGES))
 def test_every_parameter_at_its_edges_is_refused_in_a_sentence_or_trains(place, capsys, count):
     for field, value in random.Random(SEED).sample(EDGES, count):
         flag = f"--{field.name.replace('_', '-')}={value}"
@@ -90,7 +90,7 @@ def accepted(config) -> bool:
     return True
 
 
-@cases(short=8, long=300)
+@cases(short=6, long=300)
 def test_any_parameters_together_are_refused_or_train_and_go_on(count):
     """What a run saves has the form that layout.py expects, whatever the game; what it loads, it goes on with."""
     trained = []

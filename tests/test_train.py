@@ -488,7 +488,7 @@ def test_a_failing_disk_is_a_sentence_and_status_1(place, capsys, monkeypatch):
 
 
 def test_more_memory_than_there_is_is_refused_before_any_work(place, capsys):
-    assert train.main([*TINY, "--replay-size", "1000000000", "--name", "large"]) == 2
+    assert train.main([*TINY, "--replay-size", "1000000000000", "--name", "large"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "memory" in error and "--replay-size" in error
     assert sorted(p.name for p in place.iterdir()) == ["faces"]
