@@ -40,6 +40,11 @@ def pillow(image, size):
     return pixels[top : top + size, left : left + size].transpose(2, 0, 1)
 
 
+def equal(pixels, expected):
+    """But for one grey level: load_image resamples the part that it keeps, whose places are rounded otherwise."""
+    return pixels.shape == expected.shape and np.abs(pixels - expected.astype(int)).max() <= 1
+
+
 def folder_of(path, count, start=0):
     path.mkdir(parents=True, exist_ok=True)
     for i in range(start, start + count):
@@ -110,7 +115,7 @@ def test_png_modes_equal_pillow(tmp_path, mode, size):
     image.convert(mode).save(tmp_path / "a.png")
     stored = Image.open(tmp_path / "a.png")
     assert stored.mode == mode
-    assert np.array_equal(load_image(tmp_path / "a.png", size), pillow(stored, size))
+    assert equal(load_image(tmp_path / "a.png", size), pillow(stored, size))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
@@ -120,8 +125,16 @@ def test_jpeg_modes_equal_pillow(tmp_path, mode):
     stored = Image.open(tmp_path / "a.jpg")
     assert stored.mode == mode
     pixels = load_image(tmp_path / "a.jpg", 32)
-    assert np.array_equal(pixels, pillow(stored, 32))
+    assert equal(pixels, pillow(stored, 32))
     assert np.abs(pixels - pillow(original, 32).astype(int)).mean() < 12  # CMYK is not inverted
+
+
+@pytest.mark.parametrize("width, height", [(178, 218), (177, 219), (400, 130), (90, 333)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_that_is_decoded_smaller_is_the_same_picture(tmp_path, mode, width, height):
+    picture(width, height).convert(mode).save(tmp_path / "a.jpg", quality=95)
+    difference = load_image(tmp_path / "a.jpg", 32) - pillow(Image.open(tmp_path / "a.jpg"), 32).astype(int)
+    assert np.abs(difference).mean() < 2 and np.abs(difference.mean(axis=(1, 2))).max() < 0.5
 
 
 def test_palette_with_transparency_is_read_without_a_warning(tmp_path):
@@ -129,7 +142,7 @@ def test_palette_with_transparency_is_read_without_a_warning(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pixels = load_image(tmp_path / "a.png", 32)
-    assert np.array_equal(pixels, pillow(Image.open(tmp_path / "a.png").convert("RGBA"), 32))
+    assert equal(pixels, pillow(Image.open(tmp_path / "a.png").convert("RGBA"), 32))
 
 
 def test_16_bit_grey_keeps_its_upper_byte(tmp_path):
@@ -154,7 +167,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     exif[0x0112] = orientation
     picture().save(tmp_path / "a.jpg", exif=exif)
     upright = np.ascontiguousarray(turns[orientation](np.asarray(Image.open(tmp_path / "a.jpg"))))
-    assert np.array_equal(load_image(tmp_path / "a.jpg", 24), pillow(Image.fromarray(upright), 24))
+    assert equal(load_image(tmp_path / "a.jpg", 24), pillow(Image.fromarray(upright), 24))
 
 
 @pytest.mark.parametrize("width, height", [(178, 218), (218, 178), (89, 109), (33, 33), (100, 10), (3, 5), (1, 1)])
@@ -162,7 +175,7 @@ def test_any_shape_is_resized_by_its_short_side_and_cut_out_of_the_middle(tmp_pa
     picture(width, height).save(tmp_path / "a.png")
     pixels = load_image(tmp_path / "a.png", 32)
     assert pixels.shape == (3, 32, 32) and pixels.dtype == np.uint8 and pixels.flags.c_contiguous
-    assert np.array_equal(pixels, pillow(Image.open(tmp_path / "a.png"), 32))
+    assert equal(pixels, pillow(Image.open(tmp_path / "a.png"), 32))
 
 
 # Bad files
@@ -253,7 +266,7 @@ def test_the_array_equals_pillow_image_by_image(tmp_path):
         assert isinstance(pixels, np.memmap) and not pixels.flags.writeable
         assert [len(path.name) for path in cache.glob("*.npy*")] == [16 + len(".npy")]
         for i in range(count):
-            assert np.array_equal(pixels[i], pillow(Image.open(images / f"{i:06d}.jpg"), 16))
+            assert equal(pixels[i], pillow(Image.open(images / f"{i:06d}.jpg"), 16))
 
 
 def test_the_array_is_made_once(tmp_path, monkeypatch):
@@ -287,7 +300,7 @@ def test_a_change_of_the_images_gives_another_array(tmp_path):
     folder_of(images, 1, start=3)
     assert len(load()) == 4
     picture(20, 24, seed=9).save(images / "000000.jpg")
-    assert np.array_equal(load()[0], pillow(Image.open(images / "000000.jpg"), 16))
+    assert equal(load()[0], pillow(Image.open(images / "000000.jpg"), 16))
 
 
 def test_a_killed_making_leaves_no_array_and_the_next_clears_up(tmp_path):
@@ -353,17 +366,20 @@ def test_synthetic_faces_are_cached(tmp_path, monkeypatch):
     assert f"v{synthetic.VERSION}-" in array.name and "-16" in array.name
 
 
-def test_real_faces_equal_pillow(tmp_path):
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_real_faces_equal_pillow(tmp_path, size):
     if not REAL_FACES.exists():
         pytest.skip("no sample of CelebA beside the repository")
     with zipfile.ZipFile(REAL_FACES) as archive:
         archive.extractall(tmp_path / "celeba", sorted(n for n in archive.namelist() if n.endswith(".jpg"))[:50])
-    pixels = load_faces(str(tmp_path / "celeba"), 64, cache_dir=tmp_path / "cache")
+    pixels, differences = load_faces(str(tmp_path / "celeba"), size, cache_dir=tmp_path / "cache"), []
     paths = sorted((tmp_path / "celeba" / "img_align_celeba").glob("*.jpg"))
     assert len(pixels) == len(paths) == 50
     for path, row in zip(paths, pixels, strict=True):
         with Image.open(path) as image:
-            assert image.size == (178, 218) and np.array_equal(row, pillow(image, 64))
+            assert image.size == (178, 218)
+            differences.append(np.abs(row - pillow(image, size).astype(int)).mean())
+    assert (0 < np.mean(differences) < 2) if size < 89 else max(differences) < 0.1  # decoded at half the size or less
 
 
 # Images that training never sees
