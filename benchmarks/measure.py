@@ -35,12 +35,19 @@ def timed(clock: Clock, work: Callable, times: int = 1) -> float:
     return (clock() - start) / times
 
 
-def in_turns(works: dict[str, Callable], clock: Clock, repeats: int) -> dict[str, list[float]]:
-    """Seconds of one call of each work, by turn: in each of `repeats` turns every one has a block of calls."""
+def in_turns(
+    works: dict[str, Callable], clock: Clock, repeats: int, before: dict[str, int] | None = None
+) -> dict[str, list[float]]:
+    """Seconds of one call of each work, by turn: in each of `repeats` turns every one has a block of calls.
+
+    before: of a work the calls before each block that are not timed (none unless it is named).
+    """
     times = {name: max(1, round(BLOCK_SECONDS / max(timed(clock, work), 1e-9))) for name, work in works.items()}
     spent = {name: [] for name in works}
     for _ in range(repeats):
         for name, work in works.items():
+            for _ in range((before or {}).get(name, 0)):
+                work()
             spent[name].append(timed(clock, work, times[name]))
     return spent
 

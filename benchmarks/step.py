@@ -24,34 +24,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train  # noqa: E402
-from magnet.config import PRESETS, Config, check, complete, settle  # noqa: E402
+from benchmarks.options import new_parser, parse  # noqa: E402
+from magnet.config import Config, check  # noqa: E402
 from magnet.errors import UserError  # noqa: E402
 
 # What imports torch is imported where it is needed: --help answers at once.
-
-
-def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str], Config]:
-    """This program's own options, the words left for train.py, and the config that these give. Raises UserError."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--repeats", type=int, default=7, help="turns of a block of each (default 7)")
-    parser.add_argument("--threads", type=int, help="of PyTorch on the CPU (default: PyTorch's own choice)")
-    parser.add_argument("--teams", nargs="+", metavar="NxM", help="generators x discriminators, to be compared")
-    parser.add_argument(
-        "--cpu-time", action="store_true", help="count the seconds that the process computes, not those that "
-        "pass: with one thread, what others take of the machine is then left out",
-    )  # fmt: skip
-    parser.add_argument("--peak-memory", action="store_true", help=argparse.SUPPRESS)  # what a child process is for
-    options, words = parser.parse_known_args(arguments)
-    given, commands = train.parse(words)
-    if commands.resume or commands.dry_run:
-        raise UserError("a benchmark begins with fresh weights: leave out --resume and --dry-run.")
-    if options.repeats < 1 or (options.threads is not None and options.threads < 1):
-        raise UserError("--repeats and --threads must be at least 1.")
-    config = complete(PRESETS[commands.preset] | given)
-    check(config)
-    return options, words, settle(config)
 
 
 def sized(config: Config, team: str) -> Config:
@@ -246,8 +223,11 @@ def peak_memory_apart(config: Config, words: list[str]) -> int | None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The program; returns its exit status."""
+    parser = new_parser(__doc__, repeats=7)
+    parser.add_argument("--teams", nargs="+", metavar="NxM", help="generators x discriminators, to be compared")
+    parser.add_argument("--peak-memory", action="store_true", help=argparse.SUPPRESS)  # what a child process is for
     try:
-        options, words, config = parse(sys.argv[1:] if arguments is None else arguments)
+        options, words, config = parse(parser, sys.argv[1:] if arguments is None else arguments)
         teams = {team: sized(config, team) for team in options.teams or []}
     except UserError as error:
         print(f"step.py: {error}", file=sys.stderr)

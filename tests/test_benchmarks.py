@@ -9,25 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import differing, new_trainer, small_config, weights
+from PIL import Image
 
-from benchmarks import measure, step
+from benchmarks import against, data, measure, pictures, step, textbook
 from benchmarks.floor import DOUBLE, FORWARD, TO_INPUTS, TO_PARAMETERS, floor
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = [
-    "--image-size",
-    "32",
-    "--width",
-    "4",
-    "--nz",
-    "6",
-    "--batch-size",
-    "8",
-    "--precision",
-    "fp32",
-    "--device",
-    "cpu",
-]
+TINY = "--image-size 32 --width 4 --nz 6 --batch-size 8 --precision fp32 --device cpu".split()
 GAME = {"answers": 2, "latent_step": 0.9, "replay_fraction": 0.25}  # B = 8 rows, of which F = 6 are fresh: C = 14
 
 
@@ -120,6 +108,19 @@ def test_blocks_take_turns():
     assert spent == {name: pytest.approx([lasts] * 2) for name, lasts in seconds.items()}
 
 
+def test_calls_before_a_block_take_no_time():
+    now = [0.0]
+
+    def work():
+        now[0] += 3.0
+
+    calls = []
+    works = {"one": lambda: (calls.append("one"), work()), "other": lambda: (calls.append("other"), work())}
+    spent = measure.in_turns(works, lambda: now[0], repeats=1, before={"other": 2})
+    assert calls == ["one", "other", "one", *["other"] * 3]
+    assert spent == {"one": [3.0], "other": [3.0]}
+
+
 def test_a_ratio_is_the_median_over_the_turns():
     assert measure.ratios([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == {"median": 2.0, "low": 1.0, "high": 3.0}
 
@@ -184,3 +185,84 @@ def test_a_team_is_the_same_game_with_other_numbers():
     assert step.sized(small_config(returns="hinge"), "3x2") == small_config(
         returns="hinge", generators=3, discriminators=2
     )
+
+
+# The data, and what a user would write
+
+
+def test_drawn_files_have_celebas_size_and_others_are_copied(tmp_path):
+    for name in ("drawn", "copied"):
+        (tmp_path / name).mkdir()
+    pictures.write_pictures("synthetic", 3, tmp_path / "drawn")
+    assert [Image.open(path).size for path in sorted((tmp_path / "drawn").iterdir())] == [(178, 218)] * 3
+    pictures.write_pictures(str(tmp_path / "drawn"), 2, tmp_path / "copied")
+    assert {path.read_bytes() for path in (tmp_path / "copied").iterdir()} == {
+        path.read_bytes() for path in sorted((tmp_path / "drawn").iterdir())[:2]
+    }
+
+
+def test_the_data_are_measured_to_the_first_step(capfd, monkeypatch):
+    monkeypatch.setattr(measure, "BLOCK_SECONDS", 0.0)
+    monkeypatch.setattr(data, "MANY", 2 * data.FEW)
+    words = ["--data", "synthetic", "--files", "40", "--repeats", "1", "--steps-done", "3"]
+    assert data.main([*TINY, *words]) == 0
+    told = json.loads(capfd.readouterr().out.splitlines()[-1])
+    making, steps = told["making"], told["steps"]
+    assert making["files"] == 40 and making["bytes_per_file"] > 1000
+    assert told["ratio"] == pytest.approx(
+        making["images_per_second"]["one"]["median"] / making["images_per_second"]["decode"]["median"]
+    )
+    assert making["peak_memory"] is None or making["peak_memory"] >= 0
+    assert told["first_step_seconds"]["median"] > 0
+    assert set(steps["batches"]) == {"mapped", "in memory"} and steps["steps_done"] == 3
+    assert steps["late_against_early"]["median"] > 0 and steps["many_against_few"]["median"] > 0
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "pictures" / "faces").mkdir(parents=True)
+    pictures.write_pictures("synthetic", 16, tmp_path / "pictures" / "faces")
+    return tmp_path / "pictures"
+
+
+@pytest.mark.parametrize("loop", [textbook.dcgan, textbook.five_networks])
+def test_the_loops_teach_all_their_networks(folder, loop, monkeypatch):
+    made = []
+    for name in ("generator_networks", "discriminator_networks"):
+        build = getattr(textbook, name)
+        monkeypatch.setattr(textbook, name, lambda config, build=build: made.append(build(config)) or made[-1])
+    step_ = loop(folder, small_config(device="cpu", algorithm="gan" if loop is textbook.dcgan else "magnet"), 0)
+    networks = [net for part in made for net in part.values()]
+    before = [[p.clone() for p in net.parameters()] for net in networks]
+    losses = [step_(), step_()]
+    assert len(networks) == (2 if loop is textbook.dcgan else 5)
+    assert torch.tensor(losses).isfinite().all() and losses[0] != losses[1]
+    for net, old in zip(networks, before, strict=True):
+        assert not any(torch.equal(a, b) for a, b in zip(net.parameters(), old, strict=True))
+
+
+def test_the_program_is_compared_at_the_same_game(capfd, monkeypatch):
+    monkeypatch.setattr(measure, "BLOCK_SECONDS", 0.0)
+    words = ["--data", "synthetic", "--files", "16", "--repeats", "1", "--workers", "0"]
+    assert against.main([*TINY, *words]) == 0
+    told = json.loads(capfd.readouterr().out.splitlines()[-1])
+    rates = {name: rate["median"] for name, rate in told["images_per_second"].items()}
+    assert told["ratio"] == pytest.approx(rates["MAGNET, published"] / rates["five networks"])
+    assert told["ratios"]["plain GAN"]["median"] == pytest.approx(rates["MAGNET, plain GAN"] / rates["DCGAN"])
+    assert all(seconds > 0 for seconds in told["beside_the_steps"].values())
+    assert told["flops"]["five networks"] > told["flops"]["DCGAN"] > 0
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "sentence"),
+    [
+        (data, ["--files", "0"], "data.py: --files must be at least 1."),
+        (data, ["--data", "gaussians-8"], "data.py: --data gaussians-8 are points, which nobody decodes: name images."),
+        (data, ["--data", "nowhere"], "data.py: there is no folder nowhere: "),
+        (against, ["--files", "15"], "against.py: give --files of at least 16, two batches, and no --workers below 0."),
+        (against, ["--algorithm", "gan"], "against.py: MAGNET with one agent of each kind is compared, on images: "),
+    ],
+)
+def test_mistakes_of_the_other_two_are_told_in_a_sentence(program, words, sentence, capsys):
+    assert program.main([*TINY, *words]) == 2
+    assert capsys.readouterr().err.startswith(sentence)

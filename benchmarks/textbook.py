@@ -1,0 +1,127 @@
+"""What a user would write: a DCGAN, and MAGNET's five networks step by step, with DataLoaders. To be compared with.
+
+Both are plain loops in float32 over the same networks as MAGNET's, fed by torchvision's ImageFolder, which decodes and
+resizes each image when it is its turn.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from magnet.config import Config
+from magnet.discriminator_agent import discriminator_networks
+from magnet.generator_agent import generator_networks
+
+NOISE = 0.1  # of exploration: the published value, as are gamma and tau
+GAMMA, TAU = 0.95, 0.01
+
+
+def loader(folder: Path, config: Config, workers: int) -> Iterator[Tensor]:
+    """Shuffled batches (B, 3, S, S) in [-1, 1] without end, of the images in the folders inside `folder`."""
+    prepare = transforms.Compose([
+        transforms.Resize(config.image_size),
+        transforms.CenterCrop(config.image_size),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+        transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    ])  # fmt: skip
+    batches = DataLoader(
+        ImageFolder(folder, prepare), config.batch_size, shuffle=True, drop_last=True, num_workers=workers,
+        persistent_workers=workers > 0, pin_memory=config.device != "cpu",
+    )  # fmt: skip
+    while True:
+        for images, _ in batches:
+            yield images.to(config.device)
+
+
+def adam(network: nn.Module, config: Config) -> torch.optim.Adam:
+    """DCGAN's optimizer, one parameter after the other."""
+    return torch.optim.Adam(network.parameters(), config.lr, (config.beta1, config.beta2), foreach=False, fused=False)
+
+
+def dcgan(folder: Path, config: Config, workers: int) -> Callable[[], float]:
+    """One step of a DCGAN (Radford et al. 2015): D on real and on fake images, then G, by binary cross-entropy."""
+    generator = generator_networks(config)["generator"].to(config.device)
+    discriminator = discriminator_networks(config)["actor"].to(config.device)
+    optimizer_g, optimizer_d = adam(generator, config), adam(discriminator, config)
+    loss, images = nn.BCELoss(), loader(folder, config, workers)
+    ones = torch.ones(config.batch_size, device=config.device)
+
+    def step() -> float:
+        real = next(images)
+        fake = generator(torch.randn(config.batch_size, config.nz, device=config.device))
+        discriminator.zero_grad()
+        loss_real = loss(discriminator(real).sigmoid(), ones)
+        loss_real.backward()
+        loss_fake = loss(discriminator(fake.detach()).sigmoid(), 0 * ones)
+        loss_fake.backward()
+        optimizer_d.step()
+        generator.zero_grad()
+        loss_g = loss(discriminator(fake).sigmoid(), ones)
+        loss_g.backward()
+        optimizer_g.step()
+        return loss_real.item() + loss_fake.item() + loss_g.item()
+
+    return step
+
+
+def five_networks(folder: Path, config: Config, workers: int) -> Callable[[], float]:
+    """One step of MAGNET's five networks in the published order, each update with passes of its own.
+
+    Three DataLoaders: states, the real images that come next, and those that come after them. Act with noise; then D's
+    critic, D, G's critic, G_a and G; then all targets.
+    """
+    networks = generator_networks(config) | {
+        {"actor": "judge", "critic": "judge's critic"}[key]: net for key, net in discriminator_networks(config).items()
+    }
+    networks = {key: net.to(config.device) for key, net in networks.items()}
+    targets = {key: copy.deepcopy(net) for key, net in networks.items()}
+    optimizers = {key: adam(net, config) for key, net in networks.items()}
+    states, following, later = (loader(folder, config, workers) for _ in range(3))
+    actor, generator, critic, judge, judges_critic = networks.values()
+    target_actor, target_generator, target_critic, target_judge, target_judges_critic = targets.values()
+    memory = actor.first_memory(config.batch_size)
+    squared, entropy = nn.MSELoss(), nn.BCELoss()
+    ones = torch.ones(config.batch_size, device=config.device)
+
+    def learn(key: str, loss: Tensor) -> float:
+        optimizers[key].zero_grad()
+        loss.backward()
+        optimizers[key].step()
+        return loss.item()
+
+    def step() -> float:
+        nonlocal memory
+        state, real, after = next(states), next(following), next(later)
+        with torch.no_grad():
+            z, next_memory = actor(state, memory)
+            z = z + NOISE * torch.randn_like(z)
+            fake = generator(z)
+            p_real, p_fake = judge(real).sigmoid(), judge(fake).sigmoid()
+            reward_g, reward_d = p_fake.log(), p_real.log() + (1 - p_fake).log()
+            next_z, _ = target_actor(real, next_memory)
+            next_p = target_judge(after).sigmoid()
+            value_d = target_judges_critic(after, next_p[:, None])
+            value_g = target_critic(real, next_z)
+
+        total = learn("judge's critic", squared(judges_critic(real, p_real[:, None]), reward_d + GAMMA * value_d))
+        policy = judge(real).sigmoid()
+        loss = entropy(policy, ones) + entropy(judge(fake).sigmoid(), 0 * ones)
+        total += learn("judge", loss - judges_critic(real, policy[:, None]).mean())
+        total += learn("critic", squared(critic(state, z), reward_g + GAMMA * value_g))
+        total += learn("actor", -critic(state, actor(state, memory)[0]).mean())
+        total += learn("generator", entropy(judge(generator(z)).sigmoid(), ones))
+        with torch.no_grad():
+            for key, target in targets.items():
+                for old, new in zip(target.parameters(), networks[key].parameters(), strict=True):
+                    old.copy_(TAU * new + (1 - TAU) * old)
+        memory = next_memory
+        return total
+
+    return step
