@@ -17,7 +17,8 @@ from magnet.generator_agent import GeneratorAgent
 from magnet.networks import Convolutions
 from magnet.randomness import stream
 
-BATCHES, BATCH = 16, 128  # over which the statistics are taken
+BATCHES, BATCH = 16, 128  # over which the statistics are taken;
+GRID_BATCHES = 4  # for the grids of a run, at which people look while it waits
 # States that G_a sees before it is sampled. In training z is normalised over a batch whose rows have all seen equally
 # many; over an episode the first answers lie nearer to each other, and with the statistics of the later ones they look
 # alike. After 8 states nothing changes any more (measured: the README's differences).
@@ -67,21 +68,25 @@ def spherical(a: Tensor, b: Tensor, share: float) -> Tensor:
 class Sampler:
     """G and G_a of one agent, as they stand now, ready to be sampled. Draws nothing from the run's own generators."""
 
-    def __init__(self, agent: GeneratorAgent, faces: Faces | None, seed: int = 0, averaged: bool = True):
+    def __init__(
+        self, agent: GeneratorAgent, faces: Faces | None, seed: int = 0, averaged: bool = True, batches: int = BATCHES
+    ):  # fmt: skip
         """faces: whose states G_a answers; None if only prior samples are wanted, or there is no G_a (a plain GAN).
 
-        averaged: sample the targets, running averages of the trained networks; else these themselves.
+        averaged: sample the targets, running averages of the trained networks; else these themselves. batches: over
+        how many the statistics are taken.
         """
+        self.batches = batches
         self.random = stream(seed, "sampler", agent.device)
         self.config, self.device, self.faces = agent.config, agent.device, faces
         networks = agent.targets if averaged else agent.networks
         self.generator = with_own_statistics(networks["generator"], self._show_noise)
         if faces:
             memory = self._remember(copy.deepcopy(networks["actor"]).train(), BATCH)
-            self.actor = with_own_statistics(networks["actor"], lambda actor: self._play(actor, memory, BATCHES))
+            self.actor = with_own_statistics(networks["actor"], lambda actor: self._play(actor, memory, batches))
 
     def _show_noise(self, generator: nn.Module) -> None:
-        for _ in range(BATCHES):
+        for _ in range(self.batches):
             generator(self.noise(BATCH))
 
     def _play(self, actor: nn.Module, memory: Tensor, states: int) -> Tensor:
@@ -196,7 +201,8 @@ class FixedGrids:
     def draw(self) -> dict[str, Tensor]:
         """The grids of the present networks by name, "prior" and "policy": (N, 3, S, S) in [-1, 1] each."""
         answering = "actor" in self.agents[0].networks
-        samplers = [Sampler(agent, self.faces if answering else None) for agent in self.agents]
+        faces = self.faces if answering else None
+        samplers = [Sampler(agent, faces, batches=GRID_BATCHES) for agent in self.agents]
         grids = {"prior": torch.cat([self.faces.grid(sampler.prior(self.z)) for sampler in samplers])}
         if answering:
             answers = [sampler.policy(self.state, sampler.memory(len(self.state)))[0] for sampler in samplers]

@@ -207,3 +207,11 @@ def test_mistakes_are_a_sentence(run, tmp_path, monkeypatch, capsys, arguments, 
 def test_an_ending_that_pillow_reads_but_cannot_write_is_one_sentence(run, capsys):
     assert sample.main([str(run), "--count", "2", "--out", "faces.psd"]) == 2
     assert capsys.readouterr().err.splitlines()[-1].endswith("end faces.psd in .png.")
+
+
+def test_as_many_batches_are_shown_as_were_asked_for(trainer):
+    for batches in (1, 3):
+        sampler = Sampler(trainer.generators[0], trainer.faces, batches=batches)
+        for network in (sampler.generator, sampler.actor):
+            counts = {int(value) for key, value in network.state_dict().items() if "num_batches" in key}
+            assert counts == {batches}
