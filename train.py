@@ -37,7 +37,9 @@ def parse(arguments: list[str]) -> tuple[dict, argparse.Namespace]:
     )  # fmt: skip
     parser.add_argument("--preset", choices=PRESETS, help="a set of parameters; flags beside it win")
     parser.add_argument("--resume", metavar="RUN", type=Path, help="go on with a run folder, from its last checkpoint")
-    parser.add_argument("--dry-run", action="store_true", help="print settings, parameters and memory needed, and stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="tell the settings and the memory that two steps need, and stop"
+    )
     group = parser.add_argument_group("parameters")
     for field in dataclasses.fields(Config):
         flag, about = f"--{field.name.replace('_', '-')}", field.metadata["about"]
@@ -180,6 +182,21 @@ def build(config: Config, pixels, path: Path | None, saved: dict | None):
     return trainer, evaluation
 
 
+def trial(config: Config, pixels) -> int | None:
+    """Bytes that the process has at its peak if it trains: it makes two steps and a grid, and throws them away.
+
+    None where the system does not tell. Raises UserError.
+    """
+    from magnet.memory import peak
+    from magnet.sampling import FixedGrids
+
+    trainer, _ = build(config, pixels, None, None)
+    for _ in range(2):  # in the first the ring has nothing to be learned from
+        trainer.step()
+    FixedGrids(trainer.generators, trainer.faces, config.seed).draw()
+    return peak(trainer.device)
+
+
 def start(given: dict, commands: argparse.Namespace, owned: ExitStack) -> int:
     """Does what the command line asks for; returns the exit status. Raises UserError and Diverged.
 
@@ -212,6 +229,8 @@ def start(given: dict, commands: argparse.Namespace, owned: ExitStack) -> int:
         )  # fmt: skip
     print(summary(config, len(pixels)))
     if commands.dry_run:
+        if taken := trial(config, pixels):
+            print(f"{'memory in all, by two steps and a grid':<40} {taken / 2**20:>12,.0f} MiB")
         return 0
 
     trainer, evaluation = build(config, pixels, path, saved)

@@ -1,15 +1,15 @@
 """How benchmarks measure: time in turns, floating-point operations, memory."""
 
-import re
 import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+from magnet.memory import resident_peak
 
 BLOCK_SECONDS = 1.0  # about how long a block lasts, unless one call lasts longer
 Clock = Callable[[], float]
@@ -107,16 +107,6 @@ def peak_memory(device: torch.device, work: Callable) -> int | None:
     before = resident_peak()
     work()
     return None if before is None else resident_peak() - before
-
-
-def resident_peak() -> int | None:
-    """The most bytes that this process has had in memory; None where the system is not Linux."""
-    try:
-        status = Path("/proc/self/status").read_text()  # resource.getrusage tells the parent's peak, if that was higher
-    except OSError:
-        return None
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    return int(found[1]) * 1024 if found else None
 
 
 def in_mebibytes(size: int | None) -> str:

@@ -35,7 +35,6 @@ def summary(config, images: int) -> str:
     """A table of the networks' parameters, and the memory that training on `images` images or points takes, in MiB."""
     parameters, needs = count(config, images)
     lines = [f"{name:<40} {number:>12,} parameters" for name, number in parameters.items()]
-    needs["memory in all, about"] = sum(needs.values())
     return "\n".join([*lines, *(f"{name:<40} {need / MIB:>12,.0f} MiB" for name, need in needs.items())])
 
 

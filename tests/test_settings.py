@@ -104,7 +104,7 @@ def test_any_parameters_together_are_refused_or_train_and_go_on(count):
         config = complete(dataclasses.asdict(small_config(data="faces", device="cpu")) | flags)
         hypothesis.assume(accepted(config))
         refuse_too_large(config)
-        assert "memory in all" in summary(config, 40)
+        assert "replay" in summary(config, 40)
         faces = Points(draw_points(config.data, 40), CPU) if config.points else small_faces(40)
         first, second = (MADDPG(config, faces, CPU) for _ in range(2))
         assert trainer_fault(saved(first), second) is None
