@@ -16,6 +16,7 @@ Exit codes: 0 done or nothing to do, 1 failure (network, archive, disk), 2 wrong
 import argparse
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import logging
@@ -328,7 +329,9 @@ def unpack(path: Path, archive: Archive, folder: Path) -> int:
             for member in tqdm(members, unit=" images", desc="Unpacking"):
                 with source.open(member) as packed, open(folder / Path(member.filename).name, "xb") as image:
                     shutil.copyfileobj(packed, image)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which a member before the file's start gives
+            raise
         raise BadArchive(f"damaged ({error})") from error
     if archive.md5 is None:
         decode_all(folder)

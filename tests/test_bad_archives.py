@@ -103,6 +103,23 @@ def test_a_member_larger_than_it_says_is_not_unpacked_further(run, hand_made, da
     assert tree(data_dir.parent) == {}
 
 
+def test_a_member_before_the_start_of_the_file_is_damage(mirror, run):
+    at = BODY.rindex(b"PK\5\6") + 16  # where the end of the file says at which byte the directory begins
+    mirror.body = BODY[:at] + (2 * len(BODY)).to_bytes(4, "little") + BODY[at + 4 :]
+    code, error = run("--url", mirror.url, "--any-archive")
+    assert code == 1 and ".bad is damaged" in error
+
+
+def test_a_disk_that_fails_is_no_damage(mirror, run, data_dir, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    code, error = run("--url", mirror.url)
+    assert code == 1 and "No space left on device; mend that" in error
+    assert tree(data_dir.parent) == {"celeba.download/img_align_celeba.zip": BODY}
+
+
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 
 
