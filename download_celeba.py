@@ -16,13 +16,16 @@ Exit codes: 0 done or nothing to do, 1 failure (network, archive, disk), 2 wrong
 import argparse
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
 import stat
 import sys
+import threading
 import time
 import zipfile
 import zlib
@@ -34,6 +37,8 @@ import filelock
 import gdown
 from PIL import Image
 from tqdm import tqdm
+
+from magnet.errors import one_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +73,10 @@ HOMEPAGE = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 DATA_DIR = Path("data/celeba")
 FOLDER = "img_align_celeba"  # in the archive and on disk
 MARKER = ".complete.json"
-TIMEOUT = (10, 60)  # seconds to connect, and between two pieces of the answer
+TIMEOUT = (10, 60)  # seconds to connect, and between two bytes of the answer
+PATIENCE = 600  # seconds for half a megabyte: what keeps to the TIMEOUT can still take for ever
 RETRIES = 5  # Drive cuts downloads that take an hour
-MAX_UNPACKED = 4_000_000_000  # bytes; the official images are 1.4 GB
+MAX_UNPACKED = 4_000_000_000  # bytes, also of an archive of any size; the official images are 1.4 GB
 MAX_RATIO = 20  # unpacked to packed; JPEGs hardly shrink, so the official archive is near 1
 
 
@@ -89,6 +95,7 @@ def main(argv: list[str] | None = None, archive: Archive | None = None) -> int:
         archive = dataclasses.replace(archive, url=args.url)
     if args.any_archive:
         archive = dataclasses.replace(archive, size=None, md5=None, images=None)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it would print a traceback for a header that it cannot read
     try:
         if args.attributes:
             install_attributes(archive, args.data_dir, args.from_zip)
@@ -98,10 +105,10 @@ def main(argv: list[str] | None = None, archive: Archive | None = None) -> int:
         print("\nStopped; the same command goes on from here.", file=sys.stderr)
         return 130
     except Failure as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)  # names and servers may have written it
         return 1
     except OSError as error:
-        print(f"error: {error}; mend that and run the same command again", file=sys.stderr)
+        print(f"error: {one_line(str(error))}; mend that and run the same command again", file=sys.stderr)
         return 1
     return 0
 
@@ -241,19 +248,54 @@ def download(archive: Archive, work: Path, data_dir: Path) -> Path:
     if archive.size:
         need = 2.5 * archive.size  # the archive, and the images in whole blocks of a disk
         require_space(work, need - sum(part.stat().st_size for part in work.glob(f"{path.name}*.part")))
+
+    def begin_anew() -> None:
+        for part in work.glob(f"{path.name}*.part"):
+            part.unlink()
+
     for attempt in (1, 2):
         try:
-            gdown.download(archive.url, str(path), resume=True, retries=RETRIES, timeout=TIMEOUT, use_cookies=False)
+            with supervised(archive, data_dir) as options:
+                gdown.download(
+                    archive.url, str(path), resume=True, retries=RETRIES, timeout=TIMEOUT, use_cookies=False, **options
+                )
             break
+        except Failure:
+            begin_anew()
+            raise
         except gdown.FileURLRetrievalError as error:
             raise Failure(f"Google Drive refuses, often for its daily quota. {by_hand(archive, data_dir)}") from error
         except (gdown.DownloadError, OSError, ValueError) as error:
             reason = " ".join(str(error).split())
             if attempt == 2 or "byte range" not in reason:
                 raise Failure(f"{archive.url} stopped ({reason}): run the same command again to go on") from error
-        for part in work.glob(f"{path.name}*.part"):  # the server cannot go on in the middle, so begin anew
-            part.unlink()
+            begin_anew()  # the server cannot go on in the middle
     return path
+
+
+@contextlib.contextmanager
+def supervised(archive: Archive, data_dir: Path) -> Iterator[dict]:
+    """Within, options for gdown.download: Failure if it gets more than the archive, OSError if it all but stalls."""
+    stalled, timer = threading.Event(), None
+    most = archive.size or MAX_UNPACKED
+
+    def watch(received: int, total: int | None = None) -> None:  # gdown calls it after each half a megabyte
+        nonlocal timer
+        if received > most:
+            raise Failure(f"{archive.url} sends more than {most:,} bytes: not the file. {by_hand(archive, data_dir)}")
+        if timer:
+            timer.cancel()
+        timer = threading.Timer(PATIENCE, stalled.set)
+        timer.daemon = True
+        timer.start()
+
+    watch(0)
+    try:
+        yield {"progress": watch, "cancel": stalled}
+    except gdown.DownloadCancelled as error:
+        raise TimeoutError(f"less than half a megabyte in {PATIENCE} seconds") from error
+    finally:
+        timer.cancel()
 
 
 def verify(path: Path, archive: Archive) -> dict:
@@ -262,7 +304,7 @@ def verify(path: Path, archive: Archive) -> dict:
         head = file.read(8192)
     if not re.match(archive.head, head):
         title = re.search(r"<title[^>]*>([^<]*)|$", head.decode(errors="replace"), re.IGNORECASE)[1] or "no title"
-        raise BadArchive(f"not {archive.name} but perhaps a web page ({''.join(filter(str.isprintable, title[:80]))})")
+        raise BadArchive(f"not {archive.name} but perhaps a web page ({title[:80]})")
     size = path.stat().st_size
     if archive.size not in (None, size):
         raise BadArchive(f"not the right file: it has {size:,} bytes, not {archive.size:,}")
@@ -287,7 +329,9 @@ def unpack(path: Path, archive: Archive, folder: Path) -> int:
             for member in tqdm(members, unit=" images", desc="Unpacking"):
                 with source.open(member) as packed, open(folder / Path(member.filename).name, "xb") as image:
                     shutil.copyfileobj(packed, image)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which a member before the file's start gives
+            raise
         raise BadArchive(f"damaged ({error})") from error
     if archive.md5 is None:
         decode_all(folder)
@@ -302,9 +346,12 @@ def image_members(infos: list[zipfile.ZipInfo], packed_size: int, images: int | 
         name = info.orig_filename  # zipfile mends slashes and null bytes in `filename`
         if not re.fullmatch(FOLDER + r"/[0-9]{6}\.jpg", name):
             raise BadArchive(f"unsafe: its member {name!r} is not {FOLDER}/NNNNNN.jpg")
-        encrypted = info.flag_bits & 1
-        if encrypted or stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
-            raise BadArchive(f"unsafe: its member {name} is {'encrypted' if encrypted else 'a link or a device'}")
+        if info.flag_bits & 1:
+            raise BadArchive(f"unsafe: its member {name} is encrypted")
+        if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
+            raise BadArchive(f"unsafe: its member {name} is a link or a device")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise BadArchive(f"unsafe: its member {name} is packed with method {info.compress_type}")
         if name in seen:
             raise BadArchive(f"unsafe: its member {name} is there twice")
         seen.add(name)

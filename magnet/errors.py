@@ -1,6 +1,11 @@
 """The exceptions that MAGNET's programs print as a plain sentence."""
 
 
+def one_line(text: str) -> str:
+    """`text` with all that would break its line, steer a terminal or has no encoding (as in names of files) escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class UserError(Exception):
     """A mistake that the user can mend: one sentence that names the file or value and the command that mends it.
 
@@ -8,7 +13,7 @@ class UserError(Exception):
     """
 
     def __str__(self) -> str:
-        return super().__str__().replace("\n", "\\n")
+        return one_line(super().__str__())
 
 
 class Diverged(Exception):

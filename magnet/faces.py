@@ -9,7 +9,9 @@ takes batches from that array by index.
 """
 
 import hashlib
+import io
 import os
+import stat
 import sys
 import warnings
 from collections import deque
@@ -25,7 +27,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from magnet import synthetic
-from magnet.errors import UserError
+from magnet.errors import UserError, one_line
 from magnet.files import remove_abandoned, write_atomically
 
 try:
@@ -37,6 +39,7 @@ ENDINGS = (".jpg", ".jpeg", ".png")
 MAX_FILE_BYTES = 20_000_000
 MAX_PIXELS = 10_000_000  # told by the header: a small file can decode to gigabytes
 MAX_ASPECT = 10  # long side / short side: a strip one pixel wide would fill the memory once that pixel is S wide
+MAX_SCANS = 500  # of a JPEG, which has some ten; a few bytes each make the decoder pass over all its pixels once more
 MAX_BAD_SHARE = 0.01  # of the images, with skip_bad_images
 SYNTHETIC_FACES = 10_000
 CHUNK = 32  # images per task of a worker
@@ -48,7 +51,7 @@ REMEDY = (
 
 
 class BadImage(ValueError):
-    """A file that cannot be used as an image; the message names it and says why."""
+    """A file that cannot be used as an image; the message names it and says why, in one line."""
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -65,15 +68,18 @@ def find_images(folder: Path) -> list[Path]:
         raise UserError(f"cannot read the folder {error.filename} ({error.strerror}): {REMEDY}")
 
     images, visited = [], set()
-    for place, inner, names in os.walk(folder, onerror=refuse, followlinks=True):
-        real = os.path.realpath(place)
-        if real in visited:
-            inner.clear()
-            continue
-        visited.add(real)
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        names = (name for name in names if name.lower().endswith(ENDINGS) and not name.startswith("."))
-        images += [Path(place, name) for name in names]
+    try:
+        for place, inner, names in os.walk(folder, onerror=refuse, followlinks=True):
+            real = os.path.realpath(place)
+            if real in visited:
+                inner.clear()
+                continue
+            visited.add(real)
+            inner[:] = sorted(name for name in inner if not name.startswith("."))
+            names = (name for name in names if name.lower().endswith(ENDINGS) and not name.startswith("."))
+            images += [Path(place, name) for name in names]
+    except RecursionError:  # os.walk before Python 3.12
+        raise UserError(f"the folders in {folder} lie too deep in one another: {REMEDY}") from None
     if not images:
         raise UserError(f"no {', '.join(ENDINGS)} file in {folder} or in the folders inside it: {REMEDY}")
     return sorted(images, key=Path.as_posix)  # all begin with the folder: the order of their relative names
@@ -88,12 +94,18 @@ def load_image(path: Path, image_size: int) -> np.ndarray:
     levels on average at S = 64, by 1.2 at 32.
     """
     try:
-        file_bytes = os.stat(path).st_size
-        if file_bytes == 0:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # the next read of a pipe may never end
+            raise ValueError("no file, but a pipe, a device or a folder")
+        if status.st_size == 0:
             raise ValueError("the file is empty")
-        if file_bytes > MAX_FILE_BYTES:
-            raise ValueError(f"{file_bytes:,} bytes, more than {MAX_FILE_BYTES:,}")
-        with Image.open(path, formats=("JPEG", "PNG")) as image:  # reads the header alone
+        if status.st_size > MAX_FILE_BYTES:
+            raise ValueError(f"{status.st_size:,} bytes, more than {MAX_FILE_BYTES:,}")
+        file = io.BytesIO(path.read_bytes())
+        scans = file.getvalue().count(b"\xff\xda")  # in other data by chance, one in 65,536 bytes
+        if scans > MAX_SCANS:
+            raise ValueError(f"{scans:,} scans, more than {MAX_SCANS}")
+        with Image.open(file, formats=("JPEG", "PNG")) as image:  # reads the header alone
             w, h = image.size
             if w * h > MAX_PIXELS:
                 raise ValueError(f"{w} x {h} pixels, more than {MAX_PIXELS:,}")
@@ -111,9 +123,10 @@ def load_image(path: Path, image_size: int) -> np.ndarray:
         image = image.resize((image_size, image_size), Image.Resampling.BILINEAR, centre)
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
     except UnidentifiedImageError:
-        raise BadImage(f"{path}: no JPEG or PNG image") from None
+        raise BadImage(one_line(f"{path}: no JPEG or PNG image")) from None
     except Exception as error:  # Pillow raises nearly anything on a broken file
-        raise BadImage(f"{path}: {str(error) or type(error).__name__}") from error
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise BadImage(one_line(f"{path}: {reason}")) from error
 
 
 def _scaled(w: float, h: float, image_size: int) -> tuple[int, int]:
@@ -136,7 +149,7 @@ def is_held_out(name: str, share: float) -> bool:
     By a hash of the name alone: it falls alike on every machine and whatever images lie beside it, and what one share
     holds out, every larger one does too.
     """
-    digest = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest()
+    digest = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
     return int.from_bytes(digest, "big") < share * 2**64
 
 
@@ -202,7 +215,7 @@ def load_faces(
 def _digest(folder: Path, images: list[Path], image_size: int, skip_bad_images: bool) -> str:
     digest = hashlib.blake2b(f"{FORMAT_VERSION} {image_size} {skip_bad_images}".encode(), digest_size=8)
     for image in images:
-        digest.update(b"\0" + image.relative_to(folder).as_posix().encode(errors="surrogateescape"))
+        digest.update(b"\0" + os.fsencode(image.relative_to(folder).as_posix()))
         with suppress(OSError):  # a link to nowhere: decoding will name it
             status = os.stat(image)
             digest.update(b"\0%d\0%d" % (status.st_size, status.st_mtime_ns))

@@ -15,6 +15,7 @@ from magnet.config import Config
 from magnet.faces import Faces
 from magnet.maddpg import MADDPG
 
+pytest.register_assert_rewrite("downloads")  # fixtures of some test files
 torch.set_num_threads(1)  # the networks are so small that threads cost more than they bring
 
 SEED = int(os.environ.get("MAGNET_TEST_SEED", 0))  # of the tests with random cases
