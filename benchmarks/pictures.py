@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from magnet.faces import find_images
+from magnet.image_files import find_images
 from magnet.synthetic import draw_faces
 
 CELEBA_SIZE = 178, 218

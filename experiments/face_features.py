@@ -56,7 +56,8 @@ def load_data(folder: str, attributes: Path):
     import numpy as np
     import torch
 
-    from magnet.faces import find_images, is_held_out, load_faces
+    from magnet.faces import is_held_out, load_faces
+    from magnet.image_files import find_images
 
     rows, values = read_attributes(attributes)
     names = [path.name for path in find_images(Path(folder))]

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from conftest import SEED, cases
 from PIL import Image
-from test_faces import equal, folder_of, picture, pillow
+from test_image_files import equal, folder_of, picture, pillow
 
 import train
-from magnet import faces
+from magnet import faces, image_files
 from magnet.errors import UserError, one_line
-from magnet.faces import BadImage, find_images, load_faces, load_image
+from magnet.faces import load_faces
+from magnet.image_files import BadImage, find_images, load_image
 
 SIDE = 16
 MODES = "1 L LA La P PA RGB RGBA RGBa RGBX CMYK YCbCr LAB HSV I F I;16".split()
@@ -52,7 +53,7 @@ def many_scans():
     """A progressive JPEG that repeats its last scan: each passes over all pixels and takes some twenty bytes."""
     data = encoded("L", "JPEG", progressive=True)
     last = data[data.rindex(b"\xff\xda") : -2]
-    return data[:-2] + (faces.MAX_SCANS + 1) * last + data[-2:]
+    return data[:-2] + (image_files.MAX_SCANS + 1) * last + data[-2:]
 
 
 GOOD = encoded("RGB", "JPEG")
