@@ -114,7 +114,7 @@ class Logbook:
         self.since = time.perf_counter()
 
     def _take_back(self, step: int) -> None:
-        """Drops the lines of metrics.jsonl after `step`, also one that was cut off, later grids, and half written files."""
+        """Drops the lines of metrics.jsonl after `step`, also one that was cut off, later grids, half written files."""
         for folder in (self.run, self.run / "samples"):
             remove_abandoned(folder)
         if self.metrics.exists():
