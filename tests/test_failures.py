@@ -21,6 +21,17 @@ def test_a_failing_disk_is_a_sentence_and_status_1(place, capsys, monkeypatch):
     assert "No space left" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_run_that_ends_before_its_last_picture_is_whole_makes_it_when_it_goes_on(place, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("magnet.logbook.write_progress", full)
+        assert train.main([*TINY, "--steps", "6", "--name", "last"]) == 1  # the sixth has a checkpoint of its own
+    assert train.main(["--resume", "models/last"]) == 0
+    assert (place / "models" / "last" / "progress.gif").exists()
+
+
 def test_more_memory_than_there_is_is_refused_before_any_work(place, capsys):
     assert train.main([*TINY, "--replay-size", "1000000000000", "--name", "large"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]

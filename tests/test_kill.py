@@ -20,7 +20,6 @@ from magnet import checkpoint
 
 data_dir, mirror = downloads.data_dir, downloads.mirror
 SOME = [*TINY, "--keep", "2", "--evaluate-every", "4", "--name", "killed"]
-RESUME = ["--resume", "models/killed"]
 # What a start of train.py does to its files, and about how many operations on them that is; in one of these it dies.
 OPERATIONS = {".npy": 45, ".json": 12, "tfevents": 100, "samples": 100, "gif": 30, "checkpoints": 6000, "": 60}
 
@@ -54,10 +53,14 @@ def test_a_run_killed_at_random_moments_is_at_its_end_what_it_would_have_been(pl
     def training(words: list[str], steps: int, *death) -> subprocess.Popen:
         return start(place, f"import train; sys.exit(train.main({[*words, '--steps', str(steps)]}))", *death)
 
+    def so_far() -> tuple[list[str], int]:
+        if checkpoint.listed(run / "checkpoints"):
+            return ["--resume", "models/killed"], end_of(run)["trainer"]["steps"]
+        shutil.rmtree(run, ignore_errors=True)  # killed before its first checkpoint: begun anew
+        return SOME, 0
+
     while kills < count:
-        if not checkpoint.listed(run / "checkpoints"):  # killed before its first checkpoint: begun anew
-            shutil.rmtree(run, ignore_errors=True)
-        words, reached = (RESUME, end_of(run)["trainer"]["steps"]) if run.exists() else (SOME, 0)
+        words, reached = so_far()
         if choose.random() < 0.3:
             os.utime(place / "faces" / "00.png", (kills, kills))  # so that the array is made again
         part, steps = choose.choice([None, *OPERATIONS]), reached + choose.randint(1, 2 * PER_EPOCH)
@@ -71,8 +74,9 @@ def test_a_run_killed_at_random_moments_is_at_its_end_what_it_would_have_been(pl
             process = training(words, steps, choose.randint(1, OPERATIONS[part]), part)
         kills += was_killed(process)
 
-    total = (end_of(run)["trainer"]["steps"] // PER_EPOCH + 2) * PER_EPOCH + 1
-    assert not was_killed(training(RESUME, total))
+    words, reached = so_far()
+    total = (reached // PER_EPOCH + 2) * PER_EPOCH + 1
+    assert not was_killed(training(words, total))
     names = ["best.pt", f"{total - 1:06d}.pt", f"{total:06d}.pt"]
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == sorted(names)
     for name in names:
