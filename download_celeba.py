@@ -122,7 +122,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     source.add_argument("--from-zip", "--from-file", type=Path, metavar="PATH", help=about)
     source.add_argument("--url", help="download from a mirror, not from Google Drive")
     parser.add_argument("--any-archive", action="store_true", help="accept any size and md5, but decode every image")
-    parser.add_argument("--keep-zip", action="store_true", help="do not delete the downloaded archive at the end")
+    parser.add_argument("--keep-zip", action="store_true", help="do not delete the downloaded archive when all is done")
     args = parser.parse_args(argv)
     if args.from_zip and not args.from_zip.is_file():
         parser.error(f"there is no file {args.from_zip}")
@@ -132,10 +132,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def install(archive: Archive, data_dir: Path, from_zip: Path | None, keep_zip: bool) -> None:
-    if say_if_complete(data_dir):  # before the lock, which a read-only folder would refuse
+    if not work_path(data_dir).exists() and say_if_complete(data_dir):  # before a lock, which a read-only disk refuses
         return
     with work_folder(data_dir) as work:
-        if say_if_complete(data_dir):  # thanks to the process that we waited for
+        if say_if_complete(data_dir):  # thanks to the process that we waited for, or one killed after its last rename
+            if not keep_zip:
+                fetched(archive, work).unlink(missing_ok=True)
             return
         if any((data_dir / FOLDER).glob("*")) or any(data_dir.glob("*.jpg")):
             raise Failure(f"{data_dir} has other images or part of a set: use them, or move them away and run again")
@@ -149,11 +151,15 @@ def install(archive: Archive, data_dir: Path, from_zip: Path | None, keep_zip: b
 
 def install_attributes(archive: Archive, data_dir: Path, from_file: Path | None) -> None:
     target = data_dir / archive.name
-    if say_if_right(target, archive):
+    if not work_path(data_dir).exists() and say_if_right(target, archive):
         return
-    with work_folder(data_dir) as work, checked(archive, work, data_dir, from_file, keep=False) as (path, folder, _):
-        folder.mkdir()
-        os.replace(shutil.copyfile(path, folder / archive.name), target)
+    with work_folder(data_dir) as work:
+        if say_if_right(target, archive):
+            fetched(archive, work).unlink(missing_ok=True)
+            return
+        with checked(archive, work, data_dir, from_file, keep=False) as (path, folder, _):
+            folder.mkdir()
+            os.replace(shutil.copyfile(path, folder / archive.name), target)
     print(f"The attributes are in {target}")
     print("Next: python3 experiments/face_features.py --help")
 
@@ -205,6 +211,10 @@ def say_if_complete(data_dir: Path) -> bool:
     return True
 
 
+def work_path(data_dir: Path) -> Path:
+    return Path(f"{data_dir.resolve()}.download")  # a rename works within one disk only, so go where a link points
+
+
 @contextlib.contextmanager
 def work_folder(data_dir: Path) -> Iterator[Path]:
     """The folder of the work in progress, for one process at a time; it goes when nothing in it is worth keeping."""
@@ -215,7 +225,7 @@ def work_folder(data_dir: Path) -> Iterator[Path]:
     except filelock.Timeout:
         print(f"Waiting for another process that fills {data_dir}", flush=True)
         lock.acquire()
-    work = Path(f"{data_dir.resolve()}.download")  # a rename works within one disk only, so go where a link points
+    work = work_path(data_dir)
     try:
         work.mkdir(exist_ok=True)
         for leftover in work.glob(f"{FOLDER}.tmp-*"):  # we hold the lock, so the run that made it is dead
@@ -238,11 +248,16 @@ def by_hand(archive: Archive, data_dir: Path) -> str:
     return f"Open {archive.url} in a browser, save the file, and run: {command} (if repacked, with --any-archive)"
 
 
-def download(archive: Archive, work: Path, data_dir: Path) -> Path:
-    """Path of the archive in `work`; what an earlier run fetched of it is not fetched again."""
+def fetched(archive: Archive, work: Path) -> Path:
+    """Where the archive is once it was downloaded."""
     # Without an md5 nothing would notice that the halves of two different files were joined: one name per address.
     stem = Path(archive.name).stem if archive.md5 else hashlib.sha256(archive.url.encode()).hexdigest()[:16]
-    path = work / f"{stem}{Path(archive.name).suffix}"
+    return work / f"{stem}{Path(archive.name).suffix}"
+
+
+def download(archive: Archive, work: Path, data_dir: Path) -> Path:
+    """Path of the archive in `work`; what an earlier run fetched of it is not fetched again."""
+    path = fetched(archive, work)
     if path.exists():
         return path
     if archive.size:

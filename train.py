@@ -118,6 +118,7 @@ def train(config: Config, run: Path, trainer, evaluation, total: int, stop: Stop
 
     def save(name: str) -> None:
         show(book.flush())  # first: what is not finite is not saved
+        book.tensorboard.flush()  # it writes in a thread, and what goes on from this checkpoint does not write it again
         state = {"config": dataclasses.asdict(config), "faces": trainer.faces.fingerprint}
         state |= {"trainer": trainer.state_dict(), "best": evaluation.best}
         checkpoint.save(run / "checkpoints" / name, state)
@@ -139,8 +140,11 @@ def train(config: Config, run: Path, trainer, evaluation, total: int, stop: Stop
             show(book.add(metrics, scores))
             bar.update(config.images_per_step)
             bar.set_description(f"epoch {1 + (trainer.steps - 1) // per_epoch}/{last_epoch}", refresh=False)
-            if trainer.steps % config.sample_every == 0 or trainer.steps == total or evaluation.patience_ended:
+            ended = trainer.steps == total or evaluation.patience_ended
+            if trainer.steps % config.sample_every == 0 or ended:
                 draw()
+            if ended:  # before the last checkpoint: after it there is nothing to go on with
+                write_progress(run)
             if scores and evaluation.best["step"] == trainer.steps:
                 save(checkpoint.BEST)
             if trainer.steps % (config.checkpoint_every * per_epoch) == 0:
@@ -148,8 +152,6 @@ def train(config: Config, run: Path, trainer, evaluation, total: int, stop: Stop
                 saved_at = trainer.steps
         if trainer.steps != saved_at:
             save(f"{trainer.steps:06d}.pt")
-    if stop.signal is None:
-        write_progress(run)
 
 
 def build(config: Config, pixels, path: Path | None, saved: dict | None):

@@ -121,14 +121,17 @@ def latest(folder: Path) -> tuple[Path, dict]:
 
 
 def set_aside(folder: Path, step: int) -> None:
-    """Renames the checkpoints after `step` to *.damaged: a run that goes on from `step` could not read them."""
+    """Makes `folder` what a run that goes on from `step` expects: no half written file, no later checkpoint.
+
+    The later ones could not be read. They are renamed to *.damaged.
+    """
+    remove_abandoned(folder)
     for path in listed(folder):
         if int(path.stem) > step:
             path.replace(path.with_suffix(".damaged"))
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Deletes all but the last `keep` checkpoints, and what a killed process left half written."""
+    """Deletes all but the last `keep` checkpoints."""
     for path in listed(folder)[:-keep]:
         path.unlink(missing_ok=True)
-    remove_abandoned(folder)

@@ -26,7 +26,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from magnet.errors import Diverged, UserError
 from magnet.faces import to_uint8
-from magnet.files import write_atomically
+from magnet.files import remove_abandoned, write_atomically
 
 GIF_FRAMES, GIF_MILLISECONDS = 60, 100
 
@@ -114,7 +114,9 @@ class Logbook:
         self.since = time.perf_counter()
 
     def _take_back(self, step: int) -> None:
-        """Drops the lines of metrics.jsonl after `step`, also one that was cut off in the middle, and later grids."""
+        """Drops the lines of metrics.jsonl after `step`, also one that was cut off, later grids, half written files."""
+        for folder in (self.run, self.run / "samples"):
+            remove_abandoned(folder)
         if self.metrics.exists():
             lines = self.metrics.read_bytes().splitlines(keepends=True)
             kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step]

@@ -1,6 +1,7 @@
 """What the tests of download_celeba.py share: an archive of six drawn images and a server on 127.0.0.1."""
 
 import contextlib
+import dataclasses
 import hashlib
 import http.server
 import io
@@ -41,6 +42,10 @@ IMAGES = {f"img_align_celeba/{n:06}.jpg": picture(8 * n) for n in range(1, 6)}
 IMAGES["img_align_celeba/000006.jpg"] = picture(1400)  # gdown writes pieces of 512 kB, and half an archive must be some
 BODY = zipped(*IMAGES.items())
 TINY = celeba.Archive("https://drive.google.com/file/d/abc/view", len(BODY), hashlib.md5(BODY).hexdigest(), len(IMAGES))
+
+
+ROWS = b"2\nBald Smiling \n000001.jpg -1  1\n000002.jpg  1 -1\n" * 40000  # gdown's pieces again
+LIST = dataclasses.replace(celeba.ATTRIBUTES, size=len(ROWS), md5=hashlib.md5(ROWS).hexdigest())
 
 
 def tree(folder: Path) -> dict[str, bytes]:

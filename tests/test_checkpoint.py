@@ -133,9 +133,10 @@ def test_absent_files_and_empty_folders_are_named(tmp_path):
         checkpoint.newest(tmp_path)
 
 
-def test_what_could_not_be_read_is_set_aside_and_not_counted_among_the_last_ones(tmp_path):
+def test_half_written_files_go_and_what_could_not_be_read_is_not_counted_among_the_last_ones(tmp_path):
     saved(tmp_path, 6, 12)
     (tmp_path / "000018.pt").write_bytes(b"damaged")
+    (tmp_path / f"000024.pt.123{files.TEMPORARY}").write_bytes(b"half")
     path, _ = checkpoint.newest(tmp_path)
     checkpoint.set_aside(tmp_path, int(path.stem))
     saved(tmp_path, 13)
@@ -144,9 +145,8 @@ def test_what_could_not_be_read_is_set_aside_and_not_counted_among_the_last_ones
     assert checkpoint.newest(tmp_path)[1]["trainer"]["steps"] == 13
 
 
-def test_the_last_ones_stay_and_half_written_ones_go(tmp_path):
+def test_the_last_ones_stay(tmp_path):
     saved(tmp_path, 5, 999_999, 1_000_000)  # in the order of numbers, not of letters
-    (tmp_path / f"000007.pt.123{files.TEMPORARY}").write_bytes(b"half")
     (tmp_path / "notes.txt").write_text("mine")
     checkpoint.prune(tmp_path, keep=2)
     assert sorted(os.listdir(tmp_path)) == ["1000000.pt", "999999.pt", "notes.txt"]

@@ -101,13 +101,15 @@ def test_what_a_killed_process_wrote_past_its_checkpoint_is_taken_back(run):
     (run / "samples" / "best.png").write_bytes(b"somebody's own")
     with open(run / "metrics.jsonl", "a") as file:
         file.write('{"step": 6, "ste')  # cut off in the middle
+    for name in ("config.json.1.tmp", "samples/000005.png.1.tmp"):
+        (run / name).write_bytes(b"half")
 
     book = Logbook(run, step=3, batch=8, every=1)
     book.add({"x": torch.tensor(40.0)})
     book.tensorboard.close()
     assert [(line["step"], line["x"]) for line in lines(run)] == [(1, 1), (2, 2), (3, 3), (4, 40)]
     assert sorted(p.stem for p in (run / "samples").iterdir() if p.stem.isdigit()) == ["000001", "000002", "000003"]
-    assert len(list((run / "samples").glob("*-policy.png"))) == 3
+    assert len(list((run / "samples").glob("*-policy.png"))) == 3 and not list(run.rglob("*.tmp"))
     shown = EventAccumulator(str(run)).Reload().Scalars("x")
     assert [(event.step, event.value) for event in shown] == [(1, 1), (2, 2), (3, 3), (4, 40)]
 

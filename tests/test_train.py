@@ -1,10 +1,9 @@
-"""The whole program through its command line: settings, a tiny run and what it leaves, stops, kills and resumes."""
+"""The whole program through its command line: settings, a tiny run and what it leaves."""
 
 import dataclasses
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -21,9 +20,6 @@ import train
 from magnet import checkpoint
 from magnet.config import PRESETS, Config
 from magnet.faces import fingerprint, is_held_out
-from magnet.logbook import sole_owner
-from magnet.maddpg import MADDPG
-from magnet.runs import load_checkpoint
 
 ROOT = Path(train.__file__).parent
 PER_EPOCH = 6  # 40 images, 6 fresh rows a step
@@ -235,70 +231,6 @@ def test_a_name_is_never_used_twice(place):
     assert sorted(p.name for p in (place / "models").iterdir()) == ["same", "same-2"]
 
 
-@pytest.mark.parametrize("k", [1, PER_EPOCH, 10])
-def test_k_steps_and_the_rest_are_all_steps_bit_for_bit(place, k):
-    total = 14  # the ring of 20 wraps, episodes of 4 end, epochs of 6 end
-    assert train.main([*TINY, "--steps", str(total), "--name", "straight"]) == 0
-    assert finish(start(place, *TINY, "--steps", str(k), "--name", "parts"))[0] == 0
-    first_part = metrics(place / "models" / "parts")
-    status, output = finish(start(place, "--resume", "models/parts", "--steps", str(total)))
-    assert status == 0, output
-
-    straight, parts = place / "models" / "straight", place / "models" / "parts"
-    assert first_part and metrics(parts).startswith(first_part), "the first steps are not made again"
-    assert differences(state(straight), state(parts)) == []
-    assert differences(
-        state(straight), checkpoint.load(straight / "checkpoints" / "000012.pt")["trainer"]
-    )  # not frozen
-    grid = f"samples/{total:06d}.png"
-    assert (straight / grid).read_bytes() == (parts / grid).read_bytes()
-
-
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_finishes_the_step_saves_and_goes_on_bit_for_bit(place, number, status):
-    process = start(place, *TINY, "--epochs", "1000", "--name", "stopped")
-    wait_for(place / "models" / "stopped" / "samples" / "000005.png", process)
-    process.send_signal(number)
-    got, output = finish(process)
-    assert got == status and "--resume models/stopped" in output
-    assert "Traceback" not in output
-    reached = state(place / "models" / "stopped")["steps"]
-    assert 5 <= reached
-    first_part = metrics(place / "models" / "stopped")
-    total = str(reached + 5)
-    assert finish(start(place, "--resume", "models/stopped", "--steps", total))[0] == 0
-    assert first_part and metrics(place / "models" / "stopped").startswith(first_part)
-    assert train.main([*TINY, "--epochs", "1000", "--steps", total, "--name", "straight"]) == 0
-    assert differences(state(place / "models" / "stopped"), state(place / "models" / "straight")) == []
-
-
-@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_signal_of_either_kind_ends_the_program_at_once(first):
-    stop = train.Stop()
-    signal.raise_signal(first)
-    assert stop.signal == first
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == [signal.SIG_DFL] * 2
-
-
-@pytest.mark.parametrize("moment", ["checkpoints/000000.pt", "samples/000010.png"])
-def test_a_killed_run_goes_on_from_its_last_checkpoint(place, moment):
-    run = place / "models" / "killed"
-    process = start(place, *TINY, "--epochs", "1000", "--name", "killed")
-    wait_for(run / moment, process)
-    process.kill()
-    finish(process)
-    total = 6 * (state(run)["steps"] // 6) + 20
-    status, output = finish(start(place, "--resume", "models/killed", "--steps", str(total)))
-    assert status == 0, output
-    assert train.main([*TINY, "--steps", str(total), "--name", "straight"]) == 0
-    assert differences(state(run), state(place / "models" / "straight")) == []
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert sum(line["steps"] for line in lines) == total  # no gap, no step twice
-    assert list(run.rglob("*.tmp")) == []
-    steps = [e.step for e in EventAccumulator(str(run)).Reload().Scalars("generator/return")]
-    assert steps == [line["step"] for line in lines]
-
-
 def test_a_resumed_run_keeps_its_game(place, capsys):
     assert train.main([*TINY, "--steps", "2", "--name", "game"]) == 0
     capsys.readouterr()
@@ -337,195 +269,12 @@ def test_held_out_images_are_shown_to_no_agent_and_stay_apart(place, capsys):
     assert states <= allowed
 
 
-def scored(run):
-    """The log's lines that hold a score, as (step, score)."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], line["swd"]) for line in lines if "swd" in line]
-
-
-def test_scores_are_logged_and_the_best_checkpoint_stays_while_training_is_what_it_was(place, capsys):
-    assert train.main([*TINY, "--steps", "25", "--name", "plain"]) == 0
-    assert train.main([*TINY, "--steps", "25", "--keep", "1", "--evaluate-every", "4", "--name", "scored"]) == 0
-    plain, run = place / "models" / "plain", place / "models" / "scored"
-    assert differences(state(plain), state(run)) == []
-    scores = scored(run)
-    assert [step for step, _ in scores] == [4, 8, 12, 16, 20, 24] and all(score > 0 for _, score in scores)
-    best_step, best = min(scores, key=lambda pair: pair[1])
-    kept = checkpoint.load(run / "checkpoints" / "best.pt")
-    assert kept["best"] == {"swd": best, "step": best_step, "worse_since": 0} and kept["trainer"]["steps"] == best_step
-    assert f"{best:.2f} at step {best_step}" in capsys.readouterr().out
-    events = EventAccumulator(str(run)).Reload()
-    assert [(e.step, e.value) for e in events.Scalars("swd")] == [
-        (step, pytest.approx(score)) for step, score in scores
-    ]
-    assert [e.step for e in events.Scalars("swd_16")] == [step for step, _ in scores]
-    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["000025.pt", "best.pt"]
-    (place / "mine.pt").write_bytes((run / "checkpoints" / "best.pt").read_bytes())
-    assert sample.main(["mine.pt", "--out", "best.png"]) == 0
-
-
-@pytest.mark.parametrize("k", [4, 6, 11])
-def test_scores_go_on_with_a_run(place, k):
-    scoring = [*TINY, "--evaluate-every", "4"]
-    assert train.main([*scoring, "--steps", "17", "--name", "straight"]) == 0
-    assert train.main([*scoring, "--steps", str(k), "--name", "parts"]) == 0
-    assert train.main(["--resume", "models/parts", "--steps", "17"]) == 0
-    straight, parts = place / "models" / "straight", place / "models" / "parts"
-    assert scored(straight) == scored(parts) and len(scored(parts)) == 4
-    for name in ("000017.pt", "best.pt"):
-        ends = [checkpoint.load(run / "checkpoints" / name) for run in (straight, parts)]
-        assert ends[0]["best"]["step"] == min(scored(straight), key=lambda pair: pair[1])[0]
-        assert ends[0]["best"] == ends[1]["best"] and differences(ends[0]["trainer"], ends[1]["trainer"]) == []
-
-
-def test_a_run_killed_after_its_best_goes_on_from_there(place):
-    """With no checkpoint at its step: what goes on must not lie behind the best, or that would be of no run at all."""
-    seldom = [*TINY, "--checkpoint-every", "1000", "--evaluate-every", "5"]
-    run = place / "models" / "killed"
-    process = start(place, *seldom, "--epochs", "1000", "--name", "killed")
-    wait_for(run / "checkpoints" / "best.pt", process)
-    process.kill()
-    finish(process)
-    reached = checkpoint.load(run / "checkpoints" / "best.pt")["trainer"]["steps"]
-    assert load_checkpoint(run)[0].name == "best.pt"  # what is sampled and scored is what would go on
-    assert reached >= 5 and [p.stem for p in checkpoint.listed(run / "checkpoints")] == ["000000"]
-    first_part = [line for line in metrics(run).splitlines() if json.loads(line)["step"] <= reached]
-    total = str(reached + 7)
-    status, output = finish(start(place, "--resume", "models/killed", "--steps", total))
-    assert status == 0 and "Going on from" in output and "best.pt" in output, output
-    assert metrics(run).splitlines()[: len(first_part)] == first_part
-    assert train.main([*seldom, "--steps", total, "--name", "straight"]) == 0
-    straight = place / "models" / "straight"
-    assert differences(state(run), state(straight)) == [] and scored(run) == scored(straight)
-
-
-def test_a_best_checkpoint_that_cannot_be_read_is_made_anew(place, capsys):
-    assert train.main([*TINY, "--evaluate-every", "3", "--steps", "7", "--name", "torn"]) == 0
-    best = place / "models" / "torn" / "checkpoints" / "best.pt"
-    best.write_bytes(best.read_bytes()[:1000])
-    assert train.main(["--resume", "models/torn", "--steps", "9"]) == 0
-    assert "best.pt cannot be read" in capsys.readouterr().out
-    assert checkpoint.load(best)["best"]["step"] == 9
-
-
-def test_patience_ends_a_run_that_gets_no_better_and_says_how_near_to_equilibrium(place, capsys, monkeypatch):
-    scores = iter([9.0, 5.0, 6.0, 5.0, 4.0, 8.0, 8.0, 7.0, 1.0])
-    monkeypatch.setattr("magnet.evaluation.sliced_wasserstein", lambda *_: {"swd": next(scores)})
-    patient = ["--evaluate-every", "2", "--patience", "3"]
-    assert train.main([*TINY, *patient, "--epochs", "100", "--name", "patient"]) == 0
-    run = place / "models" / "patient"
-    assert state(run)["steps"] == 16
-    assert checkpoint.load(run / "checkpoints" / "best.pt")["trainer"]["steps"] == 10
-    assert (run / "progress.gif").exists() and (run / "samples" / "000016.png").exists()
-    (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Ended early: ")]
-    line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    value, real, fake = (line[f"discriminator/{name}"] for name in ("return", "accuracy_real", "accuracy_fake"))
-    assert "in 3 evaluations than 4.00 at step 10" in said and f"{value:.2f}, at equilibrium -1.39" in said
-    assert f"{real:.0%} of the real" in said and f"{fake:.0%} of the fake" in said
-
-    assert train.main(["--resume", "models/patient"]) == 0
-    assert "Nothing to do" in capsys.readouterr().out and state(run)["steps"] == 16
-    assert train.main(["--resume", "models/patient", "--patience", "4", "--steps", "18"]) == 0
-    assert checkpoint.load(run / "checkpoints" / "best.pt")["best"] == {"swd": 1.0, "step": 18, "worse_since": 0}
-
-
 def test_a_finished_run_is_left_as_it_is(place, capsys):
     assert train.main([*TINY, "--steps", "2", "--name", "done"]) == 0
     before = {path: path.stat().st_mtime_ns for path in (place / "models" / "done").rglob("*")}
     assert train.main(["--resume", "models/done"]) == 0
     assert "Nothing to do" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in (place / "models" / "done").rglob("*")}
-
-
-def test_a_run_that_another_process_trains_is_left_alone(place, capsys):
-    process = start(place, *TINY, "--epochs", "1000", "--name", "owned")
-    wait_for(place / "models" / "owned" / "samples" / "000005.png", process)
-    run = place / "models" / "owned"
-    before = len(list((run / "checkpoints").iterdir()))
-    assert train.main(["--resume", "models/owned"]) == 2
-    assert f"another process, {process.pid};" in capsys.readouterr().err
-    assert len(list((run / "checkpoints").iterdir())) >= before and not list(run.rglob("*.damaged"))
-    process.kill()
-    finish(process)
-    total = str(state(run)["steps"] + 3)
-    assert train.main(["--resume", "models/owned", "--steps", total]) == 0, "a dead owner's lock holds nobody up"
-
-
-def test_a_locked_run_is_refused_before_anything_of_it_is_read_or_renamed(place, capsys):
-    assert train.main([*TINY, "--steps", "2", "--name", "busy"]) == 0
-    run = place / "models" / "busy"
-    (run / "checkpoints" / "000004.pt").write_bytes(b"just being looked at")
-    with sole_owner(run):
-        before = sorted(run.rglob("*"))
-        assert train.main(["--resume", "models/busy", "--steps", "9"]) == 2
-        assert f"another process, {os.getpid()};" in capsys.readouterr().err
-        assert sorted(run.rglob("*")) == before
-    assert train.main(["--resume", "models/busy", "--steps", "9", "--dry-run"]) == 0
-    assert (run / "checkpoints" / "000004.pt").exists(), "a dry run renames nothing"
-    assert train.main(["--resume", "models/busy", "--steps", "3"]) == 0
-    assert (run / "checkpoints" / "000004.damaged").exists()
-
-
-@pytest.mark.long
-def test_eight_runs_started_at_once_share_a_cache_and_no_folder(place):
-    processes = [start(place, *TINY, "--steps", "7") for _ in range(8)]  # each named by its time
-    for process in processes:
-        status, output = process.wait(500), process.stdout.read()
-        assert status == 0, output
-    runs = list((place / "models").iterdir())
-    assert len(runs) == 8 and len(list((place / "data" / "cache").glob("*.npy"))) == 1
-    assert all(differences(state(runs[0]), state(run)) == [] for run in runs[1:])
-    assert not list(place.rglob("*.tmp"))
-
-
-def test_a_failing_disk_is_a_sentence_and_status_1(place, capsys, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("magnet.logbook.Logbook.picture", full)
-    assert train.main([*TINY, "--steps", "3", "--name", "full"]) == 1
-    assert "No space left" in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_more_memory_than_there_is_is_refused_before_any_work(place, capsys):
-    assert train.main([*TINY, "--replay-size", "1000000000000", "--name", "large"]) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert "memory" in error and "--replay-size" in error
-    assert sorted(p.name for p in place.iterdir()) == ["faces"]
-
-
-def test_memory_that_runs_out_is_a_sentence_that_names_what_helps(place, capsys, monkeypatch):
-    monkeypatch.setattr("magnet.summary.refuse_too_large", lambda config: None)  # as where its count is too low
-    assert train.main([*TINY, "--replay-size", "1000000000000", "--name", "large"]) == 1
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert "memory" in error and "--replay-size" in error
-
-
-def test_a_gpu_without_memory_left_is_a_sentence_and_status_1(place, capsys, monkeypatch):
-    def full(trainer):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-
-    monkeypatch.setattr(MADDPG, "step", full)
-    assert train.main([*TINY, "--steps", "3", "--name", "full"]) == 1
-    assert "out of memory" in (error := capsys.readouterr().err.splitlines()[-1]) and "--batch-size" in error
-
-
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), PermissionError(13, "Permission denied")])
-def test_a_disk_that_takes_no_checkpoint_is_a_sentence_and_status_1(place, capsys, monkeypatch, error):
-    assert train.main([*TINY, "--steps", "6", "--name", "full"]) == 0
-
-    replace = os.replace
-
-    def refuse(source, target):
-        if target.suffix == ".pt":
-            raise error
-        replace(source, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("magnet.files.os.replace", refuse)
-        assert train.main(["--resume", "models/full", "--steps", "8"]) == 1
-    assert error.strerror in (sentence := capsys.readouterr().err.splitlines()[-1]) and "--resume" in sentence
-    assert list((place / "models").rglob("*.tmp")) == [] and state(place / "models" / "full")["steps"] == 6
 
 
 def test_the_commands_of_readme_and_makefile_are_understood():
@@ -536,34 +285,3 @@ def test_the_commands_of_readme_and_makefile_are_understood():
         words = command.replace("FOLDER", "x").replace("RUN", "x").split()
         if "--help" not in words:
             train.parse(words)
-
-
-def test_what_is_not_finite_stops_the_run_and_names_the_step(place, capsys, monkeypatch):
-    step = MADDPG.step
-
-    def poisoned(trainer):
-        metrics = step(trainer)
-        if trainer.steps == 9:
-            metrics["generator/td_error"] = metrics["generator/td_error"] * float("nan")
-        return metrics
-
-    monkeypatch.setattr(MADDPG, "step", poisoned)
-    assert train.main([*TINY, "--steps", "20", "--name", "nan"]) == 3
-    error = capsys.readouterr().err
-    assert "generator/td_error was nan at step 9" in error and "Traceback" not in error
-    assert [p.stem for p in checkpoint.listed(place / "models" / "nan" / "checkpoints")] == ["000000", "000006"]
-
-
-@pytest.mark.parametrize("change", [{"answers": None}, {"unheard_of": 1}])
-def test_a_checkpoint_with_other_parameters_than_this_release_is_refused(place, capsys, change):
-    assert train.main([*TINY, "--steps", "2", "--name", "older"]) == 0
-    path = place / "models" / "older" / "checkpoints" / "000002.pt"
-    saved = checkpoint.load(path)
-    for name, value in change.items():
-        saved["config"].pop(name, None)
-        saved["config"] |= {name: value} if value else {}
-    checkpoint.save(path, saved)
-    for program, words in ((train, ["--resume", "models/older"]), (sample, ["models/older"])):
-        assert program.main(words) == 2
-        error = capsys.readouterr().err.strip().splitlines()[-1]
-        assert str(path.name) in error and next(iter(change)) in error
