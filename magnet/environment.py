@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from magnet import returns
+from magnet.distributed import own
 from magnet.faces import Faces
 
 
@@ -78,7 +79,7 @@ class FaceGame:
         self.state, self.real = self.real, self._draw()
 
     def _observations(self) -> dict[str, Tensor]:
-        state, real = self.faces.batch(self.state), self.faces.batch(self.real)
+        state, real = self.faces.batch(own(self.state)), self.faces.batch(own(self.real))
         return dict.fromkeys(self.generators, state) | dict.fromkeys(self.discriminators, real)
 
     def _draw(self) -> Tensor:

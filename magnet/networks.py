@@ -14,6 +14,8 @@ All is float32; with bf16 the convolutions, and they alone, compute in bfloat16.
 import torch
 from torch import nn
 
+from magnet.distributed import size, whole
+
 SMALLEST_MAP = 4  # pixels: the stacks of convolutions end, and the generator begins, at 4x4
 
 
@@ -38,6 +40,43 @@ class Convolutions(nn.Sequential):
             return super().forward(x).float()
 
 
+class WholeBatchNorm:
+    """What makes a BatchNorm of PyTorch's one whose statistics in training are of all processes' rows.
+
+    torch.nn.SyncBatchNorm runs on GPUs alone, and cannot be differentiated twice, as R1 asks for.
+    """
+
+    alone = False  # whether this process shows it rows that are no share of a batch
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C) or (B, C, H, W), shaped alike."""
+        if self.alone or size() == 1 or not self.training:
+            return super().forward(x)
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        variance, mean = torch.var_mean(exact, [0, *range(2, x.ndim)], correction=0)
+        means, variances = whole(torch.stack([mean, variance])[None]).unbind(1)  # (processes, C) each
+        mean, variance = means.mean(dim=0), variances.mean(dim=0) + means.var(dim=0, correction=0)
+        with torch.no_grad():
+            count = size() * x.numel() / x.shape[1]
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        scale = (variance + self.eps).rsqrt()
+        shape = (-1, *[1] * (x.ndim - 2))
+        if self.affine:
+            scale = scale * self.weight
+            return torch.addcmul(self.bias.view(shape), exact - mean.view(shape), scale.view(shape)).to(x.dtype)
+        return (exact - mean.view(shape)) * scale.view(shape)
+
+
+class BatchNorm1d(WholeBatchNorm, nn.BatchNorm1d):
+    """nn.BatchNorm1d over all processes' rows."""
+
+
+class BatchNorm2d(WholeBatchNorm, nn.BatchNorm2d):
+    """nn.BatchNorm2d over all processes' rows."""
+
+
 def image_stack(image_size: int, width: int, bf16: bool = False, batch_norm: bool = True) -> tuple[Convolutions, int]:
     """Strided convolutions (B, 3, S, S) -> (B, F), and F, which is 16 x the last number of maps."""
     layers, channels = [], 3
@@ -45,7 +84,7 @@ def image_stack(image_size: int, width: int, bf16: bool = False, batch_norm: boo
         normalised = batch_norm and level > 0
         layers.append(nn.Conv2d(channels, maps, 4, stride=2, padding=1, bias=not normalised))
         if normalised:
-            layers.append(nn.BatchNorm2d(maps))
+            layers.append(BatchNorm2d(maps))
         layers.append(nn.LeakyReLU(0.2, inplace=True))
         channels = maps  # (B, maps, S / 2^(level + 1), S / 2^(level + 1))
     return Convolutions(*layers, nn.Flatten(), bf16=bf16), channels * SMALLEST_MAP**2
@@ -76,11 +115,11 @@ class GeneratorActor(nn.Module):
         super().__init__()
         self.stack = stack
         # BatchNorm brings what tells states apart to unit deviation: policy samples are better for it (README).
-        self.embed = nn.Sequential(nn.Linear(features, nz), nn.BatchNorm1d(nz))
+        self.embed = nn.Sequential(nn.Linear(features, nz), BatchNorm1d(nz))
         self.lstm = nn.LSTM(nz, hidden, layers)
         self.action = nn.Linear(hidden, nz)
         # No gain and no bias: each coordinate of z has mean 0 and variance 1 over the batch, as noise N(0, I) has.
-        self.normalise = nn.BatchNorm1d(nz, eps=1e-8, affine=False)  # eps: deviations start at about 0.01
+        self.normalise = BatchNorm1d(nz, eps=1e-8, affine=False)  # eps: deviations start at about 0.01
         self.memory_shape = (2, layers, hidden)
         self.apply(initialise)
 
@@ -105,9 +144,9 @@ class Generator(nn.Module):
         maps = feature_maps(image_size, width)[::-1]
         layers = [nn.ConvTranspose2d(nz, maps[0], 4, stride=1, padding=0, bias=False)]  # (B, 8 width, 4, 4)
         for channels, wider in zip(maps[1:], maps[:-1], strict=True):  # each doubles the side
-            layers += [nn.BatchNorm2d(wider), nn.ReLU(inplace=True)]
+            layers += [BatchNorm2d(wider), nn.ReLU(inplace=True)]
             layers.append(nn.ConvTranspose2d(wider, channels, 4, stride=2, padding=1, bias=False))
-        layers += [nn.BatchNorm2d(maps[-1]), nn.ReLU(inplace=True)]
+        layers += [BatchNorm2d(maps[-1]), nn.ReLU(inplace=True)]
         layers += [nn.ConvTranspose2d(maps[-1], 3, 4, stride=2, padding=1), nn.Tanh()]  # (B, 3, S, S)
         self.layers = Convolutions(*layers, bf16=bf16)
         self.apply(initialise)
