@@ -1,6 +1,5 @@
 """Two processes that share a batch play the game of one: the trainer to the last digits, and the whole program."""
 
-
 import pytest
 import torch
 from conftest import CPU, leaves, run, saved, small_config, small_faces
