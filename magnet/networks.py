@@ -40,11 +40,40 @@ class Convolutions(nn.Sequential):
             return super().forward(x).float()
 
 
-class WholeBatchNorm:
-    """What makes a BatchNorm of PyTorch's one whose statistics in training are of all processes' rows.
+class Normalise(torch.autograd.Function):
+    """Mean 0 and variance 1 of each channel over all processes' rows (Ioffe and Szegedy 2015, arXiv 1502.03167).
 
-    torch.nn.SyncBatchNorm runs on GPUs alone, and cannot be differentiated twice, as R1 asks for.
+    PyTorch's SyncBatchNorm runs on GPUs alone, and cannot be differentiated twice, as R1 asks for. This can, because
+    its backward pass is made of its outputs.
     """
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, eps: float) -> tuple[torch.Tensor, ...]:
+        """x (B, C, ...) float -> normalised; and, (C, ...) each, 1 / deviation, mean and variance."""
+        ctx.dims = [0, *range(2, x.ndim)]
+        mean = x.mean(ctx.dims, keepdim=True)
+        centred = x - mean
+        variance = centred.square().mean(ctx.dims, keepdim=True)
+        means, variances = whole(torch.cat([mean, variance])[None]).unbind(1)  # (processes, C, ...) each
+        own_mean, mean, variance = mean, means.mean(dim=0), variances.mean(dim=0) + means.var(dim=0, correction=0)
+        scale = (variance + eps).rsqrt()
+        normalised = (centred + (own_mean - mean)) * scale
+        ctx.save_for_backward(normalised, scale)
+        ctx.mark_non_differentiable(mean, variance)
+        return normalised, scale, mean, variance
+
+    @staticmethod
+    def backward(ctx, slope: torch.Tensor, scale_slope: torch.Tensor, *_) -> tuple[torch.Tensor, None]:
+        """The slope at x. That at the scale is not 0 in a second differentiation alone."""
+        normalised, scale = ctx.saved_tensors
+        sums = [one.sum(ctx.dims).view(scale.shape) for one in (slope, slope * normalised)]
+        sums = whole(torch.stack([*sums, scale_slope])[None]).sum(dim=0)
+        shift, along, scaled = sums / (size() * slope.numel() / slope.shape[1])
+        return scale * (slope - shift - normalised * (along + scale * scaled)), None
+
+
+class WholeBatchNorm:
+    """What makes a BatchNorm of PyTorch's one whose statistics in training are of all processes' rows."""
 
     alone = False  # whether this process shows it rows that are no share of a batch
 
@@ -53,20 +82,15 @@ class WholeBatchNorm:
         if self.alone or size() == 1 or not self.training:
             return super().forward(x)
         exact = x.to(torch.promote_types(x.dtype, torch.float32))
-        variance, mean = torch.var_mean(exact, [0, *range(2, x.ndim)], correction=0)
-        means, variances = whole(torch.stack([mean, variance])[None]).unbind(1)  # (processes, C) each
-        mean, variance = means.mean(dim=0), variances.mean(dim=0) + means.var(dim=0, correction=0)
+        normalised, _, mean, variance = Normalise.apply(exact, self.eps)
         with torch.no_grad():
             count = size() * x.numel() / x.shape[1]
             self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
-        scale = (variance + self.eps).rsqrt()
-        shape = (-1, *[1] * (x.ndim - 2))
+            self.running_mean.lerp_(mean.flatten(), self.momentum)
+            self.running_var.lerp_(variance.flatten() * (count / (count - 1)), self.momentum)
         if self.affine:
-            scale = scale * self.weight
-            return torch.addcmul(self.bias.view(shape), exact - mean.view(shape), scale.view(shape)).to(x.dtype)
-        return (exact - mean.view(shape)) * scale.view(shape)
+            normalised = torch.addcmul(self.bias.view(mean.shape), normalised, self.weight.view(mean.shape))
+        return normalised.to(x.dtype)
 
 
 class BatchNorm1d(WholeBatchNorm, nn.BatchNorm1d):
