@@ -21,7 +21,8 @@ class FaceGame:
     A state is B = `batch` indices in [0, 2N): i < N is image i, i >= N is image i - N mirrored (see `Faces.batch`).
     States are taken from a shuffled order of all the images, so one pass over the data (an epoch) is N // B states, and
     no image stands in two consecutive states. kind, pool: see `returns.py`. Of several processes (distributed.py) each
-    observes its own rows; the indices are those of all. Raises ValueError if there are not images enough for two states.
+    observes its own rows; the indices are those of all. Raises ValueError if there are not images enough for two
+    states.
     """
 
     def __init__(
