@@ -79,7 +79,7 @@ class Stop:
     """Notes SIGINT and SIGTERM, so that the step is finished and saved; a second signal ends the program at once."""
 
     def __init__(self):
-        self.signal = None
+        self.signal = 0  # none
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.note)
 
@@ -88,6 +88,16 @@ class Stop:
         self.signal = number
         for either in (signal.SIGINT, signal.SIGTERM):
             signal.signal(either, signal.SIG_DFL)
+
+
+def goes_on(trainer, evaluation, total: int, stop: Stop) -> bool:
+    """Whether there is another step to do. Of several processes all get the same answer, and the same `stop.signal`."""
+    from magnet.distributed import agreed
+
+    signalled, ended = agreed(stop.signal, evaluation.patience_ended)
+    if signalled:  # never back to 0: this process may have got a signal since
+        stop.signal = signalled
+    return trainer.steps < total and not signalled and not ended
 
 
 def train(config: Config, run: Path, trainer, evaluation, total: int, stop: Stop) -> None:
@@ -134,7 +144,7 @@ def train(config: Config, run: Path, trainer, evaluation, total: int, stop: Stop
         if trainer.steps == 0:
             draw()
             save("000000.pt")  # so that a run killed at any moment can go on
-        while trainer.steps < total and stop.signal is None and not evaluation.patience_ended:
+        while goes_on(trainer, evaluation, total, stop):
             metrics = trainer.step()
             scores = evaluation.after(trainer.steps)
             show(book.add(metrics, scores))
@@ -204,31 +214,34 @@ def start(given: dict, commands: argparse.Namespace, owned: ExitStack) -> int:
 
     owned: where the run's lock is held.
     """
-    from magnet import checkpoint
+    from magnet import checkpoint, distributed
     from magnet.faces import load_faces
     from magnet.gaussians import draw_points
     from magnet.logbook import describe_environment, new_run, sole_owner, write_json
     from magnet.summary import refuse_too_large, summary
 
-    run, path, saved = commands.resume, None, None
+    run, path, saved, first = commands.resume, None, None, distributed.rank() == 0
     if run:
         if not os.path.isdir(run / "checkpoints"):
             raise UserError(f"{run} is no run of MAGNET: it has no folder checkpoints; `ls models` shows the runs.")
-        owned.enter_context(sole_owner(run))  # first: an owner writes and deletes checkpoints
+        if first:
+            owned.enter_context(sole_owner(run))  # before all else: an owner writes and deletes checkpoints
         config, path, saved = resumed(run, given)
     else:
         config = complete(PRESETS[commands.preset] | given)
     check(config)
     config = settle(config)
+    distributed.refuse_uneven(config)
     refuse_too_large(config)
     print(json.dumps(dataclasses.asdict(config), indent=2))
     if config.points:
         pixels = draw_points(config.data)
     else:
-        pixels = load_faces(
-            config.data, config.image_size, cache_dir=CACHE, skip_bad_images=config.skip_bad_images,
-            hold_out=config.hold_out,
-        )  # fmt: skip
+        with distributed.first_on_machine():
+            pixels = load_faces(
+                config.data, config.image_size, cache_dir=CACHE, skip_bad_images=config.skip_bad_images,
+                hold_out=config.hold_out,
+            )  # fmt: skip
     print(summary(config, len(pixels)))
     if commands.dry_run:
         if taken := trial(config, pixels):
@@ -236,6 +249,8 @@ def start(given: dict, commands: argparse.Namespace, owned: ExitStack) -> int:
         return 0
 
     trainer, evaluation = build(config, pixels, path, saved)
+    settings = dataclasses.asdict(config)
+    distributed.refuse_differing(settings=settings, images=trainer.faces.fingerprint, checkpoint=trainer.steps)
     judge = trainer.discriminators[0].name
     del saved  # as large as the trainer
     total = config.epochs * trainer.steps_per_epoch
@@ -247,6 +262,10 @@ def start(given: dict, commands: argparse.Namespace, owned: ExitStack) -> int:
         print(f"Nothing to do: {evaluation.verdict(run, judge)}; give more --patience, or 0 for no limit.")
         return 0
     stop = Stop()
+    if not first:
+        while goes_on(trainer, evaluation, total, stop):
+            trainer.step()
+        return 128 + stop.signal if stop.signal else 0
     if not run:
         run = new_run(Path(config.models_dir), config.name)
         owned.enter_context(sole_owner(run))
@@ -273,9 +292,13 @@ def start(given: dict, commands: argparse.Namespace, owned: ExitStack) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """The program; returns its exit status. Says in a sentence what went wrong."""
-    given, commands = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         with ExitStack() as owned:
+            if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's
+                from magnet.distributed import group
+
+                owned.enter_context(group())
+            given, commands = parse(sys.argv[1:] if arguments is None else arguments)
             return start(given, commands, owned)
     except UserError as error:
         status, sentence = 2, error

@@ -6,13 +6,14 @@ the return, and an actor follows lambda * dr/da + (1 - lambda) * dQ/da, not dQ/d
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from magnet import returns
+from magnet.distributed import average, own, size, whole
 from magnet.networks import image_stack, point_stack
 from magnet.randomness import restore, stream
 
@@ -74,8 +75,19 @@ class Agent:
             for key, own in self.own.items()
         }
 
+    def drawn(self, how: Callable[..., Tensor], rows: int, *shape: int) -> Tensor:
+        """Random numbers (rows, *shape) by `how`, torch.randn or torch.rand.
+
+        Of several processes each draws those of the whole batch, so that their generators stay alike.
+        """
+        return own(how(size() * rows, *shape, generator=self.random, device=self.device))
+
     def descend(self, key: str) -> Tensor:
-        """One optimizer step on the gradients that `key` holds, which are then cleared. Returns their norm, ()."""
+        """One optimizer step on the gradients that `key` holds, which are then cleared. Returns their norm, ().
+
+        Of several processes each holds the gradient of its rows' mean; the step is on the mean over all.
+        """
+        average(p.grad for p in self.own[key])
         norm = nn.utils.get_total_norm(p.grad for p in self.own[key])
         self.optimizers[key].step()
         self.optimizers[key].zero_grad()
@@ -126,7 +138,7 @@ class Agent:
         slope = slope.detach()
         return slope, {
             "td_error": (value.detach() - target).square().mean(),
-            "slope_cosine": returns.slope_cosine(slope, return_slope),
+            "slope_cosine": returns.slope_cosine(whole(slope), whole(return_slope)),
             "critic_gradient": self.descend("critic"),
         }
 

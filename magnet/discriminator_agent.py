@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from magnet import returns
 from magnet.agent import Agent, Metrics, as_played, encoder, for_answers, joint
+from magnet.distributed import whole
 from magnet.networks import Critic, DiscriminatorActor
 
 
@@ -91,12 +92,12 @@ class DiscriminatorAgent(Agent):
         if config.r2:
             metrics["r2"] = self.penalise(judged, 0.0, config.r2 / 2)
         if config.gradient_penalty:
-            place = torch.rand(len(real), *[1] * (real.ndim - 1), generator=self.random, device=self.device)
+            place = self.drawn(torch.rand, len(real), *[1] * (real.ndim - 1))
             between = torch.cat([torch.lerp(real, fake, place) for fake in judged])
             metrics["gradient_penalty"] = self.penalise([between], 1.0, config.gradient_penalty)
         metrics["actor_gradient"] = self.descend("actor")
 
-        real_logits, *fake_logits = (part.detach()[:fresh] for part in logits)
+        real_logits, *fake_logits = (whole(part.detach()[:fresh]) for part in logits)
         fake_logits = torch.stack(fake_logits)
         earned = returns.discriminator_return(real_logits=real_logits, fake_logits=fake_logits, kind=config.returns)
         value, border = earned.mean(), returns.border(real_logits, fake_logits, config.returns)
@@ -139,7 +140,7 @@ class DiscriminatorAgent(Agent):
             value = self.networks["critic"].value(encoded.detach(), joint(policy, others))
             value_slope = torch.autograd.grad(value.sum(), policy)[0].squeeze(1)
 
-        explored = logits + torch.randn(logits.shape, generator=self.random, device=self.device)
+        explored = logits + self.drawn(torch.randn, len(logits))
         reward = returns.judgement_return(explored, side, kind, beside)
         slope = returns.judgement_slope(explored, side, kind, beside)
         _, metrics = self.teach_critic(encoded, explored[:, None], reward, slope[:, None], next_value, others)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from magnet import returns
+from magnet.distributed import own
 from magnet.faces import Faces
 
 
@@ -19,8 +20,9 @@ class FaceGame:
 
     A state is B = `batch` indices in [0, 2N): i < N is image i, i >= N is image i - N mirrored (see `Faces.batch`).
     States are taken from a shuffled order of all the images, so one pass over the data (an epoch) is N // B states, and
-    no image stands in two consecutive states. kind, pool: see `returns.py`. Raises ValueError if there
-    are not images enough for two states.
+    no image stands in two consecutive states. kind, pool: see `returns.py`. Of several processes (distributed.py) each
+    observes its own rows; the indices are those of all. Raises ValueError if there are not images enough for two
+    states.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class FaceGame:
         self.state, self.real = self.real, self._draw()
 
     def _observations(self) -> dict[str, Tensor]:
-        state, real = self.faces.batch(self.state), self.faces.batch(self.real)
+        state, real = self.faces.batch(own(self.state)), self.faces.batch(own(self.real))
         return dict.fromkeys(self.generators, state) | dict.fromkeys(self.discriminators, real)
 
     def _draw(self) -> Tensor:

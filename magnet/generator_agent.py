@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from magnet import returns
 from magnet.agent import Agent, Metrics, encoder, for_answers, frozen, joint, logit_slope
+from magnet.distributed import whole
 from magnet.networks import Critic, Generator, GeneratorActor, PointGenerator
 
 
@@ -60,11 +61,11 @@ class GeneratorAgent(Agent):
         """
         count = self.config.answers * len(state)
         if "actor" not in self.networks:
-            noise = torch.randn(count, self.config.nz, generator=self.random, device=self.device)
+            noise = self.drawn(torch.randn, count, self.config.nz)
             return noise[: len(state)], noise, memory
         policy, memory = self.networks["actor"](state, memory)
-        sigma = torch.rand(len(policy), 1, generator=self.random, device=self.device) * self.config.exploration
-        noise = torch.randn(count, self.config.nz, generator=self.random, device=self.device)
+        sigma = self.drawn(torch.rand, len(policy), 1) * self.config.exploration
+        noise = self.drawn(torch.randn, count, self.config.nz)
         noise, others = noise.split([len(policy), count - len(policy)])
         return policy, torch.cat([returns.explore(policy, sigma=sigma, noise=noise), others]), memory.detach()
 
@@ -124,6 +125,7 @@ class GeneratorAgent(Agent):
         value_slope, critic_metrics = self.teach_critic(encoded, z, earned.detach(), return_slope, next_value, others)
 
         direction = returns.ascent_direction(return_slope, value_slope, config.lambda_generator)[:fresh]
+        policy = whole(policy)
         diversity = returns.diversity_return(policy)
         loss = -config.diversity_weight * diversity
         torch.autograd.backward([answers[:fresh], loss], [-direction / fresh, torch.ones_like(loss)])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from magnet.agent import Agent, Metrics, joint_actions
 from magnet.discriminator_agent import DiscriminatorAgent
+from magnet.distributed import average, own, size, whole
 from magnet.environment import FaceGame
 from magnet.faces import Faces
 from magnet.generator_agent import GeneratorAgent
@@ -24,6 +25,8 @@ from magnet.replay import Replay
 @dataclass
 class Batch:
     """What one step learns from. Of its B rows the first F are of this step, the others come from the ring.
+
+    (Of several processes each has a share of either: B and F are its own here.)
 
     To each of the F states a generator tries A answers, of which the first, its policy's, is played; with the replayed
     actions it has C = A F + B - F of them. Lists have one entry a generator, `logits` and `names` one a discriminator.
@@ -61,7 +64,8 @@ def new_agents(config, device: torch.device) -> tuple[list[GeneratorAgent], list
 class MADDPG:
     """Generator agents and discriminator agents, their game, and the ring of what they did.
 
-    Raises ValueError if `faces` are too few for the batch.
+    Of several processes (distributed.py) each acts and learns on its rows; the game, the ring, the memories and the
+    metrics are whole on each. Raises ValueError if `faces` are too few for the batch.
     """
 
     def __init__(self, config, faces: Faces, device: torch.device):
@@ -76,6 +80,7 @@ class MADDPG:
             [agent.name for agent in self.generators], [agent.name for agent in self.discriminators],
             config.returns, config.pool,
         )  # fmt: skip
+        self.fresh = self.environment.batch // size()  # of this process's rows those that are played now
         memory = self.generators[0].first_memory(1).shape[1:]
         self.replay = Replay(
             config.replay_size if self.replayed else 0,
@@ -112,20 +117,22 @@ class MADDPG:
         """
         for left in reversed(range(self.config.discriminator_steps)):
             old = self.replay.sample(self.replayed)  # before this step's enter the ring: one pass of G renders both
-            batch = self.act(old)
+            batch = self.act({name: own(rows) for name, rows in old.items()})
             self.play(batch)  # and store
             metrics = self.update(batch, self.discriminators if left else self.agents)
         for agent in self.agents:
             agent.update_targets()
         self.steps += 1
+        average(metrics.values())
         return metrics
 
     def act(self, old: dict[str, Tensor]) -> Batch:
         """Each agent selects its action, with exploration. `old`: the transitions from the ring that fill the batch."""
         state = self.observations[self.generators[0].name]
         real = self.observations[self.discriminators[0].name]
-        acts = [agent.act(state, memory) for agent, memory in zip(self.generators, self.memories, strict=True)]
-        policy, answers, self.memories = map(list, zip(*acts, strict=True))
+        acts = [agent.act(state, own(memory)) for agent, memory in zip(self.generators, self.memories, strict=True)]
+        policy, answers, memories = map(list, zip(*acts, strict=True))
+        self.memories = [whole(memory) for memory in memories]
 
         taken = [a.detach() for a in answers]
         if self.config.latent_step:
@@ -141,7 +148,7 @@ class MADDPG:
             state=torch.cat([state, self.faces.batch(old["state"])]), real=real,
             policy=policy, answers=answers, z=z, images=images, fakes=fakes,
             logits=[logits for logits, _ in judged], names=[names for _, names in judged],
-            memory=[torch.cat([h, old["memory"][:, i]]) for i, h in enumerate(self.memories)],
+            memory=[torch.cat([h, old["memory"][:, i]]) for i, h in enumerate(memories)],
             next_real=old["next_real"],
         )  # fmt: skip
 
@@ -150,18 +157,18 @@ class MADDPG:
 
         The rewards are left: the update needs those of the replayed rows too, and their slopes.
         """
-        fresh = self.environment.batch
+        fresh = self.fresh
         shown = {agent.name: x[:fresh] for agent, x in zip(self.generators, batch.fakes, strict=True)}
         answers = [torch.stack([part.detach()[:fresh] for part in logits]) for logits in batch.logits]
         judged = dict(zip((agent.name for agent in self.discriminators), answers, strict=True))
         observations, _, _, truncated, info = self.environment.step(shown | judged)
-        batch.next_real = torch.cat([info["next_real"], batch.next_real])
+        batch.next_real = torch.cat([own(info["next_real"]), batch.next_real])
         if self.replayed:
             self.replay.add({
                 "state": info["state"], "real": info["real"], "next_real": info["next_real"],
-                "z": torch.stack([z.detach()[:fresh] for z in batch.z], dim=1),
+                "z": whole(torch.stack([z.detach()[:fresh] for z in batch.z], dim=1)),
                 "memory": torch.stack(self.memories, dim=1),
-                "image": self.faces.pack(torch.stack(list(shown.values()), dim=1)),
+                "image": whole(self.faces.pack(torch.stack(list(shown.values()), dim=1))),
             })  # fmt: skip
         if all(truncated.values()):
             self.begin_episode(self.environment.reset())
@@ -175,7 +182,7 @@ class MADDPG:
         first, to discriminators as they were when all acted: then the updates are simultaneous, for what a
         discriminator learns from does not change with a generator's step.
         """
-        fresh = self.environment.batch
+        fresh = self.fresh
         next_values, others = self.next_values(batch), self.others(batch.z, batch.logits)
         judges = [agent.networks["actor"] for agent in self.discriminators]
         lessons = {
@@ -201,7 +208,7 @@ class MADDPG:
         """By agent what its critic is told of the others' actions (`joint_actions`); None unless critics are joint."""
         if self.config.critic == "own":
             return {agent.name: None for agent in self.agents}
-        told = itertools.chain(*joint_actions(z, logits, self.environment.batch))
+        told = itertools.chain(*joint_actions(z, logits, self.fresh))
         return dict(zip((agent.name for agent in self.agents), told, strict=True))
 
     def next_values(self, batch: Batch) -> dict[str, Tensor | list[Tensor] | None]:

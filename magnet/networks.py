@@ -14,6 +14,8 @@ All is float32; with bf16 the convolutions, and they alone, compute in bfloat16.
 import torch
 from torch import nn
 
+from magnet.distributed import size, whole
+
 SMALLEST_MAP = 4  # pixels: the stacks of convolutions end, and the generator begins, at 4x4
 
 
@@ -38,6 +40,67 @@ class Convolutions(nn.Sequential):
             return super().forward(x).float()
 
 
+class Normalise(torch.autograd.Function):
+    """Mean 0 and variance 1 of each channel over all processes' rows (Ioffe and Szegedy 2015, arXiv 1502.03167).
+
+    PyTorch's SyncBatchNorm runs on GPUs alone, and cannot be differentiated twice, as R1 asks for. This can, because
+    its backward pass is made of its outputs.
+    """
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, eps: float) -> tuple[torch.Tensor, ...]:
+        """x (B, C, ...) float -> normalised; and, (C, ...) each, 1 / deviation, mean and variance."""
+        ctx.dims = [0, *range(2, x.ndim)]
+        mean = x.mean(ctx.dims, keepdim=True)
+        centred = x - mean
+        variance = centred.square().mean(ctx.dims, keepdim=True)
+        means, variances = whole(torch.cat([mean, variance])[None]).unbind(1)  # (processes, C, ...) each
+        own_mean, mean, variance = mean, means.mean(dim=0), variances.mean(dim=0) + means.var(dim=0, correction=0)
+        scale = (variance + eps).rsqrt()
+        normalised = (centred + (own_mean - mean)) * scale
+        ctx.save_for_backward(normalised, scale)
+        ctx.mark_non_differentiable(mean, variance)
+        return normalised, scale, mean, variance
+
+    @staticmethod
+    def backward(ctx, slope: torch.Tensor, scale_slope: torch.Tensor, *_) -> tuple[torch.Tensor, None]:
+        """The slope at x. That at the scale is not 0 in a second differentiation alone."""
+        normalised, scale = ctx.saved_tensors
+        sums = [one.sum(ctx.dims).view(scale.shape) for one in (slope, slope * normalised)]
+        sums = whole(torch.stack([*sums, scale_slope])[None]).sum(dim=0)
+        shift, along, scaled = sums / (size() * slope.numel() / slope.shape[1])
+        return scale * (slope - shift - normalised * (along + scale * scaled)), None
+
+
+class WholeBatchNorm:
+    """What makes a BatchNorm of PyTorch's one whose statistics in training are of all processes' rows."""
+
+    alone = False  # whether this process shows it rows that are no share of a batch
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C) or (B, C, H, W), shaped alike."""
+        if self.alone or size() == 1 or not self.training:
+            return super().forward(x)
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        normalised, _, mean, variance = Normalise.apply(exact, self.eps)
+        with torch.no_grad():
+            count = size() * x.numel() / x.shape[1]
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean.flatten(), self.momentum)
+            self.running_var.lerp_(variance.flatten() * (count / (count - 1)), self.momentum)
+        if self.affine:
+            normalised = torch.addcmul(self.bias.view(mean.shape), normalised, self.weight.view(mean.shape))
+        return normalised.to(x.dtype)
+
+
+class BatchNorm1d(WholeBatchNorm, nn.BatchNorm1d):
+    """nn.BatchNorm1d over all processes' rows."""
+
+
+class BatchNorm2d(WholeBatchNorm, nn.BatchNorm2d):
+    """nn.BatchNorm2d over all processes' rows."""
+
+
 def image_stack(image_size: int, width: int, bf16: bool = False, batch_norm: bool = True) -> tuple[Convolutions, int]:
     """Strided convolutions (B, 3, S, S) -> (B, F), and F, which is 16 x the last number of maps."""
     layers, channels = [], 3
@@ -45,7 +108,7 @@ def image_stack(image_size: int, width: int, bf16: bool = False, batch_norm: boo
         normalised = batch_norm and level > 0
         layers.append(nn.Conv2d(channels, maps, 4, stride=2, padding=1, bias=not normalised))
         if normalised:
-            layers.append(nn.BatchNorm2d(maps))
+            layers.append(BatchNorm2d(maps))
         layers.append(nn.LeakyReLU(0.2, inplace=True))
         channels = maps  # (B, maps, S / 2^(level + 1), S / 2^(level + 1))
     return Convolutions(*layers, nn.Flatten(), bf16=bf16), channels * SMALLEST_MAP**2
@@ -76,11 +139,11 @@ class GeneratorActor(nn.Module):
         super().__init__()
         self.stack = stack
         # BatchNorm brings what tells states apart to unit deviation: policy samples are better for it (README).
-        self.embed = nn.Sequential(nn.Linear(features, nz), nn.BatchNorm1d(nz))
+        self.embed = nn.Sequential(nn.Linear(features, nz), BatchNorm1d(nz))
         self.lstm = nn.LSTM(nz, hidden, layers)
         self.action = nn.Linear(hidden, nz)
         # No gain and no bias: each coordinate of z has mean 0 and variance 1 over the batch, as noise N(0, I) has.
-        self.normalise = nn.BatchNorm1d(nz, eps=1e-8, affine=False)  # eps: deviations start at about 0.01
+        self.normalise = BatchNorm1d(nz, eps=1e-8, affine=False)  # eps: deviations start at about 0.01
         self.memory_shape = (2, layers, hidden)
         self.apply(initialise)
 
@@ -105,9 +168,9 @@ class Generator(nn.Module):
         maps = feature_maps(image_size, width)[::-1]
         layers = [nn.ConvTranspose2d(nz, maps[0], 4, stride=1, padding=0, bias=False)]  # (B, 8 width, 4, 4)
         for channels, wider in zip(maps[1:], maps[:-1], strict=True):  # each doubles the side
-            layers += [nn.BatchNorm2d(wider), nn.ReLU(inplace=True)]
+            layers += [BatchNorm2d(wider), nn.ReLU(inplace=True)]
             layers.append(nn.ConvTranspose2d(wider, channels, 4, stride=2, padding=1, bias=False))
-        layers += [nn.BatchNorm2d(maps[-1]), nn.ReLU(inplace=True)]
+        layers += [BatchNorm2d(maps[-1]), nn.ReLU(inplace=True)]
         layers += [nn.ConvTranspose2d(maps[-1], 3, 4, stride=2, padding=1), nn.Tanh()]  # (B, 3, S, S)
         self.layers = Convolutions(*layers, bf16=bf16)
         self.apply(initialise)

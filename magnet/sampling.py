@@ -14,7 +14,7 @@ from magnet.agent import logit_slope
 from magnet.discriminator_agent import DiscriminatorAgent
 from magnet.faces import Faces, to_uint8
 from magnet.generator_agent import GeneratorAgent
-from magnet.networks import Convolutions
+from magnet.networks import Convolutions, WholeBatchNorm
 from magnet.randomness import stream
 
 BATCHES, BATCH = 16, 128  # over which the statistics are taken;
@@ -27,9 +27,18 @@ WAY = 8  # pictures from one point of an interpolation to the next
 LANGEVIN_STEPS, LANGEVIN_STEP = 10, 0.05  # of guided samples; steps of 0.02 and 0.1 scored alike (README)
 
 
+def trained_alone(network: nn.Module) -> nn.Module:
+    """A copy of `network` in training mode, for this process alone."""
+    network = copy.deepcopy(network).train()
+    for module in network.modules():
+        if isinstance(module, WholeBatchNorm):
+            module.alone = True
+    return network
+
+
 def in_float32(network: nn.Module) -> nn.Module:
     """A copy of `network` in training mode without bfloat16, so that pictures do not depend on where they are made."""
-    network = copy.deepcopy(network).train()
+    network = trained_alone(network)
     for module in network.modules():
         if isinstance(module, Convolutions):
             module.bf16 = False
@@ -82,7 +91,7 @@ class Sampler:
         networks = agent.targets if averaged else agent.networks
         self.generator = with_own_statistics(networks["generator"], self._show_noise)
         if faces:
-            memory = self._remember(copy.deepcopy(networks["actor"]).train(), BATCH)
+            memory = self._remember(trained_alone(networks["actor"]), BATCH)
             self.actor = with_own_statistics(networks["actor"], lambda actor: self._play(actor, memory, batches))
 
     def _show_noise(self, generator: nn.Module) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from magnet.discriminator_agent import discriminator_networks
+from magnet.distributed import size
 from magnet.errors import UserError
 from magnet.generator_agent import generator_networks
 
@@ -56,9 +57,10 @@ def count(config, images: int) -> tuple[dict[str, int], dict[str, float]]:
     """The networks' parameters, and the bytes that training on `images` images or points takes, by what for.
 
     Memory is counted from the tensors themselves: weights with their copies, the array, the ring, and what the forward
-    passes of one step keep. Libraries' workspaces, and what penalties on D_a's slope keep, come on top.
+    passes of one step keep. Libraries' workspaces, and what penalties on D_a's slope keep, come on top. Of several
+    processes it is what each takes.
     """
-    batch = config.batch_size
+    batch = config.batch_size // size()  # each process has its share
     replayed = round(config.replay_fraction * batch)
     actions = config.answers * (batch - replayed) + replayed
     image = torch.empty(batch, *config.shape, device="meta")
