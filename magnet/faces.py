@@ -128,8 +128,8 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
         yield
 
 
-def _make_array(target: Path, image_size: int, expected: int, blocks: Iterable) -> None:
-    """Write blocks of (3, S, S) uint8 one after another as an .npy file, which has its final name only when complete.
+def _make_array(target: Path, image_size: int, expected: int, blocks: Iterable[np.ndarray]) -> None:
+    """Write blocks (n, 3, S, S) uint8 one after another as an .npy file, which has its final name only when complete.
 
     Plain writing, not a memory map, whose writer the system kills when the disk is full.
     """
@@ -141,8 +141,7 @@ def _make_array(target: Path, image_size: int, expected: int, blocks: Iterable) 
         count = 0
         with tqdm(total=expected, desc=f"making {target}", unit="image") as bar:
             for block in blocks:
-                for pixels in block:
-                    file.write(pixels.tobytes())
+                file.write(block.tobytes())
                 count += len(block)
                 bar.update(len(block))
         file.seek(0)
@@ -166,15 +165,15 @@ def _in_order(work: Callable, tasks: Iterable, workers: int) -> Iterator:
         pool.shutdown(cancel_futures=True)
 
 
-def _decoded(images: list[Path], image_size: int, skip_bad_images: bool, workers: int) -> Iterator[list[np.ndarray]]:
-    def decode(start: int) -> tuple[list[np.ndarray], list[BadImage]]:
+def _decoded(images: list[Path], image_size: int, skip_bad_images: bool, workers: int) -> Iterator[np.ndarray]:
+    def decode(start: int) -> tuple[np.ndarray, list[BadImage]]:
         good, bad = [], []
         for path in images[start : start + CHUNK]:
             try:
                 good.append(load_image(path, image_size))
             except BadImage as error:
                 bad.append(error)
-        return good, bad
+        return np.array(good, np.uint8).reshape(-1, 3, image_size, image_size), bad
 
     left_out = 0
     for good, bad in _in_order(decode, range(0, len(images), CHUNK), workers):

@@ -22,7 +22,7 @@ from magnet import checkpoint
 pytest_plugins = ["downloads"]
 SOME = [*TINY, "--keep", "2", "--evaluate-every", "4", "--name", "killed"]
 # What a start of train.py does to its files, and about how many operations on them that is; in one of these it dies.
-OPERATIONS = {".npy": 45, ".json": 12, "tfevents": 100, "samples": 100, "gif": 30, "checkpoints": 6000, "": 60}
+OPERATIONS = {".npy": 8, ".json": 12, "tfevents": 100, "samples": 100, "gif": 30, "checkpoints": 6000, "": 60}
 
 
 def start(place: Path, code: str, n: int = 0, part: str = "") -> subprocess.Popen:
