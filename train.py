@@ -318,4 +318,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        from magnet.distributed import leave
+
+        leave(status)
+    sys.exit(status)

@@ -147,6 +147,13 @@ def group() -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def leave(status: int) -> None:
+    """Ends the process without Python's own end, in which PyTorch's gloo aborted one in 16 (2.15)."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 def refuse_uneven(config) -> None:
     """Raises UserError if the processes cannot share out a batch of `config`, or the GPUs."""
     if size() == 1:

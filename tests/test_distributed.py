@@ -86,6 +86,7 @@ def play_together(rank, folder):
         refused = str(error)
     (folder / f"rank{rank}.json").write_text(json.dumps([further, stop.signal, refused]))
     torch.distributed.destroy_process_group()
+    distributed.leave(0)
 
 
 @pytest.fixture(scope="module")
