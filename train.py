@@ -14,7 +14,6 @@ import dataclasses
 import json
 import math
 import os
-import signal
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -75,41 +74,17 @@ def resumed(run: Path, given: dict) -> tuple[Config, Path, dict]:
     return dataclasses.replace(config, **given), path, saved
 
 
-class Stop:
-    """Notes SIGINT and SIGTERM, so that the step is finished and saved; a second signal ends the program at once."""
-
-    def __init__(self):
-        self.signal = 0  # none
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.note)
-
-    def note(self, number, frame) -> None:
-        """The signal handler."""
-        self.signal = number
-        for either in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(either, signal.SIG_DFL)
-
-
-def goes_on(trainer, evaluation, total: int, stop: Stop) -> bool:
-    """Whether there is another step to do. Of several processes all get the same answer, and the same `stop.signal`."""
-    from magnet.distributed import agreed
-
-    signalled, ended = agreed(stop.signal, evaluation.patience_ended)
-    if signalled:  # never back to 0: this process may have got a signal since
-        stop.signal = signalled
-    return trainer.steps < total and not signalled and not ended
-
-
-def train(config: Config, run: Path, trainer, evaluation, total: int, stop: Stop) -> None:
+def train(config: Config, run: Path, trainer, evaluation, total: int, stop) -> None:
     """Steps `trainer` until `total`, writing metrics, grids and checkpoints into `run`.
 
-    Less if `stop` has a signal, or if `evaluation` has lost its patience.
+    Less if `stop`, a Stop, has a signal, or if `evaluation` has lost its patience.
 
     Raises Diverged and UserError.
     """
     from magnet import checkpoint
     from magnet.logbook import Logbook, write_progress
     from magnet.sampling import FixedGrids
+    from magnet.stopping import goes_on
 
     per_epoch, last_epoch = trainer.steps_per_epoch, math.ceil(total / trainer.steps_per_epoch)
     grids = FixedGrids(trainer.generators, trainer.faces, config.seed)
@@ -218,6 +193,7 @@ def start(given: dict, commands: argparse.Namespace, owned: ExitStack) -> int:
     from magnet.faces import load_faces
     from magnet.gaussians import draw_points
     from magnet.logbook import describe_environment, new_run, sole_owner, write_json
+    from magnet.stopping import Stop, goes_on
     from magnet.summary import refuse_too_large, summary
 
     run, path, saved, first = commands.resume, None, None, distributed.rank() == 0

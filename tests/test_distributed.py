@@ -18,6 +18,7 @@ from magnet import distributed
 from magnet.errors import UserError
 from magnet.faces import Faces
 from magnet.maddpg import MADDPG
+from magnet.stopping import goes_on
 
 FULL = {
     "gamma": 0.9, "replay_fraction": 0.25, "lambda_generator": 0.5, "lambda_discriminator": 0.5, "r1": 0.1,
@@ -77,7 +78,7 @@ def play_together(rank, folder):
         play(game, folder, f"rank{rank}")
         play(game, folder, f"rank{rank}", start="alone")
     stop, evaluation = SimpleNamespace(signal=signal.SIGTERM if rank else 0), SimpleNamespace(patience_ended=False)
-    further = train.goes_on(SimpleNamespace(steps=1), evaluation, 2, stop)
+    further = goes_on(SimpleNamespace(steps=1), evaluation, 2, stop)
     distributed.refuse_differing(seed=0)
     try:
         distributed.refuse_differing(seed=0, images=str(rank))

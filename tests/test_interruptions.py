@@ -11,6 +11,7 @@ from test_train import PER_EPOCH, TINY, differences, finish, metrics, start, sta
 import train
 from magnet import checkpoint
 from magnet.logbook import sole_owner
+from magnet.stopping import Stop
 
 
 @pytest.mark.parametrize("k", [1, PER_EPOCH, 10])
@@ -52,7 +53,7 @@ def test_a_signal_finishes_the_step_saves_and_goes_on_bit_for_bit(place, number,
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_of_either_kind_ends_the_program_at_once(first):
-    stop = train.Stop()
+    stop = Stop()
     signal.raise_signal(first)
     assert stop.signal == first
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == [signal.SIG_DFL] * 2
