@@ -8,6 +8,10 @@ else
 BIN := .venv/bin
 endif
 
+# Files of tests are shared out among processes, one for each core; each computes with one thread.
+test test-long: export OMP_NUM_THREADS = 1
+SHARED_OUT := -n auto --dist loadfile
+
 .PHONY: demo test test-long clean
 
 demo: .venv/ready
@@ -16,10 +20,10 @@ demo: .venv/ready
 test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SHARED_OUT)
 
 test-long: .venv/ready
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest $(SHARED_OUT) -m long
 
 .venv/ready: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
