@@ -172,7 +172,7 @@ def build(config: Config, pixels, path: Path | None, saved: dict | None):
 def trial(config: Config, pixels) -> int | None:
     """Bytes that the process has at its peak if it trains: it makes two steps and a grid, and throws them away.
 
-    None where the system does not tell. Raises UserError.
+    Images that stay in their file are not among them. None where the system does not tell. Raises UserError.
     """
     from magnet.memory import peak
     from magnet.sampling import FixedGrids
@@ -208,6 +208,7 @@ def start(given: dict, commands: argparse.Namespace, owned: ExitStack) -> int:
     check(config)
     config = settle(config)
     distributed.refuse_uneven(config)
+    distributed.refuse_differing(settings=dataclasses.asdict(config), dry_run=commands.dry_run)
     refuse_too_large(config)
     print(json.dumps(dataclasses.asdict(config), indent=2))
     if config.points:
@@ -220,13 +221,13 @@ def start(given: dict, commands: argparse.Namespace, owned: ExitStack) -> int:
             )  # fmt: skip
     print(summary(config, len(pixels)))
     if commands.dry_run:
+        del saved
         if taken := trial(config, pixels):
             print(f"{'memory in all, by two steps and a grid':<40} {taken / 2**20:>12,.0f} MiB")
         return 0
 
     trainer, evaluation = build(config, pixels, path, saved)
-    settings = dataclasses.asdict(config)
-    distributed.refuse_differing(settings=settings, images=trainer.faces.fingerprint, checkpoint=trainer.steps)
+    distributed.refuse_differing(images=trainer.faces.fingerprint, checkpoint=trainer.steps)
     judge = trainer.discriminators[0].name
     del saved  # as large as the trainer
     total = config.epochs * trainer.steps_per_epoch
@@ -241,6 +242,7 @@ def start(given: dict, commands: argparse.Namespace, owned: ExitStack) -> int:
     if not first:
         while goes_on(trainer, evaluation, total, stop):
             trainer.step()
+        distributed.agreed(0)  # once the first has saved: torchrun may stop all when one ends
         return 128 + stop.signal if stop.signal else 0
     if not run:
         run = new_run(Path(config.models_dir), config.name)
@@ -251,6 +253,7 @@ def start(given: dict, commands: argparse.Namespace, owned: ExitStack) -> int:
     print(f"Run folder: {run}")
     try:
         train(config, run, trainer, evaluation, total, stop)
+        distributed.agreed(0)
     except Diverged as error:
         again = f"`python3 train.py --resume {run} --lr {config.lr / 2:g}`"
         raise Diverged(f"{error}; the last good checkpoint stays, go on from it with {again}.") from error
@@ -294,9 +297,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    status = main()
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        from magnet.distributed import leave
+        from magnet.distributed import leave_after
 
-        leave(status)
-    sys.exit(status)
+        leave_after(main)
+    sys.exit(main())

@@ -99,13 +99,16 @@ def measure_first_step(config: Config, words: list[str], repeats: int) -> dict:
     from magnet.faces import load_faces
 
     if not config.points:
-        load_faces(config.data, config.image_size, cache_dir=CACHE, hold_out=config.hold_out)
+        load_faces(
+            config.data, config.image_size, cache_dir=CACHE, hold_out=config.hold_out,
+            skip_bad_images=config.skip_bad_images,
+        )  # fmt: skip
     seconds = []
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as models:
             child = [sys.executable, __file__, "--first-step", *words, "--models-dir", models]
             start = time.time()
-            told = subprocess.run(child, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True, cwd=ROOT)
+            told = subprocess.run(child, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
             seconds.append(float(told.stdout.split()[-1]) - start)
     return spread(seconds)
 

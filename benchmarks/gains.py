@@ -84,7 +84,7 @@ WITHOUT = {  # what is done to a trainer, and to its config
     "Adam with foreach": (lambda trainer: other_adam(trainer, foreach=True), {}),
     "Adam in a plain loop": (lambda trainer: other_adam(trainer, foreach=False, fused=False), {}),
     "targets one by one": (targets_one_by_one, {}),
-    "metrics read at once": (read_at_once, {}),
+    "metrics read back each step": (read_at_once, {}),  # as it is they are not read back here at all
     "none of these means": (all_of_these, {"precision": "fp32"}),
 }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
@@ -23,7 +23,10 @@ GAMMA, TAU = 0.95, 0.01
 
 
 def loader(folder: Path, config: Config, workers: int) -> Iterator[Tensor]:
-    """Shuffled batches (B, 3, S, S) in [-1, 1] without end, of the images in the folders inside `folder`."""
+    """Random batches (B, 3, S, S) in [-1, 1], of the images in the folders inside `folder`.
+
+    Without end: epochs of so few images would end, and workers begin anew, more often than CelebA's do.
+    """
     prepare = transforms.Compose([
         transforms.Resize(config.image_size),
         transforms.CenterCrop(config.image_size),
@@ -31,18 +34,18 @@ def loader(folder: Path, config: Config, workers: int) -> Iterator[Tensor]:
         transforms.ToTensor(),
         transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     ])  # fmt: skip
+    images = ImageFolder(folder, prepare)
+    chosen = RandomSampler(images, replacement=True, num_samples=10**9)
     batches = DataLoader(
-        ImageFolder(folder, prepare), config.batch_size, shuffle=True, drop_last=True, num_workers=workers,
-        persistent_workers=workers > 0, pin_memory=config.device != "cpu",
-    )  # fmt: skip
-    while True:
-        for images, _ in batches:
-            yield images.to(config.device)
+        images, config.batch_size, sampler=chosen, num_workers=workers, pin_memory=config.device != "cpu"
+    )
+    for batch, _ in batches:
+        yield batch.to(config.device)
 
 
 def adam(network: nn.Module, config: Config) -> torch.optim.Adam:
-    """DCGAN's optimizer, one parameter after the other."""
-    return torch.optim.Adam(network.parameters(), config.lr, (config.beta1, config.beta2), foreach=False, fused=False)
+    """DCGAN's optimizer, in the form that PyTorch chooses."""
+    return torch.optim.Adam(network.parameters(), config.lr, (config.beta1, config.beta2))
 
 
 def dcgan(folder: Path, config: Config, workers: int) -> Callable[[], float]:
@@ -74,8 +77,8 @@ def dcgan(folder: Path, config: Config, workers: int) -> Callable[[], float]:
 def five_networks(folder: Path, config: Config, workers: int) -> Callable[[], float]:
     """One step of MAGNET's five networks in the published order, each update with passes of its own.
 
-    Three DataLoaders: states, the real images that come next, and those that come after them. Act with noise; then D's
-    critic, D, G's critic, G_a and G; then all targets.
+    Three DataLoaders, each of which draws for itself: states, the real images that come next, and those that come after
+    them. Act with noise; then D's critic, D, G's critic, G_a and G; then all targets. There is no ring.
     """
     networks = generator_networks(config) | {
         {"actor": "judge", "critic": "judge's critic"}[key]: net for key, net in discriminator_networks(config).items()
@@ -86,7 +89,7 @@ def five_networks(folder: Path, config: Config, workers: int) -> Callable[[], fl
     states, following, later = (loader(folder, config, workers) for _ in range(3))
     actor, generator, critic, judge, judges_critic = networks.values()
     target_actor, target_generator, target_critic, target_judge, target_judges_critic = targets.values()
-    memory = actor.first_memory(config.batch_size)
+    memory, played = actor.first_memory(config.batch_size), 0
     squared, entropy = nn.MSELoss(), nn.BCELoss()
     ones = torch.ones(config.batch_size, device=config.device)
 
@@ -97,23 +100,26 @@ def five_networks(folder: Path, config: Config, workers: int) -> Callable[[], fl
         return loss.item()
 
     def step() -> float:
-        nonlocal memory
+        nonlocal memory, played
+        if played % config.episode_length == 0:
+            memory = actor.first_memory(config.batch_size)
         state, real, after = next(states), next(following), next(later)
         with torch.no_grad():
             z, next_memory = actor(state, memory)
             z = z + NOISE * torch.randn_like(z)
             fake = generator(z)
             p_real, p_fake = judge(real).sigmoid(), judge(fake).sigmoid()
-            reward_g, reward_d = p_fake.log(), p_real.log() + (1 - p_fake).log()
+            shown, judged = torch.cat([real, fake]), torch.cat([p_real, p_fake])[:, None]
+            reward_g, reward_d = p_fake.log(), torch.cat([p_real.log(), (1 - p_fake).log()])
             next_z, _ = target_actor(real, next_memory)
-            next_p = target_judge(after).sigmoid()
-            value_d = target_judges_critic(after, next_p[:, None])
+            next_shown = torch.cat([after, target_generator(next_z)])
+            value_d = target_judges_critic(next_shown, target_judge(next_shown).sigmoid()[:, None])
             value_g = target_critic(real, next_z)
 
-        total = learn("judge's critic", squared(judges_critic(real, p_real[:, None]), reward_d + GAMMA * value_d))
-        policy = judge(real).sigmoid()
-        loss = entropy(policy, ones) + entropy(judge(fake).sigmoid(), 0 * ones)
-        total += learn("judge", loss - judges_critic(real, policy[:, None]).mean())
+        total = learn("judge's critic", squared(judges_critic(shown, judged), reward_d + GAMMA * value_d))
+        policy = torch.cat([judge(real).sigmoid(), judge(fake).sigmoid()])
+        loss = entropy(policy, torch.cat([ones, 0 * ones]))
+        total += learn("judge", loss - judges_critic(shown, policy[:, None]).mean())
         total += learn("critic", squared(critic(state, z), reward_g + GAMMA * value_g))
         total += learn("actor", -critic(state, actor(state, memory)[0]).mean())
         total += learn("generator", entropy(judge(generator(z)).sigmoid(), ones))
@@ -121,7 +127,7 @@ def five_networks(folder: Path, config: Config, workers: int) -> Callable[[], fl
             for key, target in targets.items():
                 for old, new in zip(target.parameters(), networks[key].parameters(), strict=True):
                     old.copy_(TAU * new + (1 - TAU) * old)
-        memory = next_memory
+        memory, played = next_memory, played + 1
         return total
 
     return step

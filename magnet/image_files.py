@@ -76,10 +76,10 @@ def load_image(path: Path, image_size: int) -> np.ndarray:
         if status.st_size > MAX_FILE_BYTES:
             raise ValueError(f"{status.st_size:,} bytes, more than {MAX_FILE_BYTES:,}")
         file = io.BytesIO(path.read_bytes())
-        scans = file.getvalue().count(b"\xff\xda")  # in other data by chance, one in 65,536 bytes
-        if scans > MAX_SCANS:
-            raise ValueError(f"{scans:,} scans, more than {MAX_SCANS}")
         with Image.open(file, formats=("JPEG", "PNG")) as image:  # reads the header alone
+            scans = file.getvalue().count(b"\xff\xda")  # in other data by chance, one in 65,536 bytes
+            if scans > MAX_SCANS and image.format != "PNG":
+                raise ValueError(f"{scans:,} scans, more than {MAX_SCANS}")
             w, h = image.size
             if w * h > MAX_PIXELS:
                 raise ValueError(f"{w} x {h} pixels, more than {MAX_PIXELS:,}")

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from magnet.errors import UserError
-from magnet.image_files import find_images, load_image
+from magnet.image_files import MAX_SCANS, find_images, load_image
 
 
 def picture(width=40, height=48, seed=0):
@@ -120,6 +120,15 @@ def test_palette_with_transparency_is_read_without_a_warning(tmp_path):
         warnings.simplefilter("error")
         pixels = load_image(tmp_path / "a.png", 32)
     assert equal(pixels, pillow(Image.open(tmp_path / "a.png").convert("RGBA"), 32))
+
+
+def test_a_png_that_holds_the_bytes_of_a_jpegs_scans_is_none(tmp_path):
+    pixels = np.tile(np.array([255, 218], np.uint8), (100, 50))
+    picture = Image.fromarray(pixels)
+    picture.putpalette([i for i in range(256) for _ in range(3)])
+    picture.save(tmp_path / "a.png", compress_level=0)
+    assert (tmp_path / "a.png").read_bytes().count(b"\xff\xda") > MAX_SCANS
+    assert equal(load_image(tmp_path / "a.png", 32), pillow(Image.open(tmp_path / "a.png"), 32))
 
 
 def test_16_bit_grey_keeps_its_upper_byte(tmp_path):
