@@ -380,6 +380,7 @@ def image_members(infos: list[zipfile.ZipInfo], packed_size: int, images: int | 
 
 
 def decode_all(folder: Path) -> None:
+    """Raises BadArchive unless every image in the folder decodes."""
     images = sorted(folder.iterdir())
     with ThreadPool() as pool:
         for error in tqdm(pool.imap(decoding_error, images, chunksize=64), total=len(images), desc="Decoding"):
@@ -388,6 +389,7 @@ def decode_all(folder: Path) -> None:
 
 
 def decoding_error(path: Path) -> str | None:
+    """Why the image does not decode; None if it does."""
     try:
         with Image.open(path, formats=("JPEG",)) as image:
             image.load()
