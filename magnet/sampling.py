@@ -18,7 +18,7 @@ from magnet.networks import Convolutions, WholeBatchNorm
 from magnet.randomness import stream
 
 BATCHES, BATCH = 16, 128  # over which the statistics are taken;
-GRID_BATCHES = 4  # for the grids of a run, at which people look while it waits
+GRID_BATCH = 32  # for the grids of a run, at which people look while it waits
 # States that G_a sees before it is sampled. In training z is normalised over a batch whose rows have all seen equally
 # many; over an episode the first answers lie nearer to each other, and with the statistics of the later ones they look
 # alike. After 8 states nothing changes any more (measured: the README's differences).
@@ -78,26 +78,31 @@ class Sampler:
     """G and G_a of one agent, as they stand now, ready to be sampled. Draws nothing from the run's own generators."""
 
     def __init__(
-        self, agent: GeneratorAgent, faces: Faces | None, seed: int = 0, averaged: bool = True, batches: int = BATCHES
+        self, agent: GeneratorAgent, faces: Faces | None, seed: int = 0, averaged: bool = True, batch: int = BATCH
     ):  # fmt: skip
         """faces: whose states G_a answers; None if only prior samples are wanted, or there is no G_a (a plain GAN).
 
-        averaged: sample the targets, running averages of the trained networks; else these themselves. batches: over
-        how many the statistics are taken.
+        averaged: sample the targets, running averages of the trained networks; else these themselves. batch: inputs in
+        each of the batches over which the statistics are taken; `remembered` (batch, 2, layers, hidden) is what G_a
+        remembers after these, in the middle of an episode.
         """
-        self.batches = batches
+        self.batch = batch
         self.random = stream(seed, "sampler", agent.device)
         self.config, self.device, self.faces = agent.config, agent.device, faces
         networks = agent.targets if averaged else agent.networks
         self.generator = with_own_statistics(networks["generator"], self._show_noise)
         if faces:
-            memory = self._remember(trained_alone(networks["actor"]), BATCH)
-            self.actor = with_own_statistics(networks["actor"], lambda actor: self._play(actor, memory, batches))
+            self.remembered = self._remember(trained_alone(networks["actor"]), batch)
+            self.actor = with_own_statistics(networks["actor"], self._show_states)
 
     def _show_noise(self, generator: nn.Module) -> None:
-        for _ in range(self.batches):
-            generator(self.noise(BATCH))
+        for _ in range(BATCHES):
+            generator(self.noise(self.batch))
 
+    def _show_states(self, actor: nn.Module) -> None:
+        self.remembered = self._play(actor, self.remembered, BATCHES)
+
+    @torch.no_grad()
     def _play(self, actor: nn.Module, memory: Tensor, states: int) -> Tensor:
         """Answers random states one after another; returns the memory at the end."""
         for _ in range(states):
@@ -107,7 +112,6 @@ class Sampler:
     def _remember(self, actor: nn.Module, count: int) -> Tensor:
         return self._play(actor, actor.first_memory(count), min(WARM_UP, self.config.episode_length - 1))
 
-    @torch.no_grad()
     def memory(self, count: int) -> Tensor:
         """What G_a remembers (count, 2, layers, hidden) in the middle of an episode, after some random states."""
         return self._remember(self.actor, count)
@@ -211,9 +215,10 @@ class FixedGrids:
         """The grids of the present networks by name, "prior" and "policy": (N, 3, S, S) in [-1, 1] each."""
         answering = "actor" in self.agents[0].networks
         faces = self.faces if answering else None
-        samplers = [Sampler(agent, faces, batches=GRID_BATCHES) for agent in self.agents]
+        samplers = [Sampler(agent, faces, batch=max(GRID_BATCH, len(self.state))) for agent in self.agents]
         grids = {"prior": torch.cat([self.faces.grid(sampler.prior(self.z)) for sampler in samplers])}
         if answering:
-            answers = [sampler.policy(self.state, sampler.memory(len(self.state)))[0] for sampler in samplers]
+            count = len(self.state)
+            answers = [sampler.policy(self.state, sampler.remembered[:count])[0] for sampler in samplers]
             grids["policy"] = torch.cat([self.faces.grid(answer, self.state) for answer in answers])
         return grids

@@ -16,7 +16,7 @@ from magnet.evaluation import Evaluation
 from magnet.faces import to_uint8
 from magnet.metrics import sliced_wasserstein
 from magnet.randomness import stream
-from magnet.sampling import GRID_BATCHES, FixedGrids, Sampler, draw
+from magnet.sampling import GRID_BATCH, FixedGrids, Sampler, draw
 
 REPLAY = {"replay_fraction": 0.25, "answers": 2}
 OPTIONS = {  # with two agents of each kind
@@ -146,7 +146,7 @@ def test_grids_have_rows_for_each_generator_of_the_same_noise_and_states(generat
     assert len(drawn["prior"]) == len(drawn["policy"]) == generators * rows * 8
     for i, agent in enumerate(trainer.generators):
         mine = drawn["prior"][i * rows * 8 : (i + 1) * rows * 8]
-        assert torch.equal(mine, Sampler(agent, trainer.faces, batches=GRID_BATCHES).prior(grids.z))
+        assert torch.equal(mine, Sampler(agent, trainer.faces, batch=GRID_BATCH).prior(grids.z))
         assert torch.equal(drawn["policy"][i * rows * 8 :: 2][: rows * 4], grids.state)
 
 

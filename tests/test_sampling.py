@@ -1,6 +1,8 @@
 """Samplers: exact statistics of their own, the run untouched."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,8 +16,10 @@ import sample
 import train
 from magnet.maddpg import MADDPG
 from magnet.sampling import (
+    BATCHES,
     LANGEVIN_STEP,
     LANGEVIN_STEPS,
+    WARM_UP,
     FixedGrids,
     Guide,
     Sampler,
@@ -31,6 +35,15 @@ def trainer():
     for _ in range(5):
         trainer.step()
     return trainer
+
+
+@contextmanager
+def inputs_of(trainer: MADDPG, name: str) -> Iterator[list[tuple]]:
+    """What is given to copies of a generator's averaged network that are made inside."""
+    given = []
+    hook = trainer.generators[0].targets[name].register_forward_pre_hook(lambda _, inputs: given.append(inputs))
+    yield given
+    hook.remove()
 
 
 def test_the_statistics_are_plain_averages_over_what_is_shown():
@@ -209,9 +222,23 @@ def test_an_ending_that_pillow_reads_but_cannot_write_is_one_sentence(run, capsy
     assert capsys.readouterr().err.splitlines()[-1].endswith("end faces.psd in .png.")
 
 
-def test_as_many_batches_are_shown_as_were_asked_for(trainer):
-    for batches in (1, 3):
-        sampler = Sampler(trainer.generators[0], trainer.faces, batches=batches)
+def test_the_statistics_are_of_as_many_inputs_as_the_batches_hold(trainer):
+    for batch in (4, 6):
+        with inputs_of(trainer, "generator") as noise, inputs_of(trainer, "actor") as states:
+            sampler = Sampler(trainer.generators[0], trainer.faces, batch=batch)
+        assert {len(inputs[0]) for inputs in noise + states} == {batch}
         for network in (sampler.generator, sampler.actor):
             counts = {int(value) for key, value in network.state_dict().items() if "num_batches" in key}
-            assert counts == {batches}
+            assert counts == {BATCHES}
+
+
+def test_grids_go_on_from_what_the_generator_agent_remembers_after_its_statistics(trainer):
+    grids = FixedGrids(trainer.generators, trainer.faces, 0)
+    with inputs_of(trainer, "actor") as passes:
+        grids.draw()
+    (before, memory), (state, remembered) = passes[-2:]
+    assert len(passes) == min(WARM_UP, trainer.config.episode_length - 1) + BATCHES + 1 and not passes[0][1].any()
+    assert torch.equal(state, grids.state)
+    actor = Sampler(trainer.generators[0], trainer.faces, batch=len(before)).actor.train()
+    with torch.no_grad():
+        torch.testing.assert_close(remembered, actor(before, memory)[1][: len(state)])
