@@ -83,8 +83,7 @@ class Sampler:
         """faces: whose states G_a answers; None if only prior samples are wanted, or there is no G_a (a plain GAN).
 
         averaged: sample the targets, running averages of the trained networks; else these themselves. batch: inputs in
-        each of the batches over which the statistics are taken; `remembered` (batch, 2, layers, hidden) is what G_a
-        remembers after these, in the middle of an episode.
+        each of the batches over which the statistics are taken.
         """
         self.batch = batch
         self.random = stream(seed, "sampler", agent.device)
@@ -92,6 +91,7 @@ class Sampler:
         networks = agent.targets if averaged else agent.networks
         self.generator = with_own_statistics(networks["generator"], self._show_noise)
         if faces:
+            # What G_a remembers in the middle of an episode (batch, 2, layers, hidden), seen as in training.
             self.remembered = self._remember(trained_alone(networks["actor"]), batch)
             self.actor = with_own_statistics(networks["actor"], self._show_states)
 
@@ -100,17 +100,22 @@ class Sampler:
             generator(self.noise(self.batch))
 
     def _show_states(self, actor: nn.Module) -> None:
-        self.remembered = self._play(actor, self.remembered, BATCHES)
+        left = self.config.episode_length - self._warm_up
+        for t in range(BATCHES):
+            if t % left == 0:
+                memory = self.remembered  # at first, and where an episode would end
+            _, memory = actor(self.state(self.batch), memory)
+
+    @property
+    def _warm_up(self) -> int:
+        return min(WARM_UP, self.config.episode_length - 1)
 
     @torch.no_grad()
-    def _play(self, actor: nn.Module, memory: Tensor, states: int) -> Tensor:
-        """Answers random states one after another; returns the memory at the end."""
-        for _ in range(states):
-            _, memory = actor(self.state(len(memory)), memory)
-        return memory
-
     def _remember(self, actor: nn.Module, count: int) -> Tensor:
-        return self._play(actor, actor.first_memory(count), min(WARM_UP, self.config.episode_length - 1))
+        memory = actor.first_memory(count)
+        for _ in range(self._warm_up):
+            _, memory = actor(self.state(count), memory)
+        return memory
 
     def memory(self, count: int) -> Tensor:
         """What G_a remembers (count, 2, layers, hidden) in the middle of an episode, after some random states."""

@@ -232,13 +232,16 @@ def test_the_statistics_are_of_as_many_inputs_as_the_batches_hold(trainer):
             assert counts == {BATCHES}
 
 
-def test_grids_go_on_from_what_the_generator_agent_remembers_after_its_statistics(trainer):
+@pytest.mark.parametrize("length", [1, 6, 25])
+def test_the_generator_agent_is_sampled_in_the_middle_of_an_episode(length):
+    trainer = MADDPG(small_config(episode_length=length), small_faces(), CPU)
     grids = FixedGrids(trainer.generators, trainer.faces, 0)
     with inputs_of(trainer, "actor") as passes:
         grids.draw()
-    (before, memory), (state, remembered) = passes[-2:]
-    assert len(passes) == min(WARM_UP, trainer.config.episode_length - 1) + BATCHES + 1 and not passes[0][1].any()
-    assert torch.equal(state, grids.state)
-    actor = Sampler(trainer.generators[0], trainer.faces, batch=len(before)).actor.train()
-    with torch.no_grad():
-        torch.testing.assert_close(remembered, actor(before, memory)[1][: len(state)])
+    memories, before = [memory for _, memory in passes], min(WARM_UP, length - 1)
+    assert len(passes) == before + BATCHES + 1
+    assert not memories[0].any() and all(memory.any() for memory in memories[1:before])
+    starts = [t for t in range(before, before + BATCHES) if torch.equal(memories[t], memories[before])]
+    assert starts == list(range(before, before + BATCHES, length - before)), "no more states than an episode has"
+    assert torch.equal(memories[-1], memories[before][: len(grids.state)]), "a grid's states come after those before"
+    assert torch.equal(passes[-1][0], grids.state)
