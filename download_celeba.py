@@ -16,43 +16,22 @@ Exit codes: 0 done or nothing to do, 1 failure (network, archive, disk), 2 wrong
 import argparse
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import json
 import logging
 import os
-import re
 import shutil
-import stat
 import sys
 import threading
 import time
-import zipfile
-import zlib
 from collections.abc import Iterator
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import filelock
 import gdown
-from PIL import Image
-from tqdm import tqdm
 
-from magnet.errors import one_line
-
-
-@dataclasses.dataclass(frozen=True)
-class Archive:
-    """Where an archive, or the list, is and what it must be; None accepts anything."""
-
-    url: str
-    size: int | None  # bytes
-    md5: str | None
-    images: int | None
-    name: str = "img_align_celeba.zip"
-    head: bytes = rb"PK\x03\x04"  # a pattern of its first bytes: web pages come under any name
-    by_hand: str = "--from-zip"  # how the program takes a file that was fetched by hand
-
+from magnet.archive import FOLDER, MAX_UNPACKED, Archive, BadArchive, require_space, unpack, verify
+from magnet.errors import UserError, one_line
 
 CELEBA = Archive(
     url="https://drive.google.com/file/d/0B7EVK8r0v71pZjFTYXZWM3FlRnM/view?resourcekey=0-dYn9z10tMJOBAkviAcfdyQ",
@@ -71,21 +50,10 @@ ATTRIBUTES = Archive(
 )
 HOMEPAGE = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 DATA_DIR = Path("data/celeba")
-FOLDER = "img_align_celeba"  # in the archive and on disk
 MARKER = ".complete.json"
 TIMEOUT = (10, 60)  # seconds to connect, and between two bytes of the answer
 PATIENCE = 600  # seconds for half a megabyte: what keeps to the TIMEOUT can still take for ever
 RETRIES = 5  # Drive cuts downloads that take an hour
-MAX_UNPACKED = 4_000_000_000  # bytes, also of an archive of any size; the official images are 1.4 GB
-MAX_RATIO = 20  # unpacked to packed; JPEGs hardly shrink, so the official archive is near 1
-
-
-class Failure(Exception):
-    """What went wrong and how to mend it, for the person at the terminal."""
-
-
-class BadArchive(Exception):
-    """What is wrong with an archive; reading it again will not help."""
 
 
 def main(argv: list[str] | None = None, archive: Archive | None = None) -> int:
@@ -104,8 +72,8 @@ def main(argv: list[str] | None = None, archive: Archive | None = None) -> int:
     except KeyboardInterrupt:
         print("\nStopped; the same command goes on from here.", file=sys.stderr)
         return 130
-    except Failure as error:
-        print(f"error: {one_line(str(error))}", file=sys.stderr)  # names and servers may have written it
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
         print(f"error: {one_line(str(error))}; mend that and run the same command again", file=sys.stderr)
@@ -140,7 +108,7 @@ def install(archive: Archive, data_dir: Path, from_zip: Path | None, keep_zip: b
                 fetched(archive, work).unlink(missing_ok=True)
             return
         if any((data_dir / FOLDER).glob("*")) or any(data_dir.glob("*.jpg")):
-            raise Failure(f"{data_dir} has other images or part of a set: use them, or move them away and run again")
+            raise UserError(f"{data_dir} has other images or part of a set: use them, or move them away and run again")
         with checked(archive, work, data_dir, from_zip, keep_zip) as (path, folder, record):
             record["images"] = unpack(path, archive, folder)
             publish(folder, record, data_dir)
@@ -170,7 +138,7 @@ def checked(
 ) -> Iterator[tuple[Path, Path, dict]]:
     """Within: the archive's file, found right; a folder yet to be made, for what comes of it; a record of its origin.
 
-    BadArchive becomes Failure. Afterwards the folder goes, and if all went well and not `keep`, what was downloaded.
+    BadArchive becomes UserError. Afterwards the folder goes, and if all went well and not `keep`, what was downloaded.
     """
     path = from_file or download(archive, work, data_dir)
     folder = work / f"{FOLDER}.tmp-{os.getpid()}"
@@ -179,7 +147,7 @@ def checked(
     except BadArchive as error:
         if not from_file:
             path = path.replace(path.with_name(path.name + ".bad"))
-        raise Failure(f"{path} is {error}. {by_hand(archive, data_dir)}") from error
+        raise UserError(f"{path} is {error}. {by_hand(archive, data_dir)}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if not from_file and not keep:
@@ -187,13 +155,13 @@ def checked(
 
 
 def say_if_right(target: Path, archive: Archive) -> bool:
-    """True, and a sentence, if the file is there and is the archive's. Raises Failure if it is another."""
+    """True, and a sentence, if the file is there and is the archive's. Raises UserError if it is another."""
     if not target.exists():
         return False
     try:
         verify(target, archive)
     except BadArchive as error:
-        raise Failure(f"{target} is {error}: move it away and run the same command again") from error
+        raise UserError(f"{target} is {error}: move it away and run the same command again") from error
     print(f"Nothing to do: {target} is there")
     return True
 
@@ -237,12 +205,6 @@ def work_folder(data_dir: Path) -> Iterator[Path]:
         lock.release()
 
 
-def require_space(folder: Path, needed: float) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise Failure(f"{folder} needs {needed / 1e9:.2f} GB and has {free / 1e9:.2f} GB: make room, or use --data-dir")
-
-
 def by_hand(archive: Archive, data_dir: Path) -> str:
     command = f'python3 download_celeba.py --data-dir "{data_dir}" {archive.by_hand} PATH'
     return f"Open {archive.url} in a browser, save the file, and run: {command} (if repacked, with --any-archive)"
@@ -275,29 +237,29 @@ def download(archive: Archive, work: Path, data_dir: Path) -> Path:
                     archive.url, str(path), resume=True, retries=RETRIES, timeout=TIMEOUT, use_cookies=False, **options
                 )
             break
-        except Failure:
+        except UserError:
             begin_anew()
             raise
         except gdown.FileURLRetrievalError as error:
-            raise Failure(f"Google Drive refuses, often for its daily quota. {by_hand(archive, data_dir)}") from error
+            raise UserError(f"Google Drive refuses, often for its daily quota. {by_hand(archive, data_dir)}") from error
         except (gdown.DownloadError, OSError, ValueError) as error:
             reason = " ".join(str(error).split())
             if attempt == 2 or "byte range" not in reason:
-                raise Failure(f"{archive.url} stopped ({reason}): run the same command again to go on") from error
+                raise UserError(f"{archive.url} stopped ({reason}): run the same command again to go on") from error
             begin_anew()  # the server cannot go on in the middle
     return path
 
 
 @contextlib.contextmanager
 def supervised(archive: Archive, data_dir: Path) -> Iterator[dict]:
-    """Within, options for gdown.download: Failure if it gets more than the archive, OSError if it all but stalls."""
+    """Within, options for gdown.download: UserError if it gets more than the archive, OSError if it all but stalls."""
     stalled, timer = threading.Event(), None
     most = archive.size or MAX_UNPACKED
 
     def watch(received: int, total: int | None = None) -> None:  # gdown calls it after each half a megabyte
         nonlocal timer
         if received > most:
-            raise Failure(f"{archive.url} sends more than {most:,} bytes: not the file. {by_hand(archive, data_dir)}")
+            raise UserError(f"{archive.url} sends more than {most:,} bytes: not the file. {by_hand(archive, data_dir)}")
         if timer:
             timer.cancel()
         timer = threading.Timer(PATIENCE, stalled.set)
@@ -311,91 +273,6 @@ def supervised(archive: Archive, data_dir: Path) -> Iterator[dict]:
         raise TimeoutError(f"less than half a megabyte in {PATIENCE} seconds") from error
     finally:
         timer.cancel()
-
-
-def verify(path: Path, archive: Archive) -> dict:
-    """Size and md5 of the file, which must be the archive's."""
-    with open(path, "rb") as file:
-        head = file.read(8192)
-    if not re.match(archive.head, head):
-        title = re.search(r"<title[^>]*>([^<]*)|$", head.decode(errors="replace"), re.IGNORECASE)[1] or "no title"
-        raise BadArchive(f"not {archive.name} but perhaps a web page ({title[:80]})")
-    size = path.stat().st_size
-    if archive.size not in (None, size):
-        raise BadArchive(f"not the right file: it has {size:,} bytes, not {archive.size:,}")
-    digest = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as file, tqdm(total=size, unit="B", unit_scale=True, desc="Checking") as bar:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-            bar.update(len(piece))
-    md5 = digest.hexdigest()
-    if archive.md5 not in (None, md5):
-        raise BadArchive(f"not the right file: its md5 is {md5}, not {archive.md5}")
-    return {"size": size, "md5": md5}
-
-
-def unpack(path: Path, archive: Archive, folder: Path) -> int:
-    """Unpack the images of the archive into a new folder; returns how many they are."""
-    try:
-        with zipfile.ZipFile(path) as source:
-            members = image_members(source.infolist(), path.stat().st_size, archive.images)
-            require_space(folder.parent, sum(member.file_size + 4096 for member in members))  # a disk rounds up
-            folder.mkdir()
-            for member in tqdm(members, unit=" images", desc="Unpacking"):
-                with source.open(member) as packed, open(folder / Path(member.filename).name, "xb") as image:
-                    shutil.copyfileobj(packed, image)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OSError) as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which a member before the file's start gives
-            raise
-        raise BadArchive(f"damaged ({error})") from error
-    if archive.md5 is None:
-        decode_all(folder)
-    return len(members)
-
-
-def image_members(infos: list[zipfile.ZipInfo], packed_size: int, images: int | None) -> list[zipfile.ZipInfo]:
-    """The images among the members, if all is as in the official archive: nothing else, nothing twice, no bomb."""
-    members = [info for info in infos if info.orig_filename != f"{FOLDER}/"]
-    seen = set()
-    for info in members:
-        name = info.orig_filename  # zipfile mends slashes and null bytes in `filename`
-        if not re.fullmatch(FOLDER + r"/[0-9]{6}\.jpg", name):
-            raise BadArchive(f"unsafe: its member {name!r} is not {FOLDER}/NNNNNN.jpg")
-        if info.flag_bits & 1:
-            raise BadArchive(f"unsafe: its member {name} is encrypted")
-        if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
-            raise BadArchive(f"unsafe: its member {name} is a link or a device")
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise BadArchive(f"unsafe: its member {name} is packed with method {info.compress_type}")
-        if name in seen:
-            raise BadArchive(f"unsafe: its member {name} is there twice")
-        seen.add(name)
-    unpacked_size = sum(info.file_size for info in members)
-    # Compared with the file itself, because members can share bytes in it and so declare more than it has.
-    if unpacked_size > min(MAX_UNPACKED, MAX_RATIO * packed_size):
-        raise BadArchive(f"unsafe: its {packed_size:,} bytes would unpack to {unpacked_size:,}")
-    if not members or images not in (None, len(members)):
-        raise BadArchive(f"not the right archive: it has {len(members):,} images, not {images or 'one or more'}")
-    return members
-
-
-def decode_all(folder: Path) -> None:
-    """Raises BadArchive unless every image in the folder decodes."""
-    images = sorted(folder.iterdir())
-    with ThreadPool() as pool:
-        for error in tqdm(pool.imap(decoding_error, images, chunksize=64), total=len(images), desc="Decoding"):
-            if error:
-                raise BadArchive(f"damaged: {error}")
-
-
-def decoding_error(path: Path) -> str | None:
-    """Why the image does not decode; None if it does."""
-    try:
-        with Image.open(path, formats=("JPEG",)) as image:
-            image.load()
-    except Exception as error:  # Pillow has no common base for what a broken file raises
-        return f"{FOLDER}/{path.name} does not decode as a JPEG ({type(error).__name__})"
-    return None
 
 
 def publish(folder: Path, record: dict, data_dir: Path) -> None:

@@ -9,7 +9,8 @@ def one_line(text: str) -> str:
 class UserError(Exception):
     """A mistake that the user can mend: one sentence that names the file or value and the command that mends it.
 
-    Programs print it without a traceback and exit with status 2. It stays one line whatever a file is called.
+    Programs print it without a traceback and exit with status 2 (download_celeba.py with 1, since
+    network and disk are at fault there). It stays one line whatever a file is called.
     """
 
     def __str__(self) -> str:

@@ -11,7 +11,7 @@ import pytest
 from conftest import SEED, cases
 from downloads import BODY, TINY, picture, tree, zipped
 
-import download_celeba as celeba
+from magnet import archive
 
 pytest_plugins = ["downloads"]
 
@@ -64,7 +64,7 @@ def test_hostile_archive_is_refused_before_unpacking(run, hand_made, tmp_path, m
 def test_limits(run, hand_made, monkeypatch):
     code, error = run("--from-zip", hand_made, archive=dataclasses.replace(TINY, images=7))
     assert code == 1 and "it has 6 images, not 7" in error
-    monkeypatch.setattr(celeba, "MAX_UNPACKED", 100)
+    monkeypatch.setattr(archive, "MAX_UNPACKED", 100)
     code, error = run("--from-zip", hand_made)
     assert code == 1 and "would unpack to" in error
 
