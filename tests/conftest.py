@@ -36,6 +36,9 @@ TINY = {
     "image_size": 32, "width": 4, "nz": 6, "batch_size": 8, "episode_length": 3, "precision": "fp32",
     "gamma": 0.0, "tau": 0.1, "replay_fraction": 0.0, "replay_size": 20, "r1": 0.0, "answers": 1, "latent_step": 0.0,
 }  # fmt: skip
+# All that a trainer can save matters with these: targets, the ring, critics.
+FULL = {"gamma": 0.9, "replay_fraction": 0.25, "lambda_generator": 0.5, "lambda_discriminator": 0.5}
+PRECISIONS = pytest.mark.parametrize("precision", ["fp32", "bf16"])
 
 
 @pytest.fixture
