@@ -88,6 +88,7 @@ def train(config: Config, run: Path, trainer, evaluation, total: int, stop) -> N
 
     per_epoch, last_epoch = trainer.steps_per_epoch, math.ceil(total / trainer.steps_per_epoch)
     grids = FixedGrids(trainer.generators, trainer.faces, config.seed)
+    unit = "point" if config.points else "image"
 
     def show(line: dict | None) -> None:
         if line:
@@ -111,9 +112,7 @@ def train(config: Config, run: Path, trainer, evaluation, total: int, stop) -> N
 
     with (
         Logbook(run, trainer.steps, config.images_per_step, LOG_EVERY) as book,
-        tqdm(
-            total=total * config.images_per_step, initial=trainer.images_seen, unit="image", dynamic_ncols=True
-        ) as bar,
+        tqdm(total=total * config.images_per_step, initial=trainer.images_seen, unit=unit, dynamic_ncols=True) as bar,
     ):
         saved_at = trainer.steps
         if trainer.steps == 0:

@@ -32,6 +32,11 @@ def kept_bytes(network: nn.Module, *inputs: Tensor) -> int:
     return sum(size for storage, size in kept.items() if storage not in own)
 
 
+def size_of(network: nn.Module) -> int:
+    """Its number of parameters."""
+    return sum(p.numel() for p in network.parameters())
+
+
 def summary(config, images: int) -> str:
     """A table of the networks' parameters, and the memory that training on `images` images or points takes, in MiB."""
     parameters, needs = count(config, images)
@@ -90,12 +95,14 @@ def count(config, images: int) -> tuple[dict[str, int], dict[str, float]]:
         if key in networks
     ]
     share = 0.5 if config.precision == "bf16" else 1.0  # of float32, for what convolutions keep
-    weights = [copies * sum(p.numel() for p in network.parameters()) for _, network, _, copies in rows]
+    weights = [copies * size_of(network) for _, network, _, copies in rows]
+    lent = (n - 1) * sum(map(size_of, list(generator["generator"].layers)[1:])) if config.share else 0
+    weights[[network for _, network, *_ in rows].index(generator["generator"])] -= lent
     kept = sum(copies * share * kept_bytes(network, *inputs) for _, network, inputs, copies in rows)
     stored = math.prod(config.shape) * (4 if config.points else 1)  # bytes of one, as the data and the ring hold it
     transition = n * (stored + 4 * (config.nz + memory[0].numel())) + 3 * 8
     needs = {
-        "weights, targets, gradients, optimizers": 4 * WEIGHT_COPIES * sum(weights),
+        "weights, targets, gradients, optimizers": 4 * (WEIGHT_COPIES * sum(weights) + lent),  # targets are not shared
         "one step's activations": kept,
         f"{images:,} {'points' if config.points else 'images'}": images * stored,
         "replay": transition * config.replay_size if config.replay_fraction else 0,

@@ -55,14 +55,20 @@ def test_the_ring_and_the_array_are_counted_to_the_byte():
     assert lines["1,000,000 images"] == pytest.approx(3 * 32**2 * 1e6 / MIB, abs=0.5)
 
 
-def test_several_agents_are_all_counted():
+@pytest.mark.parametrize("share", [False, True])
+def test_several_agents_are_all_counted(share):
     config = small_config(
-        replay_fraction=0.25, replay_size=10, generators=3, discriminators=2, critic="joint", specialise=1.0
-    )
+        replay_fraction=0.25, replay_size=10, generators=3, discriminators=2, critic="joint", specialise=1.0,
+        share=share, width=16,
+    )  # fmt: skip
     trainer = MADDPG(config, small_faces(), CPU)
     lines = summary(config, images=20).splitlines()
-    held = sum(p.numel() for agent in trainer.agents for net in agent.networks.values() for p in net.parameters())
+    held, targets = (
+        sum({id(p): p.numel() for a in trainer.agents for net in nets(a).values() for p in net.parameters()}.values())
+        for nets in (lambda agent: agent.networks, lambda agent: agent.targets)
+    )
     assert sum(int(line.split()[-2].replace(",", "")) for line in lines[:5]) == held
+    assert float(lines[5].split()[-2]) == pytest.approx(4 * (4 * held + targets) / MIB, abs=0.5)
     assert "x 3" in lines[0] and "x 2" in lines[4]
     ring = sum(tensor.numel() * tensor.element_size() for tensor in trainer.replay.ring.values()) / 10 * 10**6
     config = small_config(replay_fraction=0.25, replay_size=10**6, generators=3)
