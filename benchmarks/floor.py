@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from magnet.agent import for_answers, joint
+from magnet.agent import for_answers, joint, leading
 from magnet.maddpg import MADDPG, Batch
 
 FORWARD, TO_INPUTS, TO_PARAMETERS, DOUBLE = KINDS = "forward", "to inputs", "to parameters", "double backward"
@@ -75,26 +75,26 @@ def of_acting(trainer: MADDPG, batch: Batch, learning: bool) -> Iterator[Use]:
     """G_a answers the states, answers go up the slope of D_a's logit, G paints; learning: whether generators will."""
     for i, agent in enumerate(trainer.generators):
         fresh, answers = len(batch.policy[i]), batch.answers[i].detach()
-        painter = agent.networks["generator"]
+        painter, first = agent.networks["generator"], leading(trainer.config, fresh)
         if "actor" in agent.networks:
             actor, state, memory = agent.networks["actor"], batch.state[:fresh], trainer.memories[i]
             parameters = list(actor.parameters()) if learning else []
             yield Use("G_a", "acts", fresh, lambda g=actor, s=state, h=memory: g(s, h)[0], parameters=parameters)
         if trainer.config.latent_step:
             tried, painted = leaf(answers), leaf(batch.images[i][: len(answers)])
-            yield Use("G", "latent step", len(tried), lambda g=painter, z=tried: g(z), at=tried)
+            yield Use("G", "latent step", len(tried), lambda g=painter, z=tried, n=first: g(z, n), at=tried)
             for judge in judges(trainer):
-                yield Use("D_a", "latent step", len(tried), lambda d=judge, x=painted: d(x), at=painted)
+                yield Use("D_a", "latent step", len(tried), lambda d=judge, x=painted, n=first: d(x, n), at=painted)
         z = leaf(batch.z[i])
         yield Use(
-            "G", "paints", len(z), lambda g=painter, z=z: g(z),
+            "G", "paints", len(z), lambda g=painter, z=z, n=first: g(z, n),
             at=z if learning else None, parameters=list(painter.parameters()) if learning else [],
         )  # fmt: skip
 
 
 def of_discriminators(trainer: MADDPG, batch: Batch, told: dict[str, Tensor | None]) -> Iterator[Use]:
     """D_a judges real images (R1 asks its slope there in the same pass) and each generator's; D_c values that."""
-    config = trainer.config
+    config, first = trainer.config, leading(trainer.config, len(batch.policy[0]))
     for j, agent in enumerate(trainer.discriminators):
         judge = agent.networks["actor"]
         parameters, real, fakes = list(judge.parameters()), leaf(batch.real), batch.fakes
@@ -103,7 +103,7 @@ def of_discriminators(trainer: MADDPG, batch: Batch, told: dict[str, Tensor | No
             at=real if config.r1 else None, parameters=parameters, slope=config.r1 > 0,
         )  # fmt: skip
         for fake in fakes:
-            yield Use("D_a", "fake", len(fake), lambda d=judge, x=fake: judged(d, x), parameters=parameters)
+            yield Use("D_a", "fake", len(fake), lambda d=judge, x=fake: judged(d, x, first), parameters=parameters)
         penalised = [leaf(fake[: len(real)]) for fake in fakes] if config.r2 else []
         penalised += [leaf(torch.cat([x[: len(real)] for x in fakes]))] if config.gradient_penalty else []
         for images in penalised:
@@ -126,14 +126,14 @@ def of_discriminators(trainer: MADDPG, batch: Batch, told: dict[str, Tensor | No
 
 def of_generators(trainer: MADDPG, batch: Batch, told: dict[str, Tensor | None]) -> Iterator[Use]:
     """Each D_a judges what G painted, frozen; G_c values the answers."""
-    config = trainer.config
+    config, first = trainer.config, leading(trainer.config, len(batch.policy[0]))
     if config.returns == "relativistic" and config.updates == "alternating":  # D_a has learned since it judged these
         for judge in judges(trainer):
             yield Use("D_a", "real, beside G's", len(batch.real), lambda d=judge, x=batch.real: d(x))
     for i, agent in enumerate(trainer.generators):
         images, z = leaf(batch.images[i]), leaf(batch.z[i])
         for judge in judges(trainer):
-            yield Use("D_a", "teaches G", len(images), lambda d=judge, x=images: judged(d, x), at=images)
+            yield Use("D_a", "teaches G", len(images), lambda d=judge, x=images: judged(d, x, first), at=images)
         if "critic" in agent.networks:
             critic, fresh, count = agent.networks["critic"], len(batch.policy[i]), config.answers
             yield Use(
@@ -171,7 +171,7 @@ def judges(trainer: MADDPG) -> list[torch.nn.Module]:
     return [agent.networks["actor"] for agent in trainer.discriminators]
 
 
-def judged(judge: torch.nn.Module, images: Tensor) -> Tensor:
+def judged(judge: torch.nn.Module, images: Tensor, first: int) -> Tensor:
     """All that D_a says of images (B, ...): its logits and, if it is asked, whose it takes them for: (B, 1 + N)."""
-    logits, names = judge.judge(images)
+    logits, names = judge.judge(images, first)
     return logits if names is None else torch.cat([logits[:, None], names], dim=1)

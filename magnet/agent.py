@@ -41,12 +41,15 @@ def soft_update(target: nn.Module, online: nn.Module, tau: float) -> None:
         moved.copy_(source)
 
 
-def logit_slope(generator: nn.Module, judges: list[nn.Module], z: Tensor) -> Tensor:
-    """dl/dz (B, nz) of the judges' mean logit on G(z), z (B, nz). No parameter gets a gradient."""
+def logit_slope(generator: nn.Module, judges: list[nn.Module], z: Tensor, first: int = 0) -> Tensor:
+    """dl/dz (B, nz) of the judges' mean logit on G(z), z (B, nz), of which the first `first` pass by themselves.
+
+    No parameter gets a gradient.
+    """
     z = z.detach().requires_grad_()
     with frozen([generator, *judges]):
-        images = generator(z)
-        logits = torch.stack([judge(images) for judge in judges]).mean(dim=0)
+        images = generator(z, first)
+        logits = torch.stack([judge(images, first) for judge in judges]).mean(dim=0)
     return torch.autograd.grad(logits.sum(), z)[0]
 
 
@@ -156,6 +159,15 @@ def for_answers(values: Tensor, fresh: int, count: int) -> Tensor:
     -> (count * fresh + B - fresh, ...), the order in which a generator's actions stand.
     """
     return torch.cat([*[values[:fresh]] * count, values[fresh:]])
+
+
+def leading(config, fresh: int) -> int:
+    """How many of a generator's actions pass through G and D_a before the others: the policy's on `fresh` states.
+
+    In one pass with noise BatchNorm would see to it that both together have the statistics of faces, and not each of
+    them. 0 where there is no other answer, or, of points, no BatchNorm.
+    """
+    return fresh if config.answers > 1 and not config.points else 0
 
 
 def as_played(values: Tensor, fresh: int, batch: int) -> Tensor:

@@ -27,13 +27,14 @@ class DiscriminatorAgent(Agent):
     def __init__(self, name: str, config, device: torch.device):
         super().__init__(name, config, device, discriminator_networks(config))
 
-    def act(self, real: Tensor, fakes: list[Tensor]) -> tuple[list[Tensor], list[Tensor | None]]:
+    def act(self, real: Tensor, fakes: list[Tensor], first: int = 0) -> tuple[list[Tensor], list[Tensor | None]]:
         """Logits on real images (B, 3, S, S), then on each generator's (C, 3, S, S): (B,), then (C,) each.
 
         And, with config.specialise, whose it takes them for: (B, N), then (C, N) each. In separate passes, so that
-        BatchNorm normalises real and fake images apart (Radford et al. 2015).
+        BatchNorm normalises real and fake images apart (Radford et al. 2015), and of these the first `first`.
         """
-        logits, names = zip(*[self.networks["actor"].judge(images) for images in (real, *fakes)], strict=True)
+        judge = self.networks["actor"].judge
+        logits, names = zip(judge(real), *[judge(images, first) for images in fakes], strict=True)
         return list(logits), list(names)
 
     def next_logits(self, next_real: Tensor, next_fakes: list[Tensor]) -> list[Tensor]:

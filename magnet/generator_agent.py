@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from magnet import returns
-from magnet.agent import Agent, Metrics, encoder, for_answers, frozen, joint, logit_slope
+from magnet.agent import Agent, Metrics, encoder, for_answers, frozen, joint, leading, logit_slope
 from magnet.distributed import whole
 from magnet.networks import Critic, Generator, GeneratorActor, PointGenerator
 
@@ -69,12 +69,12 @@ class GeneratorAgent(Agent):
         noise, others = noise.split([len(policy), count - len(policy)])
         return policy, torch.cat([returns.explore(policy, sigma=sigma, noise=noise), others]), memory.detach()
 
-    def improved(self, z: Tensor, judges: list[nn.Module]) -> Tensor:
+    def improved(self, z: Tensor, judges: list[nn.Module], first: int = 0) -> Tensor:
         """z (C, nz) after a step up the slope of the judges' mean logit on G(z), without a graph.
 
         Unlike LOGAN's, the players' gradients do not pass through the step.
         """
-        slope = logit_slope(self.networks["generator"], judges, z)
+        slope = logit_slope(self.networks["generator"], judges, z, first)
         return z.detach() + returns.latent_step(slope, self.config.latent_step)
 
     def next_action(self, next_state: Tensor, next_memory: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,7 +102,7 @@ class GeneratorAgent(Agent):
         """
         config, fresh, count = self.config, len(policy), len(answers) // len(policy)
         with frozen(judges):
-            logits, names = zip(*[judge.judge(images) for judge in judges], strict=True)
+            logits, names = zip(*[judge.judge(images, leading(config, fresh)) for judge in judges], strict=True)
             beside = None
             if config.returns == "relativistic":
                 with torch.no_grad():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from magnet.agent import Agent, Metrics, joint_actions
+from magnet.agent import Agent, Metrics, joint_actions, leading
 from magnet.discriminator_agent import DiscriminatorAgent
 from magnet.distributed import average, own, size, whole
 from magnet.environment import FaceGame
@@ -134,16 +134,16 @@ class MADDPG:
         policy, answers, memories = map(list, zip(*acts, strict=True))
         self.memories = [whole(memory) for memory in memories]
 
-        taken = [a.detach() for a in answers]
+        taken, first = [a.detach() for a in answers], leading(self.config, len(state))
         if self.config.latent_step:
             judges = [agent.networks["actor"] for agent in self.discriminators]
-            taken = [agent.improved(a, judges) for agent, a in zip(self.generators, taken, strict=True)]
+            taken = [agent.improved(a, judges, first) for agent, a in zip(self.generators, taken, strict=True)]
         z = [torch.cat([a, old["z"][:, i]]).requires_grad_() for i, a in enumerate(taken)]
-        images = [agent.networks["generator"](a) for agent, a in zip(self.generators, z, strict=True)]
+        images = [agent.networks["generator"](a, first) for agent, a in zip(self.generators, z, strict=True)]
         fresh = len(answers[0])
         fakes = [torch.cat([x.detach()[:fresh], self.faces.unpack(old["image"][:, i])]) for i, x in enumerate(images)]
         real = torch.cat([real, self.faces.batch(old["real"])]).requires_grad_(self.config.r1 > 0)
-        judged = [agent.act(real, fakes) for agent in self.discriminators]
+        judged = [agent.act(real, fakes, first) for agent in self.discriminators]
         return Batch(
             state=torch.cat([state, self.faces.batch(old["state"])]), real=real,
             policy=policy, answers=answers, z=z, images=images, fakes=fakes,

@@ -120,6 +120,16 @@ def point_stack(width: int) -> tuple[nn.Sequential, int]:
     return nn.Sequential(*layers, nn.Linear(width, width), nn.LeakyReLU(0.2)), width
 
 
+def in_parts(layers: nn.Module, x: torch.Tensor, first: int) -> torch.Tensor:
+    """`layers` on the first `first` rows of x, then on the others, so that BatchNorm normalises these apart.
+
+    In one pass if there are none of either.
+    """
+    if not 0 < first < len(x):
+        return layers(x)
+    return torch.cat([layers(part) for part in x.split([first, len(x) - first])])
+
+
 def initialise(module: nn.Module) -> None:
     """DCGAN's start: convolutions N(0, 0.02), BatchNorm gains N(1, 0.02). Linear and LSTM layers keep PyTorch's own."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
@@ -175,9 +185,9 @@ class Generator(nn.Module):
         self.layers = Convolutions(*layers, bf16=bf16)
         self.apply(initialise)
 
-    def forward(self, z: torch.Tensor) -> torch.Tensor:
-        """z (B, nz), about N(0, I) -> images (B, 3, S, S) in [-1, 1]."""
-        return self.layers(z[:, :, None, None])
+    def forward(self, z: torch.Tensor, first: int = 0) -> torch.Tensor:
+        """z (B, nz), about N(0, I) -> images (B, 3, S, S) in [-1, 1]; the first `first` pass by themselves."""
+        return in_parts(self.layers, z[:, :, None, None], first)
 
 
 class PointGenerator(nn.Module):
@@ -188,8 +198,8 @@ class PointGenerator(nn.Module):
         layers = [nn.Linear(nz, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
 
-    def forward(self, z: torch.Tensor) -> torch.Tensor:
-        """z (B, nz), about N(0, I) -> points (B, 2), without bounds."""
+    def forward(self, z: torch.Tensor, first: int = 0) -> torch.Tensor:
+        """z (B, nz), about N(0, I) -> points (B, 2), without bounds; none depends on another."""
         return self.layers(z)
 
 
@@ -211,13 +221,13 @@ class DiscriminatorActor(nn.Module):
                 if hasattr(layer, "weight"):
                     nn.utils.parametrizations.spectral_norm(layer)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """images (B, 3, S, S) in [-1, 1] -> logits (B,); above 0 means real."""
-        return self.judge(images)[0]
+    def forward(self, images: torch.Tensor, first: int = 0) -> torch.Tensor:
+        """images (B, 3, S, S) in [-1, 1] -> logits (B,); above 0 means real. The first `first` pass by themselves."""
+        return self.judge(images, first)[0]
 
-    def judge(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def judge(self, images: torch.Tensor, first: int = 0) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The logits (B,), and how likely each generator made the images, unnormalised (B, names), if it is asked."""
-        features = self.stack(images)
+        features = in_parts(self.stack, images, first)
         return self.logit(features).squeeze(1), self.name(features) if self.name else None
 
 

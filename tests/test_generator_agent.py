@@ -30,13 +30,18 @@ def actions(agent, replayed=2):
     return policy, answers, torch.cat([answers.detach(), old]).requires_grad_()
 
 
+def in_passes(network, values, config):
+    """`network` on the policy's answers and on the others, in a pass each if noise is answered too."""
+    first = FRESH if config.answers > 1 else len(values)
+    return torch.cat([network(part) for part in (values[:first], values[first:]) if len(part)])
+
+
 def update_generator(agent, judges, next_value=None, replayed=2, others=None):
     """One update on fresh rows and others that the seed `replayed` gives. Returns its metrics."""
     policy, answers, z = actions(agent, replayed)
     state = torch.cat([pictures(0, FRESH), pictures(replayed, B - FRESH)])
-    return agent.update(
-        state, pictures(9), z, agent.networks["generator"](z), policy, answers, judges, next_value, others
-    )  # fmt: skip
+    images = in_passes(agent.networks["generator"], z, agent.config)
+    return agent.update(state, pictures(9), z, images, policy, answers, judges, next_value, others)
 
 
 REWARDS = {  # of logits on G's images and on the real ones beside them
@@ -72,13 +77,14 @@ def generator_objectives(agent, judges, next_value=None, others=None):
         )
 
     def reward(z):
-        images, earned, named = agent.networks["generator"](z), [], []
+        images, earned, named = in_passes(agent.networks["generator"], z, config), [], []
         for judge in judges:
             real = judge(pictures(9)).detach()
             beside = torch.cat([real[:FRESH].repeat(config.answers), real[FRESH:]])
-            earned.append(REWARDS[config.returns](judge(images), beside))
+            earned.append(REWARDS[config.returns](in_passes(judge, images, config), beside))
             if config.specialise:
-                named.append(judge.name(judge.stack(images)).log_softmax(dim=1)[:, agent.index])
+                features = in_passes(judge.stack, images, config)
+                named.append(judge.name(features).log_softmax(dim=1)[:, agent.index])
         earned = POOLS[config.pool](torch.stack(earned))
         return earned + config.specialise * sum(named) / len(judges) if named else earned
 

@@ -198,6 +198,20 @@ def test_all_answers_teach_and_the_first_is_played_and_stored(algorithm):
     assert len(trainer.replay) == 2 * FRESH
 
 
+@pytest.mark.parametrize(("answers", "first"), [(1, 8), (3, FRESH)])
+def test_the_policys_answers_pass_through_g_and_d_a_apart_from_those_of_noise(answers, first):
+    trainer = new_trainer(1, 1, replay_fraction=0.25, answers=answers)
+    run(trainer, 1)
+    painter, judge = (copy.deepcopy(agent.networks) for agent in trainer.agents)
+    _, batch = step_and_batch(trainer)
+    (z,), (image,), (fake,), logits = batch.z, batch.images, batch.fakes, batch.logits[0][1]
+    for part in (slice(first), slice(first, None)):
+        if len(z[part]):
+            torch.testing.assert_close(image[part], painter["generator"](z[part]))
+            torch.testing.assert_close(logits[part], judge["actor"](fake[part]))
+            assert not torch.allclose(image[part], painter["generator"](z)[part]) or answers == 1
+
+
 def test_answers_are_improved_before_they_are_shown_stored_and_learned_from():
     config = {"replay_fraction": 0.25, "answers": 2, "exploration": 0.0}
     plain, improving = new_trainer(**config), new_trainer(**config, latent_step=0.5)
@@ -208,7 +222,7 @@ def test_answers_are_improved_before_they_are_shown_stored_and_learned_from():
     step = moved - z
     assert (step.norm(dim=1) > 1e-4).all() and step.norm(dim=1).max() <= 0.5 / (2 * 0.1**0.5)
     assert torch.equal(improving.replay.ring["z"][:FRESH, 0], moved[:FRESH])
-    images = new_trainer(**config).generators[0].networks["generator"](moved)  # the same seed: G as it was
+    images = new_trainer(**config).generators[0].networks["generator"](moved, FRESH)  # the same seed: G as it was
     torch.testing.assert_close(batches[1].fakes[0], images)
 
 
