@@ -165,9 +165,9 @@ def leading(config, fresh: int) -> int:
     """How many of a generator's actions pass through G and D_a before the others: the policy's on `fresh` states.
 
     In one pass with noise BatchNorm would see to it that both together have the statistics of faces, and not each of
-    them. 0 where there is no other answer, or, of points, no BatchNorm.
+    them. 0 where there is nothing to tell apart: one answer alone, a plain GAN's, which are all noise, or no BatchNorm.
     """
-    return fresh if config.answers > 1 and not config.points else 0
+    return fresh if config.answers > 1 and config.algorithm == "magnet" and not config.points else 0
 
 
 def as_played(values: Tensor, fresh: int, batch: int) -> Tensor:
