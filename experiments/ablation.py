@@ -38,6 +38,7 @@ SETTINGS = {
     "lambda-0": ("can actors learn through their critics alone?", CRITICS_ALONE),
     "gan": ("is the game worth its price?", {"algorithm": "gan", "answers": 1, "latent_step": 0.0}),
     "gan-same": ("is it worth more than a GAN with as many fakes and latent steps?", {"algorithm": "gan"}),
+    "gan-answers-1": ("than one with latent steps alone?", {"algorithm": "gan", "answers": 1}),
     "answers-1": ("are answers that are not played worth their price?", {"answers": 1}),
     "latent-step-0": ("do steps of z up D's slope help?", {"latent_step": 0.0}),
     "r1-0": ("must D_a's slopes be penalised?", {"r1": 0.0}),
