@@ -165,13 +165,14 @@ def leading(config, fresh: int) -> int:
     """How many of a generator's actions pass through G and D_a before the others: the policy's on `fresh` states.
 
     In one pass with noise BatchNorm would see to it that both together have the statistics of faces, and not each of
-    them. 0 where there is nothing to tell apart: one answer alone, a plain GAN's, which are all noise, or no BatchNorm.
+    them. The replayed actions, too few for statistics of their own, pass with the noise; all pass together (0) where
+    there is one answer, in a plain GAN, whose answers are all noise, and of points, whose networks have no BatchNorm.
     """
     return fresh if config.answers > 1 and config.algorithm == "magnet" and not config.points else 0
 
 
 def as_played(values: Tensor, fresh: int, batch: int) -> Tensor:
-    """Of `values` (C, ...) in that order the first answers and the replayed ones: (B, ...), B = `batch`."""
+    """Of `values` (C, ...) in `for_answers`' order the first answers and the replayed ones: (B, ...), B = `batch`."""
     return torch.cat([values[:fresh], values[len(values) - (batch - fresh) :]])
 
 

@@ -21,13 +21,13 @@ from tqdm import tqdm
 from magnet.errors import UserError
 
 FOLDER = "img_align_celeba"  # in the archive and on disk
-MAX_UNPACKED = 4_000_000_000  # bytes, also of an archive of any size; the official images are 1.4 GB
+MAX_UNPACKED = 4_000_000_000  # bytes, whatever the archive (--any-archive); the official images are 1.4 GB
 MAX_RATIO = 20  # unpacked to packed; JPEGs hardly shrink, so the official archive is near 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """Where an archive, or the list, is and what it must be; None accepts anything."""
+    """Where an archive, or the list of attributes, is and what it must be; None accepts anything."""
 
     url: str
     size: int | None  # bytes
@@ -94,7 +94,10 @@ def unpack(path: Path, archive: Archive, folder: Path) -> int:
 
 
 def image_members(infos: list[zipfile.ZipInfo], packed_size: int, images: int | None) -> list[zipfile.ZipInfo]:
-    """The images among the members, if all is as in the official archive: nothing else, nothing twice, no bomb."""
+    """The images among the members, if all is as in the official archive: nothing else, nothing twice, no bomb.
+
+    packed_size: bytes of the archive; images: how many there must be, None: any number. Raises BadArchive.
+    """
     members = [info for info in infos if info.orig_filename != f"{FOLDER}/"]
     seen = set()
     for info in members:

@@ -62,7 +62,7 @@ class DiscriminatorAgent(Agent):
         never see what another policy earns. Return and accuracies are those of the first `fresh` rows, as the game was
         played: the others' fakes are old, or were not played.
         """
-        config, count = self.config, 1 + (len(fakes[0]) - len(real)) // fresh
+        config, count = self.config, self.config.answers
         side = torch.cat([torch.ones_like(logits[0]), *[-torch.ones_like(fake) for fake in logits[1:]]])
         # The return is a mean: of the real term, and of the fake terms over generators and their images.
         share = torch.cat([torch.full_like(part, 1 / len(part)) for part in logits])
@@ -77,19 +77,19 @@ class DiscriminatorAgent(Agent):
             direction = returns.ascent_direction(direction, value_slope, config.lambda_discriminator)
         # The deterministic policy gradient: dl/dtheta times the direction in l.
         losses, slopes = [joined], [-direction * share]
-        if config.specialise:  # names come from the same pass
+        if config.specialise:
             named = torch.stack([returns.naming_return(names[1 + i], i) for i in range(len(fakes))])
             losses, slopes = [*losses, -config.specialise * named.mean()], [*slopes, None]
             metrics["named_rightly"] = torch.stack(
                 [(names[1 + i].argmax(dim=1) == i).float().mean() for i in range(len(fakes))]
             ).mean()
-        if config.r1:  # so does the slope at real images
+        if config.r1:  # at the slope of the pass that judged the real images
             (slope,) = torch.autograd.grad(logits[0].sum(), real, create_graph=True)
             penalty = returns.slope_penalty(slope, 0.0)
             losses, slopes = [*losses, config.r1 / 2 * penalty], [*slopes, None]
             metrics["r1"] = penalty.detach()
         torch.autograd.backward(losses, slopes, inputs=self.own["actor"])
-        real, judged = real.detach(), [fake[: len(real)] for fake in fakes]
+        real, judged = real.detach(), [fake[: len(real)] for fake in fakes]  # of all answers as many as are real
         if config.r2:
             metrics["r2"] = self.penalise(judged, 0.0, config.r2 / 2)
         if config.gradient_penalty:
@@ -103,7 +103,7 @@ class DiscriminatorAgent(Agent):
         earned = returns.discriminator_return(real_logits=real_logits, fake_logits=fake_logits, kind=config.returns)
         value, border = earned.mean(), returns.border(real_logits, fake_logits, config.returns)
         return metrics | {
-            "return": value,  # its mean is the game's V(D, G)
+            "return": value,
             "from_equilibrium": value - returns.equilibrium(config.returns),
             "accuracy_real": (real_logits > border).float().mean(),
             "accuracy_fake": (fake_logits <= border).float().mean(),

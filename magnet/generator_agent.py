@@ -57,7 +57,8 @@ class GeneratorAgent(Agent):
     def act(self, state: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The policy's z (B, nz) and the answers (A B, nz), both with their graphs, and the next memory, detached.
 
-        The first B answers are the policy's, explored; the others, and all of a plain GAN's, are noise alone.
+        The first B answers are the policy's, explored; the others are noise alone. Of a plain GAN all are noise, and
+        the first stand for the policy's.
         """
         count = self.config.answers * len(state)
         if "actor" not in self.networks:
@@ -100,7 +101,7 @@ class GeneratorAgent(Agent):
         teach G and the critic alone, for only an action of the present policy can be led back to it. judges: the D_a's;
         others: what a joint critic sees beside z (C, K).
         """
-        config, fresh, count = self.config, len(policy), len(answers) // len(policy)
+        config, fresh, count = self.config, len(policy), self.config.answers
         with frozen(judges):
             logits, names = zip(*[judge.judge(images, leading(config, fresh)) for judge in judges], strict=True)
             beside = None

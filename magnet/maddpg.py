@@ -116,7 +116,7 @@ class MADDPG:
         With `discriminator_steps` K the players play K times, and generators learn from the last alone.
         """
         for left in reversed(range(self.config.discriminator_steps)):
-            old = self.replay.sample(self.replayed)  # before this step's enter the ring: one pass of G renders both
+            old = self.replay.sample(self.replayed)  # before this step's enter the ring: G renders both at once
             batch = self.act({name: own(rows) for name, rows in old.items()})
             self.play(batch)  # and store
             metrics = self.update(batch, self.discriminators if left else self.agents)
@@ -140,8 +140,8 @@ class MADDPG:
             taken = [agent.improved(a, judges, first) for agent, a in zip(self.generators, taken, strict=True)]
         z = [torch.cat([a, old["z"][:, i]]).requires_grad_() for i, a in enumerate(taken)]
         images = [agent.networks["generator"](a, first) for agent, a in zip(self.generators, z, strict=True)]
-        fresh = len(answers[0])
-        fakes = [torch.cat([x.detach()[:fresh], self.faces.unpack(old["image"][:, i])]) for i, x in enumerate(images)]
+        tried = len(answers[0])
+        fakes = [torch.cat([x.detach()[:tried], self.faces.unpack(old["image"][:, i])]) for i, x in enumerate(images)]
         real = torch.cat([real, self.faces.batch(old["real"])]).requires_grad_(self.config.r1 > 0)
         judged = [agent.act(real, fakes, first) for agent in self.discriminators]
         return Batch(

@@ -64,7 +64,7 @@ class Normalise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, slope: torch.Tensor, scale_slope: torch.Tensor, *_) -> tuple[torch.Tensor, None]:
-        """The slope at x. That at the scale is not 0 in a second differentiation alone."""
+        """The slope at x. scale_slope is other than 0 only when a backward pass is itself differentiated (R1)."""
         normalised, scale = ctx.saved_tensors
         sums = [one.sum(ctx.dims).view(scale.shape) for one in (slope, slope * normalised)]
         sums = whole(torch.stack([*sums, scale_slope])[None]).sum(dim=0)
@@ -148,7 +148,7 @@ class GeneratorActor(nn.Module):
     def __init__(self, stack: nn.Module, features: int, nz: int, layers: int = 2, hidden: int = 128):
         super().__init__()
         self.stack = stack
-        # BatchNorm brings what tells states apart to unit deviation: policy samples are better for it (README).
+        # BatchNorm brings what tells states apart to unit deviation, by which policy samples win (docs/results.md).
         self.embed = nn.Sequential(nn.Linear(features, nz), BatchNorm1d(nz))
         self.lstm = nn.LSTM(nz, hidden, layers)
         self.action = nn.Linear(hidden, nz)
@@ -199,7 +199,7 @@ class PointGenerator(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
 
     def forward(self, z: torch.Tensor, first: int = 0) -> torch.Tensor:
-        """z (B, nz), about N(0, I) -> points (B, 2), without bounds; none depends on another."""
+        """z (B, nz), about N(0, I) -> points (B, 2), without bounds. There is no BatchNorm: `first` changes nothing."""
         return self.layers(z)
 
 

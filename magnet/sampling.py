@@ -17,30 +17,26 @@ from magnet.generator_agent import GeneratorAgent
 from magnet.networks import Convolutions, WholeBatchNorm
 from magnet.randomness import stream
 
-BATCHES, BATCH = 16, 128  # over which the statistics are taken;
-GRID_BATCH = 32  # for the grids of a run, at which people look while it waits
+BATCHES, BATCH = 16, 128  # over which the statistics are taken
+GRID_BATCH = 32  # instead, for the grids of a run, which waits for them
 # States that G_a sees before it is sampled. In training z is normalised over a batch whose rows have all seen equally
 # many; over an episode the first answers lie nearer to each other, and with the statistics of the later ones they look
-# alike. After 8 states nothing changes any more (measured: the README's differences).
+# alike. After 8 states nothing changes any more (docs/results.md).
 WARM_UP = 8
 WAY = 8  # pictures from one point of an interpolation to the next
-LANGEVIN_STEPS, LANGEVIN_STEP = 10, 0.05  # of guided samples; steps of 0.02 and 0.1 scored alike (README)
+LANGEVIN_STEPS, LANGEVIN_STEP = 10, 0.05  # of guided samples; steps of 0.02 and 0.1 scored alike (docs/results.md)
 
 
-def trained_alone(network: nn.Module) -> nn.Module:
-    """A copy of `network` in training mode, for this process alone."""
+def in_float32(network: nn.Module) -> nn.Module:
+    """A copy of `network` in training mode, for this process alone, without bfloat16.
+
+    So pictures do not depend on where they are made.
+    """
     network = copy.deepcopy(network).train()
     for module in network.modules():
         if isinstance(module, WholeBatchNorm):
             module.alone = True
-    return network
-
-
-def in_float32(network: nn.Module) -> nn.Module:
-    """A copy of `network` in training mode without bfloat16, so that pictures do not depend on where they are made."""
-    network = trained_alone(network)
-    for module in network.modules():
-        if isinstance(module, Convolutions):
+        elif isinstance(module, Convolutions):
             module.bf16 = False
     return network
 
@@ -92,7 +88,7 @@ class Sampler:
         self.generator = with_own_statistics(networks["generator"], self._show_noise)
         if faces:
             # What G_a remembers in the middle of an episode (batch, 2, layers, hidden), seen as in training.
-            self.remembered = self._remember(trained_alone(networks["actor"]), batch)
+            self.remembered = self._remember(in_float32(networks["actor"]), batch)
             self.actor = with_own_statistics(networks["actor"], self._show_states)
 
     def _show_noise(self, generator: nn.Module) -> None:

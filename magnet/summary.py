@@ -94,11 +94,11 @@ def count(config, images: int) -> tuple[dict[str, int], dict[str, float]]:
         )
         if key in networks
     ]
-    share = 0.5 if config.precision == "bf16" else 1.0  # of float32, for what convolutions keep
+    bulk = 0.5 if config.precision == "bf16" else 1.0  # of float32, for what convolutions keep
     weights = [copies * size_of(network) for _, network, _, copies in rows]
     lent = (n - 1) * sum(map(size_of, list(generator["generator"].layers)[1:])) if config.share else 0
-    weights[[network for _, network, *_ in rows].index(generator["generator"])] -= lent
-    kept = sum(copies * share * kept_bytes(network, *inputs) for _, network, inputs, copies in rows)
+    weights[[network for _, network, *_ in rows].index(generator["generator"])] -= lent  # it is there once
+    kept = sum(copies * bulk * kept_bytes(network, *inputs) for _, network, inputs, copies in rows)
     stored = math.prod(config.shape) * (4 if config.points else 1)  # bytes of one, as the data and the ring hold it
     transition = n * (stored + 4 * (config.nz + memory[0].numel())) + 3 * 8
     needs = {

@@ -223,7 +223,7 @@ def test_the_discriminators_next_value_is_that_of_its_targets(generators):
 
 def test_with_several_answers_every_fake_counts_alike_and_keeps_its_next_value():
     """Real (B,), fakes of 2 answers to the first 5 states and 3 replayed ones: 13, with the next values of 8 states."""
-    agent = new_discriminator(gamma=0.9, lambda_discriminator=0.5)
+    agent = new_discriminator(gamma=0.9, lambda_discriminator=0.5, answers=2)
     real, fake = pictures(0), pictures(1, 13)
     next_value = [torch.linspace(-3, 3, B), torch.linspace(5, 6, B)]
     states = [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6, 7]

@@ -22,6 +22,7 @@ from conftest import (
 )
 from torch.nn.functional import logsigmoid
 
+from magnet import returns
 from magnet.maddpg import MADDPG
 
 FRESH = 6  # rows played now, of the 8 of a batch, where a quarter comes from the ring
@@ -219,10 +220,14 @@ def test_answers_are_improved_before_they_are_shown_stored_and_learned_from():
     assert torch.equal(batches[0].answers[0], batches[1].answers[0])
     z, moved = (batch.z[0].detach() for batch in batches)
     assert torch.equal(z, batches[0].answers[0].detach())
-    step = moved - z
-    assert (step.norm(dim=1) > 1e-4).all() and step.norm(dim=1).max() <= 0.5 / (2 * 0.1**0.5)
+    generator, discriminator = new_trainer(**config).agents  # the same seed: as they were when they acted
+    painter, judge = generator.networks["generator"], discriminator.networks["actor"]
+    tried = z[: 2 * FRESH].requires_grad_()
+    logits = torch.cat([judge(painter(part)) for part in tried.split(FRESH)])  # the policy's, then those of noise
+    expected = returns.latent_step(torch.autograd.grad(logits.sum(), tried)[0], 0.5)
+    torch.testing.assert_close(moved[: 2 * FRESH] - z[: 2 * FRESH].detach(), expected)
     assert torch.equal(improving.replay.ring["z"][:FRESH, 0], moved[:FRESH])
-    images = new_trainer(**config).generators[0].networks["generator"](moved, FRESH)  # the same seed: G as it was
+    images = painter(moved, FRESH)
     torch.testing.assert_close(batches[1].fakes[0], images)
 
 

@@ -42,8 +42,10 @@ def inputs_of(trainer: MADDPG, name: str) -> Iterator[list[tuple]]:
     """What is given to copies of a generator's averaged network that are made inside."""
     given = []
     hook = trainer.generators[0].targets[name].register_forward_pre_hook(lambda _, inputs: given.append(inputs))
-    yield given
-    hook.remove()
+    try:
+        yield given
+    finally:
+        hook.remove()
 
 
 def test_the_statistics_are_plain_averages_over_what_is_shown():
@@ -76,10 +78,19 @@ def test_samples_have_a_range_and_depend_on_what_they_should(trainer):
 
 def test_guided_noise_follows_langevins_equation_for_its_density():
     """With G(z) = z and l = w z the density is N(w, I), and after k steps from N(0, I) mean and variance are known."""
-    judge = nn.Linear(2, 1, bias=False)
+
+    class Painter(nn.Module):
+        def forward(self, z, first):
+            return z
+
+    class Judge(nn.Linear):
+        def forward(self, images, first):
+            return super().forward(images).squeeze(1)
+
+    judge = Judge(2, 1, bias=False)
     judge.weight.data = torch.tensor([[3.0, -1.0]])
-    discriminators = [SimpleNamespace(targets={"actor": nn.Sequential(judge, nn.Flatten(0))})]
-    world = SimpleNamespace(generator=nn.Identity(), random=torch.Generator().manual_seed(0))
+    discriminators = [SimpleNamespace(targets={"actor": judge})]
+    world = SimpleNamespace(generator=Painter(), random=torch.Generator().manual_seed(0))
     z = Guide(discriminators)(world, torch.randn(100_000, 2, generator=world.random))
     mean, variance = torch.zeros(2), 1.0
     for _ in range(LANGEVIN_STEPS):
