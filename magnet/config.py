@@ -28,7 +28,7 @@ class Config:
     """All parameters of a run. The command line is made from these fields, and config.json holds them.
 
     Sources: [M] the published MAGNET, [L] Lowe et al. 2017 (MADDPG), [D] chosen here: the README's differences say why,
-    and what of it was measured.
+    docs/results.md what of it was measured.
     """
 
     data: str = parameter(
