@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -275,13 +274,3 @@ def test_a_finished_run_is_left_as_it_is(place, capsys):
     assert train.main(["--resume", "models/done"]) == 0
     assert "Nothing to do" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in (place / "models" / "done").rglob("*")}
-
-
-def test_the_commands_of_readme_and_makefile_are_understood():
-    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "Makefile"))
-    commands = re.findall(r"train\.py((?: +--?[a-z][\w-]*(?: [^\s`|#]+)?)*)", text)
-    assert any("--preset" in command for command in commands)
-    for command in commands:
-        words = command.replace("FOLDER", "x").replace("RUN", "x").split()
-        if "--help" not in words:
-            train.parse(words)

@@ -1,0 +1,39 @@
+"""Tests of what the documents point to: files, headings, commands."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import train
+
+ROOT = Path(train.__file__).parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "experiments" / "README.md"]
+
+
+def anchors(path: Path) -> set[str]:
+    """What a link may have behind `#`: headings in small letters, without punctuation, with hyphens for spaces."""
+    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_to_what_is_there(path):
+    for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        if "://" in link:
+            continue
+        name, _, anchor = link.partition("#")
+        target = path.parent / name if name else path
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_the_commands_for_training_are_understood():
+    texts = (path.read_text(encoding="utf-8").replace("\n", " ") for path in (*DOCUMENTS, ROOT / "Makefile"))
+    commands = re.findall(r"train\.py((?: +--?[a-z][\w-]*(?: [^\s`|#]+)?)*)", " ".join(texts))
+    assert any("--preset" in command for command in commands)
+    for command in commands:
+        words = command.replace("FOLDER", "x").replace("RUN", "x").split()
+        if "--help" not in words:
+            train.parse(words)
