@@ -39,7 +39,8 @@ def parse(arguments: list[str]) -> tuple[dict, argparse.Namespace]:
     parser.add_argument(
         "--dry-run", action="store_true", help="tell the settings and the memory that two steps need, and stop"
     )
-    group = parser.add_argument_group("parameters")
+    sources = "[M]: as the published MAGNET, [L]: as Lowe et al. 2017 (MADDPG), [D]: chosen here, see docs/results.md"
+    group = parser.add_argument_group("parameters", sources)
     for field in dataclasses.fields(Config):
         flag, about = f"--{field.name.replace('_', '-')}", field.metadata["about"]
         if field.type is bool:
