@@ -3,6 +3,7 @@
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from threading import Barrier
 
 import pytest
@@ -17,6 +18,13 @@ from magnet.logbook import Logbook, new_run, sole_owner, write_progress
 @pytest.fixture
 def run(tmp_path):
     return new_run(tmp_path / "models", "run")
+
+
+@pytest.fixture
+def new_book(run):
+    """Logbooks of the run; closed at the end, for a thread of TensorBoard's writes into the folder until then."""
+    with ExitStack() as books:
+        yield lambda **settings: books.enter_context(Logbook(run, batch=8, **settings))
 
 
 def lines(run):
@@ -57,8 +65,8 @@ def test_a_run_has_one_owner_at_a_time(run):
     assert not (run / ".owner").exists()
 
 
-def test_a_line_holds_the_means_over_its_steps(run):
-    book = Logbook(run, step=0, batch=8, every=3)
+def test_a_line_holds_the_means_over_its_steps(run, new_book):
+    book = new_book(step=0, every=3)
     due = [book.add({"x": torch.tensor(v), "y": torch.tensor(2 * v)}) for v in [1.0, 2.0, 6.0]]
     book.add({"x": torch.tensor(5.0), "y": torch.tensor(0.0)})
     book.flush()
@@ -70,8 +78,8 @@ def test_a_line_holds_the_means_over_its_steps(run):
     assert book.flush() is None
 
 
-def test_scores_are_written_at_once_beside_the_means(run):
-    book = Logbook(run, step=0, batch=8, every=3)
+def test_scores_are_written_at_once_beside_the_means(run, new_book):
+    book = new_book(step=0, every=3)
     assert book.add({"x": torch.tensor(1.0)}) is None
     assert book.add({"x": torch.tensor(3.0)}, {"swd": 7.5})["swd"] == 7.5
     book.add({"x": torch.tensor(5.0)})
@@ -82,8 +90,8 @@ def test_scores_are_written_at_once_beside_the_means(run):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_the_first_value_that_is_not_finite_is_named_with_its_step(run, value):
-    book = Logbook(run, step=40, batch=8, every=3)
+def test_the_first_value_that_is_not_finite_is_named_with_its_step(run, new_book, value):
+    book = new_book(step=40, every=3)
     book.add({"a": torch.tensor(1.0), "b": torch.tensor(1.0)})
     book.add({"a": torch.tensor(1.0), "b": torch.tensor(value)})
     with pytest.raises(Diverged, match="b was (nan|inf|-inf) at step 42"):
@@ -91,8 +99,8 @@ def test_the_first_value_that_is_not_finite_is_named_with_its_step(run, value):
     assert not (run / "metrics.jsonl").exists()
 
 
-def test_what_a_killed_process_wrote_past_its_checkpoint_is_taken_back(run):
-    book = Logbook(run, step=0, batch=8, every=1)
+def test_what_a_killed_process_wrote_past_its_checkpoint_is_taken_back(run, new_book):
+    book = new_book(step=0, every=1)
     for step in range(1, 6):
         book.add({"x": torch.tensor(float(step))})
         book.picture("prior", torch.zeros(64, 3, 4, 4))
@@ -104,7 +112,7 @@ def test_what_a_killed_process_wrote_past_its_checkpoint_is_taken_back(run):
     for name in ("config.json.1.tmp", "samples/000005.png.1.tmp"):
         (run / name).write_bytes(b"half")
 
-    book = Logbook(run, step=3, batch=8, every=1)
+    book = new_book(step=3, every=1)
     book.add({"x": torch.tensor(40.0)})
     book.tensorboard.close()
     assert [(line["step"], line["x"]) for line in lines(run)] == [(1, 1), (2, 2), (3, 3), (4, 40)]
@@ -114,8 +122,8 @@ def test_what_a_killed_process_wrote_past_its_checkpoint_is_taken_back(run):
     assert [(event.step, event.value) for event in shown] == [(1, 1), (2, 2), (3, 3), (4, 40)]
 
 
-def test_a_grid_is_eight_by_eight_row_by_row(run):
-    book = Logbook(run, step=7, batch=8, every=1)
+def test_a_grid_is_eight_by_eight_row_by_row(run, new_book):
+    book = new_book(step=7, every=1)
     images = torch.linspace(-1, 1, 64)[:, None, None, None].expand(64, 3, 4, 4)
     book.picture("prior", images)
     grid = Image.open(run / "samples" / "000007.png")
@@ -124,9 +132,9 @@ def test_a_grid_is_eight_by_eight_row_by_row(run):
         assert grid.getpixel((4 + 6 * (i % 8), 4 + 6 * (i // 8)))[0] == round((images[i, 0, 0, 0].item() + 1) * 127.5)
 
 
-def test_progress_shows_the_prior_grids_in_order(run):
+def test_progress_shows_the_prior_grids_in_order(run, new_book):
     assert write_progress(run) is None
-    book = Logbook(run, step=0, batch=8, every=1)
+    book = new_book(step=0, every=1)
     for book.step, value in [(999_999, 0.0), (1_000_000, 1.0), (5, -1.0)]:
         book.picture("prior", torch.full((64, 3, 4, 4), value))
         book.picture("policy", torch.full((64, 3, 4, 4), 0.5))
