@@ -75,7 +75,7 @@ def evaluate(options: argparse.Namespace) -> dict:
     if options.run.is_dir():
         log(options.run, step, scores, "evaluate-held-out" if options.held_out else "evaluate")
     protocol = {
-        "checkpoint": str(path), "step": step, "images_seen": step * config.images_per_step,
+        "checkpoint": str(path), "step": step, "images_seen": step * config.batch_size,
         "algorithm": config.algorithm, "returns": config.returns, "generators": config.generators,
         "samples": f"of the running average, seed {options.seed}", "size": f"{config.image_size}x{config.image_size}",
         "crop": "short side resized to the size (bilinear), centre cut out, not mirrored",
@@ -89,9 +89,8 @@ def evaluate(options: argparse.Namespace) -> dict:
 
 
 def equilibrium(options: argparse.Namespace, generators, discriminators, faces, count: int) -> dict[str, float]:
-    """The equilibrium report on `count` images of noise as D_a plays against them; of several D_a's the first one's.
-
-    They are of the trained G, not of its average, and with the latent step.
+    """The equilibrium report on `count` images of noise by the trained G, not by its average, which D_a never met; of
+    several D_a's the first one's.
     """
     from magnet.equilibrium import equilibrium_report
     from magnet.runs import load_states
@@ -99,14 +98,9 @@ def equilibrium(options: argparse.Namespace, generators, discriminators, faces, 
 
     config = generators[0].config
     samplers = [Sampler(agent, None, seed=options.seed, averaged=False) for agent in generators]
-    agents = dict(zip(samplers, generators, strict=True))
-    judges = [agent.networks["actor"] for agent in discriminators]
-
-    def step(sampler: Sampler, z):
-        return agents[sampler].improved(z, judges) if config.latent_step else z
 
     def played(count: int):
-        return draw(samplers, "guided", count, step)[0]
+        return draw(samplers, "prior", count)[0]
 
     return equilibrium_report(
         discriminators[0], fakes=played(count), draw=played, training=faces,

@@ -112,8 +112,8 @@ def train(config: Config, run: Path, trainer, evaluation, total: int, stop) -> N
         checkpoint.prune(run / "checkpoints", config.keep)
 
     with (
-        Logbook(run, trainer.steps, config.images_per_step, LOG_EVERY) as book,
-        tqdm(total=total * config.images_per_step, initial=trainer.images_seen, unit=unit, dynamic_ncols=True) as bar,
+        Logbook(run, trainer.steps, config.batch_size, LOG_EVERY) as book,
+        tqdm(total=total * config.batch_size, initial=trainer.images_seen, unit=unit, dynamic_ncols=True) as bar,
     ):
         saved_at = trainer.steps
         if trainer.steps == 0:
@@ -123,7 +123,7 @@ def train(config: Config, run: Path, trainer, evaluation, total: int, stop) -> N
             metrics = trainer.step()
             scores = evaluation.after(trainer.steps)
             show(book.add(metrics, scores))
-            bar.update(config.images_per_step)
+            bar.update(config.batch_size)
             bar.set_description(f"epoch {1 + (trainer.steps - 1) // per_epoch}/{last_epoch}", refresh=False)
             ended = trainer.steps == total or evaluation.patience_ended
             if trainer.steps % config.sample_every == 0 or ended:
@@ -190,6 +190,7 @@ def start(given: dict, commands: argparse.Namespace, owned: ExitStack) -> int:
     owned: where the run's lock is held.
     """
     from magnet import checkpoint, distributed
+    from magnet.config import without_effect
     from magnet.faces import load_faces
     from magnet.gaussians import draw_points
     from magnet.logbook import describe_environment, new_run, sole_owner, write_json
@@ -210,6 +211,8 @@ def start(given: dict, commands: argparse.Namespace, owned: ExitStack) -> int:
     distributed.refuse_uneven(config)
     distributed.refuse_differing(settings=dataclasses.asdict(config), dry_run=commands.dry_run)
     refuse_too_large(config)
+    if idle := sorted(given.keys() & without_effect(config)):
+        print("Without effect in this game: --" + ", --".join(idle).replace("_", "-"))
     print(json.dumps(dataclasses.asdict(config), indent=2))
     if config.points:
         pixels = draw_points(config.data)

@@ -7,10 +7,12 @@ All further words are train.py's flags; the images are the first of --data, of `
 files of CelebA's size. Same networks, batch and files for all, which take turns in one process. The program is the
 trainer's step with its log, and its share of grids and checkpoints as often as a run on all of CelebA makes them. It
 runs as the flags say; with the published hyperparameters, which are the plain loop's, and also in float32, as the loops
-are; and as a plain GAN without R1, the ring or latent steps, as the DCGAN is. (Half of the published batch comes from
-the program's ring; both count the whole batch.) Printed are medians and, in brackets, the lowest and the highest over
-the turns; the last line is JSON, whose `ratio` is of the images a second of the program with the published
-hyperparameters and the plain loop.
+are; as a GAN with the same R1 and replay buffer; and as a plain GAN without either, as the DCGAN is. (Half of the
+published batch comes from the program's replay buffer; both count the whole batch.) Printed are medians and, in
+brackets, the lowest and the highest over the turns; the last line is JSON, whose `ratio` is of the images a second of
+the program with the published hyperparameters and the plain loop. Its `step_ratios` are the program's own: its step, as
+the flags say, over its step as either GAN, without grids and checkpoints; a step is the mean over the k = --r1-every
+of which one has R1.
 Exit status: 0 done, 2 a mistake in the settings, said in one sentence.
 """
 
@@ -31,25 +33,28 @@ from magnet.errors import UserError  # noqa: E402
 # What imports torch is imported where it is needed: --help answers at once.
 
 CELEBA_IMAGES = 202_599
-GAN = {"algorithm": "gan", "answers": 1, "latent_step": 0.0, "r1": 0.0, "replay_fraction": 0.0}
+GAN = {"algorithm": "gan", "gamma": 0.0}
+PLAIN_GAN = GAN | {"r1": 0.0, "replay_fraction": 0.0}
 
 
 def forms(config: Config) -> dict[str, Config]:
-    """The program's four games, with the networks and the batch of `config`."""
+    """The program's five games, with the networks and the batch of `config`."""
     published = {key: value for key, value in PRESETS["original"].items() if key != "batch_size"}
     return {
         "MAGNET": config,
+        "MAGNET, GAN": dataclasses.replace(config, **GAN),
+        "MAGNET, plain GAN": dataclasses.replace(config, **PLAIN_GAN),
         "MAGNET, published": dataclasses.replace(config, **published),
         "MAGNET, published, float32": dataclasses.replace(config, **published, precision="fp32"),
-        "MAGNET, plain GAN": dataclasses.replace(config, **GAN),
     }
 
 
 def program(config: Config, pixels, run: Path, owned: ExitStack, clock) -> tuple:
-    """What train.py does in a step; and the seconds that grids and checkpoints add to each.
+    """What train.py does in a period of steps, as a function; and the seconds that grids and checkpoints add to each.
 
     owned: where the log stays open.
     """
+    from benchmarks.floor import period
     from benchmarks.measure import timed
     from magnet import checkpoint
     from magnet.logbook import Logbook, new_run
@@ -57,11 +62,12 @@ def program(config: Config, pixels, run: Path, owned: ExitStack, clock) -> tuple
 
     trainer = train.build(config, pixels, None, None)[0]
     run = new_run(run)
-    book = owned.enter_context(Logbook(run, 0, config.images_per_step, train.LOG_EVERY))
+    book = owned.enter_context(Logbook(run, 0, config.batch_size, train.LOG_EVERY))
     grids = FixedGrids(trainer.generators, trainer.faces, config.seed)
 
-    def step() -> None:
-        book.add(trainer.step(), None)
+    def steps() -> None:
+        for _ in range(period(config)):
+            book.add(trainer.step(), None)
 
     def draw() -> None:
         for kind, images in grids.draw().items():
@@ -70,15 +76,16 @@ def program(config: Config, pixels, run: Path, owned: ExitStack, clock) -> tuple
     def save() -> None:
         checkpoint.save(run / "checkpoints" / "000000.pt", {"trainer": trainer.state_dict()})
 
-    step()
+    steps()
     steps_between = config.checkpoint_every * (CELEBA_IMAGES // trainer.environment.batch)
-    return step, timed(clock, draw, 3) / config.sample_every + timed(clock, save) / steps_between
+    return steps, timed(clock, draw, 3) / config.sample_every + timed(clock, save) / steps_between
 
 
 def measure(config: Config, folder: Path, repeats: int, workers: int, cpu_time: bool) -> dict:
-    """Images a second of all five, and their ratios, over the turns."""
+    """Images a second of the program's games and of both loops, and their ratios, over the turns."""
     import torch
 
+    from benchmarks.floor import period
     from benchmarks.measure import flops, in_turns, new_clock, ratios, spread
     from benchmarks.textbook import dcgan, five_networks
     from magnet.faces import load_faces
@@ -87,19 +94,27 @@ def measure(config: Config, folder: Path, repeats: int, workers: int, cpu_time: 
     pixels = load_faces(str(folder), config.image_size, cache_dir=folder.parent / "cache")
     plain = dataclasses.replace(config, precision="fp32")
     with ExitStack() as owned:
-        made = {name: program(one, pixels, folder.parent, owned, clock) for name, one in forms(config).items()}
-        works = {name: step for name, (step, _) in made.items()}
+        games = forms(config)
+        made = {name: program(one, pixels, folder.parent, owned, clock) for name, one in games.items()}
+        works = {name: steps for name, (steps, _) in made.items()}
         works |= {
             "five networks": five_networks(folder, plain, workers),
-            "DCGAN": dcgan(folder, dataclasses.replace(plain, **GAN), workers),
+            "DCGAN": dcgan(folder, dataclasses.replace(plain, **PLAIN_GAN), workers),
         }
+        counts = {name: period(games[name]) if name in games else 1 for name in works}  # of steps in a call
         # What the workers decoded while others had their turn is used up before a loop's time counts.
         spent = in_turns(works, clock, repeats, before={"five networks": 2 * workers, "DCGAN": 2 * workers})
-        counts = {name: flops(work).total() for name, work in works.items()}
+        needed = {name: flops(work).total() / counts[name] for name, work in works.items()}
+    spent = {name: [seconds / counts[name] for seconds in values] for name, values in spent.items()}
+    step_ratios = {
+        "GAN": ratios(spent["MAGNET"], spent["MAGNET, GAN"]),
+        "plain GAN": ratios(spent["MAGNET"], spent["MAGNET, plain GAN"]),
+    }
+    step_seconds = {name: spread(values) for name, values in spent.items()}
     for name, (_, beside) in made.items():
         spent[name] = [seconds + beside for seconds in spent[name]]
     rates = {name: [config.batch_size / seconds for seconds in values] for name, values in spent.items()}
-    operations = {name: [counts[name] / seconds for seconds in values] for name, values in spent.items()}
+    operations = {name: [needed[name] / seconds for seconds in values] for name, values in spent.items()}
     against = {
         "published": (rates["MAGNET, published"], rates["five networks"]),
         "published, float32": (rates["MAGNET, published, float32"], rates["five networks"]),
@@ -109,7 +124,8 @@ def measure(config: Config, folder: Path, repeats: int, workers: int, cpu_time: 
     }
     figures = {name: ratios(*pair) for name, pair in against.items()}
     return {
-        "ratio": figures["published"]["median"], "ratios": figures, "flops": counts,
+        "ratio": figures["published"]["median"], "ratios": figures, "flops": needed,
+        "step_ratios": step_ratios, "step_seconds": step_seconds,
         "images_per_second": {name: spread(values) for name, values in rates.items()},
         "flops_per_second": {name: spread(values) for name, values in operations.items()},
         "beside_the_steps": {name: beside for name, (_, beside) in made.items()},
@@ -129,6 +145,9 @@ def print_tables(result: dict) -> None:
     print(f"MAGNET / five networks             {ratio['as told']}")
     print(f"MAGNET, plain GAN / DCGAN          {ratio['plain GAN']}")
     print(f"MAGNET / DCGAN, by operations      {ratio['per operation']}")
+    same, plain = (shown(result["step_ratios"][name], digits=3) for name in ("GAN", "plain GAN"))
+    print(f"\nThe step of MAGNET lasts {same} times that of a GAN with the same R1 and replay buffer,")
+    print(f"and {plain} times that of a plain GAN.")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -114,11 +114,11 @@ def measure_first_step(config: Config, words: list[str], repeats: int) -> dict:
 
 
 def new_trainer(config: Config, pixels):
-    """A trainer on these pixels that has made the two steps after which all are alike."""
+    """A trainer on these pixels that has made two steps."""
     import train
 
     trainer = train.build(config, pixels, None, None)[0]
-    for _ in range(2):  # in the first the ring is empty
+    for _ in range(2):  # in the first the replay buffer is empty
         trainer.step()
     return trainer
 
@@ -141,6 +141,7 @@ def measure_steps(folder: Path, config: Config, options: argparse.Namespace) -> 
     import numpy as np
     import torch
 
+    from benchmarks.floor import period, steps
     from benchmarks.measure import in_turns, new_clock, ratios, spread
     from magnet.faces import Faces
 
@@ -156,11 +157,14 @@ def measure_steps(folder: Path, config: Config, options: argparse.Namespace) -> 
     if device.type != "cpu":
         places["page-locked"] = Faces(many, device)
         places["page-locked"]._pixels = torch.from_numpy(np.array(many))  # as if the GPU had no room for them
-    works = {"few": first.step, "many": grown.step, "late": late.step}
+    trainers = {"few": first, "many": grown, "late": late}
+    works = {name: lambda trainer=trainer: steps(trainer) for name, trainer in trainers.items()}
     for name, faces in places.items():
         rows = itertools.cycle(indices)
         works[name] = lambda faces=faces, rows=rows: faces.batch(next(rows))
     spent = in_turns(works, clock, options.repeats)
+    for name in trainers:  # a step is the mean over those of which one has R1
+        spent[name] = [seconds / period(config) for seconds in spent[name]]
     return {
         "step_seconds": spread(spent["few"]),
         "many_against_few": ratios(spent["many"], spent["few"]),

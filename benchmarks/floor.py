@@ -1,7 +1,9 @@
 """The floor of the trainer's step: the passes that the algorithm needs through each network, and nothing else.
 
-A network is used with some rows for some end: a forward pass, and what is asked of it backward. What is left out of the
-floor is all that is no pass of a network: optimizers, targets' averages, the environment, the ring, returns, metrics.
+A network is used with some rows for some end: a forward pass, and the gradients that are asked for. What is left out of
+the floor is all that is no pass of a network: optimizers, targets' averages, the environment, the replay buffer,
+returns, metrics. A step with R1 has another floor than one without, so step and floor are compared over the steps after
+which they repeat: R1's `period`.
 """
 
 import itertools
@@ -9,9 +11,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from magnet.agent import for_answers, joint, leading
+from magnet.discriminator_agent import critic_inputs
 from magnet.maddpg import MADDPG, Batch
 
 FORWARD, TO_INPUTS, TO_PARAMETERS, DOUBLE = KINDS = "forward", "to inputs", "to parameters", "double backward"
@@ -27,22 +29,35 @@ class Use:
     forward: Callable[[], Tensor]
     at: Tensor | None = None  # an input, if the gradient there is asked for
     parameters: list[Tensor] = field(default_factory=list)  # those that learn from this use
-    slope: bool = False  # whether the parameters learn from the gradient at the input,
+    penalty: bool = False  # whether the parameters learn from the gradient at the input,
     output: bool = True  # and whether from the output itself
 
     def passes(self) -> Iterator[str]:
         """Makes the passes one by one; yields the kind of each when it is made."""
-        wanted = [*self.parameters, *([] if self.at is None or self.slope else [self.at])]
-        with torch.set_grad_enabled(self.slope or bool(wanted)):
+        wanted = [*self.parameters, *([] if self.at is None or self.penalty else [self.at])]
+        with torch.set_grad_enabled(bool(wanted)):
             outputs = [self.forward()]
         yield FORWARD
-        if self.slope:
-            slope = torch.autograd.grad(outputs[0].sum(), self.at, create_graph=True)
-            outputs = [*outputs, *slope] if self.output else slope
+        if self.penalty:
+            gradient = torch.autograd.grad(outputs[0].sum(), self.at, create_graph=True)
+            outputs = [*outputs, *gradient] if self.output else gradient
             yield TO_INPUTS
         if wanted:
             torch.autograd.grad(outputs, wanted, [torch.ones_like(x) for x in outputs], allow_unused=True)
-            yield DOUBLE if self.slope else TO_PARAMETERS if self.parameters else TO_INPUTS
+            yield DOUBLE if self.penalty else TO_PARAMETERS if self.parameters else TO_INPUTS
+
+
+def period(config) -> int:
+    """Steps after which the passes repeat: every k-th has R1."""
+    return config.r1_every if config.r1 else 1
+
+
+def steps(trainer: MADDPG) -> int:
+    """Makes the steps of one period; returns how many."""
+    count = period(trainer.config)
+    for _ in range(count):
+        trainer.step()
+    return count
 
 
 def leaf(tensor: Tensor) -> Tensor:
@@ -50,128 +65,122 @@ def leaf(tensor: Tensor) -> Tensor:
     return tensor.detach().requires_grad_()
 
 
-def floor(trainer: MADDPG) -> list[Use]:
-    """All uses of networks in one step of `trainer`, whose ring must have been filled by at least one step.
+def floor(trainer: MADDPG, r1: bool) -> list[Use]:
+    """All uses of networks in one step of `trainer`, with R1 or without.
 
     They run on the trainer's own networks (BatchNorm's statistics and the trainer's random numbers move on) and on a
-    batch of its own game.
+    batch of its own game, whose replay buffer must have been filled by at least one step.
     """
-    batch = trainer.act(trainer.replay.sample(trainer.replayed))
-    told, next_uses = trainer.others(batch.z, batch.logits), []
-    if trainer.config.gamma and trainer.config.algorithm != "gan":
-        next_uses = list(of_targets(trainer, batch))
-    uses = []
-    for left in reversed(range(trainer.config.discriminator_steps)):
-        uses += itertools.chain(
-            of_acting(trainer, batch, learning=not left),
-            of_discriminators(trainer, batch, told),
-            [] if left else of_generators(trainer, batch, told),
-            next_uses,
+    config = trainer.config
+    with torch.no_grad():
+        batch = trainer.act(trainer.replay.sample(trainer.replayed))
+    batch.next_real = torch.cat([trainer.environment.real[: trainer.fresh], batch.next_real])  # any will do
+    return list(
+        itertools.chain(
+            of_acting(trainer, batch),
+            of_targets(trainer, batch) if config.gamma else [],
+            of_discriminators(trainer, batch, r1),
+            of_generators(trainer, batch),
         )
-    return uses
+    )
 
 
-def of_acting(trainer: MADDPG, batch: Batch, learning: bool) -> Iterator[Use]:
-    """G_a answers the states, answers go up the slope of D_a's logit, G paints; learning: whether generators will."""
+def floors(trainer: MADDPG) -> list[list[Use]]:
+    """The floor of each step of one period: the first with R1, the others without."""
+    steps = period(trainer.config)
+    return [floor(trainer, trainer.config.r1 > 0)] + (steps - 1) * [floor(trainer, False)]
+
+
+def of_acting(trainer: MADDPG, batch: Batch) -> Iterator[Use]:
+    """G_a acts and G makes its images, once for all B rows; both learn by these passes. A plain GAN's G has noise."""
     for i, agent in enumerate(trainer.generators):
-        fresh, answers = len(batch.policy[i]), batch.answers[i].detach()
-        painter, first = agent.networks["generator"], leading(trainer.config, fresh)
+        z = torch.randn(len(batch.state), trainer.config.nz, device=trainer.device)
         if "actor" in agent.networks:
-            actor, state, memory = agent.networks["actor"], batch.state[:fresh], trainer.memories[i]
-            parameters = list(actor.parameters()) if learning else []
-            yield Use("G_a", "acts", fresh, lambda g=actor, s=state, h=memory: g(s, h)[0], parameters=parameters)
-        if trainer.config.latent_step:
-            tried, painted = leaf(answers), leaf(batch.images[i][: len(answers)])
-            yield Use("G", "latent step", len(tried), lambda g=painter, z=tried, n=first: g(z, n), at=tried)
-            for judge in judges(trainer):
-                yield Use("D_a", "latent step", len(tried), lambda d=judge, x=painted, n=first: d(x, n), at=painted)
-        z = leaf(batch.z[i])
+            actor, memory = agent.networks["actor"], batch.memory[i]  # of the next state: any will do
+            parameters = list(actor.parameters())
+            yield Use("G_a", "acts", len(z), lambda a=actor, h=memory: a(batch.state, h)[0], parameters=parameters)
+            z.requires_grad_()
+        generator = agent.networks["generator"]
         yield Use(
-            "G", "paints", len(z), lambda g=painter, z=z, n=first: g(z, n),
-            at=z if learning else None, parameters=list(painter.parameters()) if learning else [],
+            "G", "makes images", len(z), lambda g=generator, z=z: g(z),
+            at=z if z.requires_grad else None, parameters=list(generator.parameters()),
         )  # fmt: skip
 
 
-def of_discriminators(trainer: MADDPG, batch: Batch, told: dict[str, Tensor | None]) -> Iterator[Use]:
-    """D_a judges real images (R1 asks its slope there in the same pass) and each generator's; D_c values that."""
-    config, first = trainer.config, leading(trainer.config, len(batch.policy[0]))
+def of_discriminators(trainer: MADDPG, batch: Batch, r1: bool) -> Iterator[Use]:
+    """D_a judges real images (R1 asks its gradient there in the same pass) and each generator's; D_c values that."""
     for j, agent in enumerate(trainer.discriminators):
-        judge = agent.networks["actor"]
-        parameters, real, fakes = list(judge.parameters()), leaf(batch.real), batch.fakes
+        network = agent.networks["actor"]
+        parameters, real, played = list(network.parameters()), batch.real.detach(), batch.played
+        at = leaf(real) if r1 else None
         yield Use(
-            "D_a", "real, R1" if config.r1 else "real", len(real), lambda d=judge, x=real: d(x),
-            at=real if config.r1 else None, parameters=parameters, slope=config.r1 > 0,
+            "D_a", "real, R1" if r1 else "real", len(real), lambda d=network, x=real if at is None else at: d(x),
+            at=at, parameters=parameters, penalty=r1,
         )  # fmt: skip
-        for fake in fakes:
-            yield Use("D_a", "fake", len(fake), lambda d=judge, x=fake: judged(d, x, first), parameters=parameters)
-        penalised = [leaf(fake[: len(real)]) for fake in fakes] if config.r2 else []
-        penalised += [leaf(torch.cat([x[: len(real)] for x in fakes]))] if config.gradient_penalty else []
+        for fake in played:
+            yield Use("D_a", "fake", len(fake), lambda d=network, x=fake: answers(d, x), parameters=parameters)
+        penalised = [leaf(fake) for fake in played] if trainer.config.r2 else []
+        penalised += [leaf(torch.cat(played))] if trainer.config.gradient_penalty else []
         for images in penalised:
-            yield Use("D_a", "penalty", len(images), lambda d=judge, x=images: d(x), images, parameters, True, False)
-        if "critic" in agent.networks:
-            critic, images, others = agent.networks["critic"], torch.cat([real.detach(), *fakes]), told[agent.name]
-            logits = leaf(torch.cat(batch.logits[j])[:, None])
-            yield Use(
-                "D_c", "values, slopes", len(images),
-                lambda q=critic, x=images, a=logits, o=others: q.value(q.encode(x), joint(a, o)),
-                at=logits, parameters=list(critic.parameters()), slope=True,
-            )  # fmt: skip
-            if config.lambda_discriminator < 1:  # D_a follows the critic at its own logits, without noise
-                encoded = critic.encode(images).detach()
-                yield Use(
-                    "D_c", "D_a's slopes (head)", len(images),
-                    lambda q=critic, e=encoded, a=logits, o=others: q.value(e, joint(a, o)), at=logits,
-                )  # fmt: skip
+            yield Use("D_a", "penalty", len(images), lambda d=network, x=images: d(x), images, parameters, True, False)
+        if agent.critic:
+            features, actions = map(Tensor.detach, critic_inputs(batch.outputs[j]))
+            yield from of_critic("D_c", "teaches D_a", agent.critic, features, actions)
 
 
-def of_generators(trainer: MADDPG, batch: Batch, told: dict[str, Tensor | None]) -> Iterator[Use]:
-    """Each D_a judges what G painted, frozen; G_c values the answers."""
-    config, first = trainer.config, leading(trainer.config, len(batch.policy[0]))
-    if config.returns == "relativistic" and config.updates == "alternating":  # D_a has learned since it judged these
-        for judge in judges(trainer):
-            yield Use("D_a", "real, beside G's", len(batch.real), lambda d=judge, x=batch.real: d(x))
+def of_generators(trainer: MADDPG, batch: Batch) -> Iterator[Use]:
+    """Each D_a, frozen, judges what G made; G_c values that."""
+    networks = [agent.networks["actor"] for agent in trainer.discriminators]
+    if trainer.config.returns == "relativistic":  # D_a has learned since it judged these
+        for network in networks:
+            yield Use("D_a", "real, beside G's", len(batch.real), lambda d=network: d(batch.real.detach()))
     for i, agent in enumerate(trainer.generators):
-        images, z = leaf(batch.images[i]), leaf(batch.z[i])
-        for judge in judges(trainer):
-            yield Use("D_a", "teaches G", len(images), lambda d=judge, x=images: judged(d, x, first), at=images)
-        if "critic" in agent.networks:
-            critic, fresh, count = agent.networks["critic"], len(batch.policy[i]), config.answers
+        images = leaf(batch.images[i])
+        for network in networks:
             yield Use(
-                "G_c", "values, slopes", len(batch.state),
-                lambda q=critic, s=batch.state, z=z, o=told[agent.name], f=fresh, n=count: q.value(
-                    for_answers(q.encode(s), f, n), joint(z, o)
-                ),
-                at=z, parameters=list(critic.parameters()), slope=True,
+                "D_a", "teaches G", len(images),
+                lambda d=network, x=images, seen=agent.critic is not None: answers(d, x, seen), at=images,
             )  # fmt: skip
+        if agent.critic:
+            features = torch.cat([outputs[1 + i][0].detach() for outputs in batch.outputs], dim=1)
+            yield from of_critic("G_c", "teaches G_a and G", agent.critic, batch.seen[i], features)
+
+
+def of_critic(name: str, end: str, critic: nn.Module, features: Tensor, actions: Tensor) -> Iterator[Use]:
+    """It learns the values of some actions; then it is frozen, and an actor follows its gradient in others."""
+    parameters, at = list(critic.parameters()), leaf(actions)
+    yield Use(name, "learns values", len(features), lambda: critic(features, actions), parameters=parameters)
+    yield Use(name, end, len(features), lambda: critic(features, at), at=at)
 
 
 def of_targets(trainer: MADDPG, batch: Batch) -> Iterator[Use]:
     """With gamma > 0 the targets' forward passes: what they would do next, and its value."""
-    state = batch.real
-    acts = [agent.next_action(state, h) for agent, h in zip(trainer.generators, batch.memory, strict=True)]
-    z, fakes = map(list, zip(*acts, strict=True))
-    logits = [agent.next_logits(state, fakes) for agent in trainer.discriminators]
-    told = trainer.others(z, logits)
+    state, made = batch.real.detach(), []
     for i, agent in enumerate(trainer.generators):
-        actor, painter, rows = agent.targets["actor"], agent.targets["generator"], len(state)
-        yield Use("G_a'", "next", rows, lambda g=actor, h=batch.memory[i]: g(state, h)[0])
-        yield Use("G'", "next", rows, lambda g=painter, z=z[i]: g(z))
-        yield Use("G_c'", "next", rows, lambda a=agent, z=z[i]: a.next_value(state, z, told[a.name]))
-    for agent, answers in zip(trainer.discriminators, logits, strict=True):
-        for images in (state, *fakes):
+        actor, generator, memory = agent.targets["actor"], agent.targets["generator"], batch.memory[i]
+        z = torch.randn(len(state), trainer.config.nz, device=trainer.device)
+        made.append(batch.images[i].detach())
+        yield Use("G_a'", "next", len(state), lambda a=actor, h=memory: a(state, h)[0])
+        yield Use("G'", "next", len(state), lambda g=generator, z=z: g(z))
+    if any(agent.critic for agent in trainer.discriminators):
+        made.append(trainer.faces.batch(batch.next_real))
+    for agent in trainer.discriminators:
+        for images in made:
             yield Use("D_a'", "next", len(images), lambda d=agent.targets["actor"], x=images: d(x))
-        rows = len(state) * (1 + len(fakes))
-        yield Use(
-            "D_c'", "next", rows, lambda a=agent, p=answers: torch.cat(a.next_value(state, fakes, p, told[a.name]))
-        )
+    for i, agent in enumerate(trainer.generators):
+        if agent.critic:
+            features = torch.cat([outputs[1 + i][0].detach() for outputs in batch.outputs], dim=1)
+            critic = agent.targets["critic"]
+            yield Use("G_c'", "next", len(features), lambda q=critic, s=batch.seen[i], a=features: q(s, a))
+    for agent, outputs in zip(trainer.discriminators, batch.outputs, strict=True):
+        if agent.critic:
+            features, actions = map(Tensor.detach, critic_inputs(outputs))
+            critic = agent.targets["critic"]
+            yield Use("D_c'", "next", len(features), lambda q=critic, x=features, a=actions: q(x, a))
 
 
-def judges(trainer: MADDPG) -> list[torch.nn.Module]:
-    """The D_a's."""
-    return [agent.networks["actor"] for agent in trainer.discriminators]
-
-
-def judged(judge: torch.nn.Module, images: Tensor, first: int) -> Tensor:
-    """All that D_a says of images (B, ...): its logits and, if it is asked, whose it takes them for: (B, 1 + N)."""
-    logits, names = judge.judge(images, first)
-    return logits if names is None else torch.cat([logits[:, None], names], dim=1)
+def answers(network: nn.Module, images: Tensor, features: bool = False) -> Tensor:
+    """All that D_a gives: logits (B, 1), with its classes if there are some, with its features if these are wanted."""
+    seen, logits, classes = network.discriminate(images)
+    wanted = [logits[:, None], *([] if classes is None else [classes]), *([seen] if features else [])]
+    return torch.cat(wanted, dim=1)

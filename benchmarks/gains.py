@@ -4,9 +4,9 @@
     python3 benchmarks/gains.py --preset cpu --threads 1 --cpu-time
     python3 benchmarks/gains.py --image-size 64 --width 64 --batch-size 32 --device cpu --threads 2
 
-All further words are train.py's flags; the images are random. The trainers take turns in one process. Printed are
-medians and, in brackets, the lowest and the highest over the turns; the last line is JSON, whose `ratio` is the step
-without any of them over the step as it is.
+All further words are train.py's flags; the images are random. The trainers take turns in one process; a step is the
+mean over the k = --r1-every steps of which one has R1. Printed are medians and, in brackets, the lowest and the highest
+over the turns; the last line is JSON, whose `ratio` is the step without any of them over the step as it is.
 Exit status: 0 done, 2 a mistake in the settings, said in one sentence.
 """
 
@@ -41,7 +41,8 @@ def other_adam(trainer, **kind) -> None:
     for agent in trainer.agents:
         for key, optimizer in agent.optimizers.items():
             moments = optimizer.state_dict()["state"]
-            fresh = torch.optim.Adam(agent.own[key], lr=agent.config.lr, betas=optimizer.defaults["betas"], **kind)
+            parameters = agent.networks[key].parameters()
+            fresh = torch.optim.Adam(parameters, lr=agent.config.lr, betas=optimizer.defaults["betas"], **kind)
             fresh.load_state_dict(fresh.state_dict() | {"state": moments})
             agent.optimizers[key] = fresh
 
@@ -93,14 +94,16 @@ def measure(config: Config, repeats: int, cpu_time: bool) -> dict:
     """The step without each means, over the step as it is."""
     import torch
 
+    from benchmarks.floor import period, steps
     from benchmarks.measure import in_turns, new_clock, ratios, spread
 
     works = {}
     for name, (change, settings) in WITHOUT.items():
         trainer = new_trainer(dataclasses.replace(config, **settings))
         change(trainer)
-        works[name] = trainer.step
+        works[name] = lambda trainer=trainer: steps(trainer)
     spent = in_turns(works, new_clock(torch.device(config.device), cpu_time), repeats)
+    spent = {name: [s / period(config) for s in seconds] for name, seconds in spent.items()}
     as_it_is = spent["as it is"]
     without = {name: ratios(seconds, as_it_is) for name, seconds in spent.items() if name != "as it is"}
     return {

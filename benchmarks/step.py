@@ -5,16 +5,19 @@
     python3 benchmarks/step.py --preset cpu --teams 1x1 2x1 4x1 1x2 2x2 4x4
 
 All further words are train.py's flags; the images are random. Blocks of steps and blocks of the floor take turns in
-one process, so that what else the machine does meets both. Printed are medians and, in brackets, the lowest and the
-highest; the last line is JSON, whose `ratio` is the median of step / floor over the turns. With --teams, trainers of N
-generators and M discriminators take turns: `ratio` is then the largest of theirs, and `growth` the largest of a team's
-step over the first team's, divided by the same of their numbers of networks.
+one process, so that what else the machine does meets both. A step is the mean over the k = --r1-every steps of which
+one has R1, and so is the floor. Printed are medians and, in brackets, the lowest and the highest; the last line is
+JSON, whose `ratio` is the median of step / floor over the turns. With --teams, trainers of N generators and M
+discriminators take turns: `ratio` is then the largest of theirs, and `growth` the largest of a team's step over the
+first team's, divided by the same of their numbers of networks.
 Exit status: 0 done, 2 a mistake in the settings, said in one sentence.
 """
 
 import argparse
 import collections
 import dataclasses
+import functools
+import itertools
 import json
 import statistics
 import subprocess
@@ -43,7 +46,7 @@ def sized(config: Config, team: str) -> Config:
 
 
 def new_trainer(config: Config):
-    """A trainer of `config` on random images, or on points, that has made the two steps after which all are alike."""
+    """A trainer of `config` on random images, or on points, that has made two steps, so that its targets differ."""
     import numpy as np
 
     from magnet.gaussians import draw_points
@@ -53,32 +56,33 @@ def new_trainer(config: Config):
     else:
         pixels = np.random.default_rng(0).integers(0, 256, (8 * config.batch_size, *config.shape), np.uint8)
     trainer = train.build(config, pixels, None, None)[0]
-    for _ in range(2):  # in the first the ring is empty
+    for _ in range(2):  # in the first the replay buffer is empty
         trainer.step()
     return trainer
 
 
-def run(uses: list) -> None:
-    """All passes of the floor."""
-    for use in uses:
+def run(floors: list[list]) -> None:
+    """All passes of the floors."""
+    for use in itertools.chain(*floors):
         collections.deque(use.passes(), maxlen=0)
 
 
-def time_passes(uses: list, clock) -> dict[tuple, float]:
-    """Seconds of the floor's passes, by network, end, rows and kind."""
+def time_passes(floors: list[list], clock) -> dict[tuple, float]:
+    """Seconds of the floor's passes in a step, the mean over the period: by network, end, rows and kind."""
     spent = collections.Counter()
-    for use in uses:
+    for use in itertools.chain(*floors):
         since = clock()
         for kind in use.passes():
             now = clock()
-            spent[use.network, use.end, use.rows, kind] += now - since
+            spent[use.network, use.end, use.rows, kind] += (now - since) / len(floors)
             since = now
     return spent
 
 
 def time_phases(trainer, clock) -> dict[str, float]:
-    """Seconds of one step by phase, measured around the trainer's own methods."""
-    from benchmarks.measure import timed
+    """Seconds of a step by phase, the mean over a period, measured around the trainer's own methods."""
+
+    from benchmarks.floor import steps
 
     spent = collections.Counter()
     watched = [(trainer, "act", "act"), (trainer, "play", "play")]
@@ -99,36 +103,38 @@ def time_phases(trainer, clock) -> dict[str, float]:
 
     for each in watched:
         watch(*each)
-    whole = timed(clock, trainer.step)
+    since = clock()
+    count = steps(trainer)
+    spent["the rest"] = clock() - since - spent.total()
     for owner, method, _ in watched:
         delattr(owner, method)
-    return dict(spent) | {"the rest": whole - spent.total()}
+    return {phase: seconds / count for phase, seconds in spent.items()}
 
 
 def measure_step(config: Config, repeats: int, cpu_time: bool) -> dict:
     """The step of one trainer against its floor, by phases and by passes."""
-    from benchmarks.floor import floor
+    from benchmarks.floor import floors, period, steps
     from benchmarks.measure import flops, in_turns, matrix_peak, new_clock, ratios, spread
 
-    trainer = new_trainer(config)
-    clock, uses, passes, phases = new_clock(trainer.device, cpu_time), floor(trainer), [], []
+    trainer, count = new_trainer(config), period(config)
+    clock, needed, passes, phases = new_clock(trainer.device, cpu_time), floors(trainer), [], []
     works = {
-        "step": trainer.step, "floor": lambda: run(uses),
-        "passes": lambda: passes.append(time_passes(uses, clock)),
+        "step": lambda: steps(trainer), "floor": lambda: run(needed),
+        "passes": lambda: passes.append(time_passes(needed, clock)),
         "phases": lambda: phases.append(time_phases(trainer, clock)),
     }  # fmt: skip
-    spent = in_turns(works, clock, repeats)
+    spent = {name: [s / count for s in seconds] for name, seconds in in_turns(works, clock, repeats).items()}
     step, ratio = spread(spent["step"]), ratios(spent["step"], spent["floor"])
-    counts = collections.Counter((use.network, use.end, use.rows) for use in uses)
-    peak, work = matrix_peak(trainer.device, config.precision == "bf16", clock), flops(trainer.step).total()
+    uses = collections.Counter((use.network, use.end, use.rows) for use in itertools.chain(*needed))
+    peak, work = matrix_peak(trainer.device, config.precision == "bf16", clock), flops(works["step"]).total() / count
     return {
         "ratio": ratio["median"], "ratio_spread": ratio, "step_seconds": step, "floor_seconds": spread(spent["floor"]),
-        "images_per_second": config.images_per_step / step["median"],
-        "step_flops": work, "floor_flops": flops(lambda: run(uses)).total(),
+        "images_per_second": config.batch_size / step["median"],
+        "step_flops": work, "floor_flops": flops(works["floor"]).total() / count, "steps_in_a_period": count,
         "matrix_peak": peak, "share_of_matrix_peak": work / step["median"] / peak,
         "phases": {name: statistics.median(one[name] for one in phases) for name in phases[0]},
         "passes": [
-            {"network": key[0], "end": key[1], "rows": key[2], "kind": key[3], "uses": counts[key[:3]],
+            {"network": key[0], "end": key[1], "rows": key[2], "kind": key[3], "uses": uses[key[:3]] / count,
              "seconds": statistics.median(one[key] for one in passes)} for key in passes[0]
         ],
     }  # fmt: skip
@@ -144,7 +150,7 @@ def print_step(result: dict) -> None:
         table[one["network"], one["end"], one["uses"], one["rows"]][one["kind"]] = f"{1e3 * one['seconds']:.2f}"
     print(f"{'the floor, milliseconds':<28}{'uses':>6}{'rows':>6}" + "".join(f"{kind:>17}" for kind in KINDS))
     for (network, end, uses, rows), cells in table.items():
-        print(f"{network:<6}{end:<22}{uses:>6}{rows:>6}" + "".join(f"{cells.get(kind, ''):>17}" for kind in KINDS))
+        print(f"{network:<6}{end:<22}{uses:>6.4g}{rows:>6}" + "".join(f"{cells.get(kind, ''):>17}" for kind in KINDS))
     whole = sum(result["phases"].values())
     print(f"\n{'phases of the step':<28}{'ms':>12}{'share':>9}")
     for phase, seconds in result["phases"].items():
@@ -161,16 +167,17 @@ def print_step(result: dict) -> None:
 
 def measure_teams(configs: dict[str, Config], repeats: int, cpu_time: bool) -> dict:
     """The steps of trainers of several sizes against their floors, and against the number of networks."""
-    from benchmarks.floor import floor
+    from benchmarks.floor import floors, period, steps
     from benchmarks.measure import in_turns, new_clock, ratios, spread
 
     works, networks = {}, {}
     for team, config in configs.items():
         trainer = new_trainer(config)
-        uses = floor(trainer)
-        works[team, "step"], works[team, "floor"] = trainer.step, lambda uses=uses: run(uses)
+        works[team, "step"] = functools.partial(steps, trainer)
+        works[team, "floor"] = functools.partial(run, floors(trainer))
         networks[team] = sum(len(agent.networks) for agent in trainer.agents)
     spent = in_turns(works, new_clock(trainer.device, cpu_time), repeats)
+    spent = {key: [s / period(config) for s in seconds] for key, seconds in spent.items()}
     first, rows = next(iter(configs)), []
     for team, count in networks.items():
         step, floor_growth = (

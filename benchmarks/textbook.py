@@ -1,7 +1,7 @@
 """What a user would write: a DCGAN, and MAGNET's five networks step by step, with DataLoaders. To be compared with.
 
-Both are plain loops in float32 over the same networks as MAGNET's, fed by torchvision's ImageFolder, which decodes and
-resizes each image when it is its turn.
+Both are plain loops in float32 over the same actors and G as MAGNET's, fed by torchvision's ImageFolder, which decodes
+and resizes each image when it is its turn. Critics are the textbook's: each has convolutions of its own.
 """
 
 import copy
@@ -17,9 +17,26 @@ from torchvision.datasets import ImageFolder
 from magnet.config import Config
 from magnet.discriminator_agent import discriminator_networks
 from magnet.generator_agent import generator_networks
+from magnet.networks import image_stack, initialise
 
 NOISE = 0.1  # of exploration: the published value, as are gamma and tau
 GAMMA, TAU = 0.95, 0.01
+
+
+class Critic(nn.Module):
+    """Q(image, action): a stack of convolutions, then linear layers over its features and the action."""
+
+    def __init__(self, config: Config, actions: int, hidden: int = 256):
+        super().__init__()
+        self.stack, features = image_stack(config.image_size, config.width)
+        self.head = nn.Sequential(
+            nn.Linear(features + actions, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1)
+        )
+        self.apply(initialise)
+
+    def forward(self, images: Tensor, actions: Tensor) -> Tensor:
+        """images (B, 3, S, S), actions (B, A) -> values (B,)."""
+        return self.head(torch.cat([self.stack(images), actions], dim=1)).squeeze(1)
 
 
 def loader(folder: Path, config: Config, workers: int) -> Iterator[Tensor]:
@@ -50,8 +67,8 @@ def adam(network: nn.Module, config: Config) -> torch.optim.Adam:
 
 def dcgan(folder: Path, config: Config, workers: int) -> Callable[[], float]:
     """One step of a DCGAN (Radford et al. 2015): D on real and on fake images, then G, by binary cross-entropy."""
-    generator = generator_networks(config)["generator"].to(config.device)
-    discriminator = discriminator_networks(config)["actor"].to(config.device)
+    generator = generator_networks(config)["generator"]().to(config.device)
+    discriminator = discriminator_networks(config)["actor"]().to(config.device)
     optimizer_g, optimizer_d = adam(generator, config), adam(discriminator, config)
     loss, images = nn.BCELoss(), loader(folder, config, workers)
     ones = torch.ones(config.batch_size, device=config.device)
@@ -78,17 +95,19 @@ def five_networks(folder: Path, config: Config, workers: int) -> Callable[[], fl
     """One step of MAGNET's five networks in the published order, each update with passes of its own.
 
     Three DataLoaders, each of which draws for itself: states, the real images that come next, and those that come after
-    them. Act with noise; then D's critic, D, G's critic, G_a and G; then all targets. There is no ring.
+    them. Act with noise; then D's critic, D, G's critic, G_a and G; then all targets. There is no replay buffer.
     """
-    networks = generator_networks(config) | {
-        {"actor": "judge", "critic": "judge's critic"}[key]: net for key, net in discriminator_networks(config).items()
-    }
+    made = generator_networks(config)
+    networks = {
+        "actor": made["actor"](), "generator": made["generator"](), "G's critic": Critic(config, config.nz),
+        "discriminator": discriminator_networks(config)["actor"](), "D's critic": Critic(config, 1),
+    }  # fmt: skip
     networks = {key: net.to(config.device) for key, net in networks.items()}
     targets = {key: copy.deepcopy(net) for key, net in networks.items()}
     optimizers = {key: adam(net, config) for key, net in networks.items()}
     states, following, later = (loader(folder, config, workers) for _ in range(3))
-    actor, generator, critic, judge, judges_critic = networks.values()
-    target_actor, target_generator, target_critic, target_judge, target_judges_critic = targets.values()
+    actor, generator, critic_g, discriminator, critic_d = networks.values()
+    target_actor, target_generator, target_critic_g, target_discriminator, target_critic_d = targets.values()
     memory, played = actor.first_memory(config.batch_size), 0
     squared, entropy = nn.MSELoss(), nn.BCELoss()
     ones = torch.ones(config.batch_size, device=config.device)
@@ -108,21 +127,21 @@ def five_networks(folder: Path, config: Config, workers: int) -> Callable[[], fl
             z, next_memory = actor(state, memory)
             z = z + NOISE * torch.randn_like(z)
             fake = generator(z)
-            p_real, p_fake = judge(real).sigmoid(), judge(fake).sigmoid()
+            p_real, p_fake = discriminator(real).sigmoid(), discriminator(fake).sigmoid()
             shown, judged = torch.cat([real, fake]), torch.cat([p_real, p_fake])[:, None]
             reward_g, reward_d = p_fake.log(), torch.cat([p_real.log(), (1 - p_fake).log()])
             next_z, _ = target_actor(real, next_memory)
             next_shown = torch.cat([after, target_generator(next_z)])
-            value_d = target_judges_critic(next_shown, target_judge(next_shown).sigmoid()[:, None])
-            value_g = target_critic(real, next_z)
+            value_d = target_critic_d(next_shown, target_discriminator(next_shown).sigmoid()[:, None])
+            value_g = target_critic_g(real, next_z)
 
-        total = learn("judge's critic", squared(judges_critic(shown, judged), reward_d + GAMMA * value_d))
-        policy = torch.cat([judge(real).sigmoid(), judge(fake).sigmoid()])
+        total = learn("D's critic", squared(critic_d(shown, judged), reward_d + GAMMA * value_d))
+        policy = torch.cat([discriminator(real).sigmoid(), discriminator(fake).sigmoid()])
         loss = entropy(policy, torch.cat([ones, 0 * ones]))
-        total += learn("judge", loss - judges_critic(shown, policy[:, None]).mean())
-        total += learn("critic", squared(critic(state, z), reward_g + GAMMA * value_g))
-        total += learn("actor", -critic(state, actor(state, memory)[0]).mean())
-        total += learn("generator", entropy(judge(generator(z)).sigmoid(), ones))
+        total += learn("discriminator", loss - critic_d(shown, policy[:, None]).mean())
+        total += learn("G's critic", squared(critic_g(state, z), reward_g + GAMMA * value_g))
+        total += learn("actor", -critic_g(state, actor(state, memory)[0]).mean())
+        total += learn("generator", entropy(discriminator(generator(z)).sigmoid(), ones))
         with torch.no_grad():
             for key, target in targets.items():
                 for old, new in zip(target.parameters(), networks[key].parameters(), strict=True):

@@ -3,7 +3,7 @@
 
     python3 examples/random_agents.py        a few seconds on one core
 
-Nothing is used here of MAGNET's agents and slopes: the discriminator draws its logits from N(mean, 1) and learns the
+Nothing is used here of MAGNET's agents and gradients: the discriminator draws its logits from N(mean, 1) and learns the
 mean by REINFORCE (Williams 1992, doi 10.1007/BF00992696) from the rewards that it is paid. The real images are faces
 that the program draws, the generator's are noise. Printed is the mean reward of a judgement, without that exploration:
 -1.386 (-log 4) knows nothing, 0 is the highest. Exit status 2: PettingZoo is missing.

@@ -29,27 +29,29 @@ from magnet.errors import UserError  # noqa: E402
 BASE = ["--preset", "cpu", "--checkpoint-every", "5"]
 OF_IMAGES = ("data", "skip_bad_images", "hold_out", "image_size")
 IMAGES = 598_400  # 50 epochs of the base over 9,000 faces
-CRITICS_ALONE = {"lambda_generator": 0.0, "lambda_discriminator": 0.0}
+BY_RETURN = {"lambda_generator": 1.0, "lambda_discriminator": 1.0}
+GAN = {"algorithm": "gan"}
 
-# name: the question, and the flags that differ from the base. At lambda 1 no actor hears its critic, so what concerns
-# critics is asked at lambda 0.
+# name: the question, and the flags that differ from the base. Adam does not see the scale of a loss: in "deaf" G_a's
+# gradient from its critic is nothing beside that of the diversity, so it is the control of whether G_a learns by it.
 SETTINGS = {
     "default": ("what the others are compared with", {}),
-    "lambda-0": ("can actors learn through their critics alone?", CRITICS_ALONE),
-    "gan": ("is the game worth its price?", {"algorithm": "gan", "answers": 1, "latent_step": 0.0}),
-    "gan-same": ("is it worth more than a GAN with as many fakes and latent steps?", {"algorithm": "gan"}),
-    "gan-answers-1": ("than one with latent steps alone?", {"algorithm": "gan", "answers": 1}),
-    "answers-1": ("are answers that are not played worth their price?", {"answers": 1}),
-    "latent-step-0": ("do steps of z up D's slope help?", {"latent_step": 0.0}),
-    "r1-0": ("must D_a's slopes be penalised?", {"r1": 0.0}),
-    "gan-r1-0": ("so too of the plain GAN?", {"algorithm": "gan", "answers": 1, "latent_step": 0.0, "r1": 0.0}),
-    "spectral-norm": ("does spectral normalisation help?", {"spectral_norm": True}),
-    "gradient-penalty": ("does the gradient penalty, in place of R1?", {"r1": 0.0, "gradient_penalty": 10.0}),
-    "slope-0": ("must critics be taught the slope of the return?", CRITICS_ALONE | {"slope_weight": 0.0}),
-    "gamma-0.95": ("do later returns help or harm?", CRITICS_ALONE | {"gamma": 0.95}),
+    "lambda-1": ("do actors learn as well by critics as by the return itself?", BY_RETURN),
+    "lambda-g-1": ("does the generator agent alone?", {"lambda_generator": 1.0}),
+    "lambda-d-1": ("does the discriminator agent alone?", {"lambda_discriminator": 1.0}),
+    "deaf": ("does G_a learn by its critic? (here it cannot)", {"diversity_weight": 1e6}),
+    "gan": ("is the game worth its price?", GAN),
+    "gan-plain": ("and beside a GAN without R1 and replay?", GAN | {"r1": 0.0, "replay_fraction": 0.0}),
+    "r1-0": ("must D_a's gradients be penalised?", {"r1": 0.0}),
+    "r1-every-1": ("is R1 in every step better than in every eighth?", {"r1_every": 1}),
+    "gamma-0.95": ("do later returns help or harm?", {"gamma": 0.95}),
     "diversity-0": ("must z be kept uncorrelated?", {"diversity_weight": 0.0}),
     "exploration-0.1": ("is noise of 0.1 in z enough?", {"exploration": 0.1}),
     "replay-0": ("do old fakes help?", {"replay_fraction": 0.0}),
+    "tau-0.01": ("may the targets follow faster?", {"tau": 0.01}),
+    "batch-16": ("do smaller batches do?", {"batch_size": 16}),
+    "spectral-norm": ("does spectral normalisation help?", {"spectral_norm": True}),
+    "gradient-penalty": ("does the gradient penalty, in place of R1?", {"r1": 0.0, "gradient_penalty": 10.0}),
     "original": ("how do the published hyperparameters fare?", PRESETS["original"]),
 }
 
@@ -94,7 +96,7 @@ def curve(run: Path, score: Callable[[Path], list[dict]]) -> list[dict]:
     """The scores of a run's checkpoints but that before step 1, by checkpoint and kind of sample."""
     from magnet.checkpoint import listed
 
-    minutes, batch = runs.minutes_at(run), Config(**json.loads((run / "config.json").read_text())).images_per_step
+    minutes, batch = runs.minutes_at(run), Config(**json.loads((run / "config.json").read_text())).batch_size
     points = []
     for path in listed(run / "checkpoints"):
         if step := int(path.stem):
@@ -114,7 +116,7 @@ def ablate(options: argparse.Namespace, base: dict) -> None:
     for seed in options.seeds:
         for setting in options.only:
             flags = base | SETTINGS[setting][1] | {"seed": seed}
-            games[setting, seed] = runs.game(flags, -(-options.images // complete(flags).images_per_step))
+            games[setting, seed] = runs.game(flags, -(-options.images // complete(flags).batch_size))
     score = scorer(options.features, options.count)
     runs.measure(options, games, protocol, lambda run: {"curve": curve(run, score)})
 

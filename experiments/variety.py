@@ -33,18 +33,15 @@ WORLDS = {
 }
 LARGE = "1x1-large"
 SETTINGS = {
-    "gan": ("how many does the plain GAN cover?", {"algorithm": "gan", "answers": 1, "latent_step": 0.0}),
+    "gan": ("how many does the plain GAN cover?", {"algorithm": "gan"}),
     "1x1": ("what the others are compared with", {}),
     LARGE: ("does one of four's size do? (its --width is found; D has it too)", {}),
     "2x1": ("do two generators cover more?", {"generators": 2}),
     "4x1": ("and four?", {"generators": 4}),
     "4x1-specialise": ("if they are told apart?", {"generators": 4, "specialise": 1.0}),
-    "4x1-specialise-share": ("and share G?", {"generators": 4, "specialise": 1.0, "share": True}),
     "1x2": ("do two discriminators see more?", {"discriminators": 2}),
     "2x2": ("and two of each?", {"generators": 2, "discriminators": 2}),
     "4x4": ("and four of each?", {"generators": 4, "discriminators": 4}),
-    "4x4-min": ("who hear the strictest?", {"generators": 4, "discriminators": 4, "pool": "min"}),
-    "4x4-softmax": ("or the stricter more?", {"generators": 4, "discriminators": 4, "pool": "softmax"}),
 }
 FACES = 5000  # samples that are counted; of points as many as in the literature
 POINTS = 500  # of them that stand in a line, for the figure
@@ -58,10 +55,10 @@ def size_of_generator(config: Config) -> int:
     """The parameters of one G."""
     import torch
 
-    from magnet.generator_agent import painter
+    from magnet.generator_agent import generator_networks
 
     with torch.device("meta"):
-        return sum(p.numel() for p in painter(config).parameters())
+        return sum(p.numel() for p in generator_networks(config)["generator"]().parameters())
 
 
 def width_of_four(flags: dict) -> int:
@@ -129,8 +126,7 @@ def scored(run: Path, judge: Counter) -> dict:
     shares = [part[: POINTS // len(alone)] for part in alone] if config.points else []
     result["points"] = [[[round(x, 3) for x in point] for point in share.tolist()] for share in shares]
     for kind, agents, key in (("G", generators, "generator"), ("D", discriminators, "actor")):
-        parameters = {p for agent in agents for p in agent.networks[key].parameters()}  # those that are shared, once
-        result[f"size_{kind}"] = sum(p.numel() for p in parameters)
+        result[f"size_{kind}"] = sum(p.numel() for agent in agents for p in agent.networks[key].parameters())
     minutes = runs.minutes_at(run)
     return result | {"step": max(minutes, default=0), "minutes": round(max(minutes.values(), default=0), 2)}
 

@@ -47,21 +47,7 @@ class Config:
         "log", "what the players earn (magnet/returns.py)",
         choices=("log", "minimax", "hinge", "least-squares", "wasserstein", "relativistic"),
     )  # fmt: skip
-    pool: str = parameter(
-        "mean", "how discriminators' returns to a generator become one", choices=("mean", "min", "softmax")
-    )
     specialise: float = parameter(0.0, "weight of generators' return for being told apart", low=0, high=1e6)
-    share: bool = parameter(False, "generators share G but for its first layer")
-    critic: str = parameter(
-        "own", "what a critic sees: its own agent's action, or those of all", choices=("own", "joint")
-    )
-    updates: str = parameter(
-        "alternating", "generators learn after the discriminators' step, or all at once",
-        choices=("alternating", "simultaneous"),
-    )  # fmt: skip
-    discriminator_steps: int = parameter(
-        1, "K, updates of the discriminators to one of the generators", low=1, high=1000
-    )
     image_size: int = parameter(64, "S, side of all images in pixels; points have none [M]", choices=(32, 64, 128))
     epochs: int = parameter(50, "passes over the images [M]", low=1)
     steps: int = parameter(0, "steps of the trainer, if these end before the epochs; 0: no limit", low=0)
@@ -78,28 +64,23 @@ class Config:
     tau: float = parameter(
         0.003, "share of the new weights in every target at each step [D]; 0.01 in [L]", low=0, high=1
     )
-    lambda_generator: float = parameter(1.0, "G_a's objective: 1 the return itself, 0 its critic [D]", low=0, high=1)
-    lambda_discriminator: float = parameter(
-        1.0, "D_a's objective: 1 the return itself, 0 its critic [D]", low=0, high=1
+    lambda_generator: float = parameter(
+        0.0, "what G_a and G ascend: 0 their critic [M], 1 the return itself, without a critic", low=0, high=1
     )
-    slope_weight: float = parameter(1.0, "weight of dQ/da - dr/da in the critics' loss [D]; 0 in [M]", low=0, high=1e6)
-    diversity_weight: float = parameter(10.0, "weight of the return for uncorrelated z [D]; 0 in [M]", low=0, high=1e6)
+    lambda_discriminator: float = parameter(
+        0.0, "what D_a ascends: 0 its critic [M], 1 the return itself, without a critic", low=0, high=1
+    )
+    diversity_weight: float = parameter(1.0, "weight of the return for uncorrelated z [D]; 0 in [M]", low=0, high=1e6)
     exploration: float = parameter(1.0, "largest sigma of the noise in z [D]; 0.1 in [M]", low=0, high=1)
-    r1: float = parameter(0.1, "weight gamma of R1, the penalty on D_a's slopes at real images [D]", low=0, high=1e6)
+    r1: float = parameter(0.1, "weight gamma of R1, the penalty on D_a's gradients at real images [D]", low=0, high=1e6)
+    r1_every: int = parameter(8, "k: every k-th step has R1, with k times the weight [D]", low=1, high=1000)
     r2: float = parameter(0.0, "weight of R2, the same penalty at the generators' images", low=0, high=1e6)
     gradient_penalty: float = parameter(
         0.0, "weight of D_a's gradient penalty between real and fake images; 10 in WGAN-GP", low=0, high=1e6
     )
     spectral_norm: bool = parameter(False, "spectral normalisation of D_a, in place of its BatchNorm")
-    answers: int = parameter(
-        2, "A, actions tried on each state: the policy's, which is played, and A - 1 of noise alone [D]",
-        low=1, high=1000,
-    )  # fmt: skip
-    latent_step: float = parameter(
-        0.9, "step of every answer up the slope of D_a's logit, before the players learn from it [D]", low=0, high=100
-    )
-    replay_size: int = parameter(8192, "transitions in the ring [D]", low=1)
-    replay_fraction: float = parameter(0.25, "share of a batch that comes from the ring [D]", low=0, high=0.9)
+    replay_size: int = parameter(8192, "transitions in the replay buffer [D]", low=1)
+    replay_fraction: float = parameter(0.25, "share of a batch that is replayed [D]", low=0, high=0.9)
     seed: int = parameter(0, "seed of everything random", low=0, high=2**63 - 1)
     device: str = parameter("auto", "auto, cpu, cuda or cuda:N")
     precision: str = parameter(
@@ -116,14 +97,17 @@ class Config:
     name: str = parameter("", "name of the run's folder; empty: the time")
 
     @property
-    def images_per_step(self) -> int:
-        """How many real images each discriminator judges in one step of the trainer."""
-        return self.batch_size * self.discriminator_steps
-
-    @property
     def points(self) -> bool:
         """Whether the data are points in the plane (gaussians.py), not pictures."""
         return self.data in GAUSSIANS
+
+    @property
+    def features(self) -> int:
+        """How many features an actor's stack of layers makes of an image or a point."""
+        if self.points:
+            return self.width
+        halvings = (self.image_size // 4).bit_length() - 1
+        return 16 * self.width * 2 ** min(halvings - 1, 3)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -139,14 +123,12 @@ FREE_ON_RESUME = {
 PRESETS = {
     "default": {},
     "original": {  # the published hyperparameters, as far as they have a counterpart here
-        "batch_size": 16, "gamma": 0.95, "tau": 0.01, "lambda_generator": 0.0, "lambda_discriminator": 0.0,
-        "slope_weight": 0.0, "diversity_weight": 0.0, "exploration": 0.1, "replay_fraction": 0.5,
-        "r1": 0.0, "answers": 1, "latent_step": 0.0,
+        "batch_size": 16, "gamma": 0.95, "tau": 0.01, "diversity_weight": 0.0, "exploration": 0.1,
+        "replay_fraction": 0.5, "r1": 0.0,
     },
     "cpu": {"image_size": 32, "width": 32, "nz": 64, "device": "cpu"},
     "gaussians": {
         "data": "gaussians-25", "device": "cpu", "batch_size": 128, "width": 128, "nz": 2, "lr": 1e-3, "r1": 0.01,
-        "latent_step": 0.0,  # 0.9 is as good after 3,000 steps (one run each), and costs more
         "tau": 0.01, "epochs": 6, "evaluate_every": 500,
     },
 }  # fmt: skip
@@ -182,15 +164,10 @@ def check(config: Config) -> None:
             raise UserError(f"{flag} without a zero byte.")
     if config.name and not re.fullmatch(r"(?!\.+$)[A-Za-z0-9._-]{1,64}", config.name):
         raise UserError(f"--name is {config.name!r}, but must be 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-'.")
-    if config.algorithm == "gan" and (config.lambda_generator, config.lambda_discriminator, config.gamma) != (1, 1, 0):
-        raise UserError(
-            "--algorithm gan has no critics: both --lambda-... must be 1 and --gamma 0 (--preset original has others)."
-        )
-    if config.algorithm == "gan" and config.critic == "joint":
-        raise UserError("--algorithm gan has no critics; leave out --critic joint.")
-    if config.generators == 1 and (config.specialise or config.share):
-        flag = f"--specialise {config.specialise:g}" if config.specialise else "--share"
-        raise UserError(f"{flag} is for several generators: give --generators 2 or more.")
+    if config.gamma and (config.algorithm == "gan" or config.lambda_generator == config.lambda_discriminator == 1):
+        raise UserError(f"--gamma {config.gamma:g} is for critics, and this game has none: give --gamma 0.")
+    if config.generators == 1 and config.specialise:
+        raise UserError(f"--specialise {config.specialise:g} is for several generators: give --generators 2 or more.")
     if config.returns == "wasserstein" and not (config.gradient_penalty or config.spectral_norm):
         raise UserError("--returns wasserstein needs a bound on D's slopes: --gradient-penalty 10 or --spectral-norm.")
     if config.points and (config.hold_out or config.skip_bad_images):
@@ -207,6 +184,22 @@ def check(config: Config) -> None:
         )
     if replayed and config.replay_size < fresh:
         raise UserError(f"--replay-size is {config.replay_size}, but one step stores {fresh} transitions; give more.")
+
+
+def without_effect(config: Config) -> set[str]:
+    """The parameters that change nothing in this combination."""
+    idle = set()
+    if config.algorithm == "gan":
+        idle |= {"lambda_generator", "lambda_discriminator", "exploration", "diversity_weight", "episode_length"}
+    if not config.r1:
+        idle.add("r1_every")
+    if not config.replay_fraction:
+        idle.add("replay_size")
+    if config.points:
+        idle.add("image_size")
+    if config.data == "synthetic":
+        idle.add("skip_bad_images")
+    return idle
 
 
 def settle(config: Config) -> Config:

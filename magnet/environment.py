@@ -20,19 +20,19 @@ class FaceGame:
 
     A state is B = `batch` indices in [0, 2N): i < N is image i, i >= N is image i - N mirrored (see `Faces.batch`).
     States are taken from a shuffled order of all the images, so one pass over the data (an epoch) is N // B states, and
-    no image stands in two consecutive states. kind, pool: see `returns.py`. Of several processes (distributed.py) each
+    no image stands in two consecutive states. kind: see `returns.py`. Of several processes (distributed.py) each
     observes its own rows; the indices are those of all. Raises ValueError if there are not images enough for two
     states.
     """
 
     def __init__(
         self, faces: Faces, batch: int, episode_length: int, generators: list[str], discriminators: list[str],
-        kind: str = "log", pool: str = "mean",
+        kind: str = "log",
     ):  # fmt: skip
         if len(faces) < 2 * batch:
             raise ValueError(f"{len(faces)} images are too few for two states of {batch} different images")
         self.faces, self.batch, self.episode_length = faces, batch, episode_length
-        self.generators, self.discriminators, self.kind, self.pool = generators, discriminators, kind, pool
+        self.generators, self.discriminators, self.kind = generators, discriminators, kind
         self.random = torch.Generator()
 
     def reset(self, seed: int | None = None) -> dict[str, Tensor]:
@@ -55,17 +55,11 @@ class FaceGame:
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, bool], dict[str, bool], dict[str, Tensor]]:
         """Plays one step: observations, rewards, terminated, truncated, info.
 
-        actions: for each generator its images (B, 3, S, S); for each discriminator its logits (1 + generators, B),
-        first on the real images, then on each generator's. rewards: (B,) each; a generator's is pooled over the
-        discriminators, a discriminator's fake term the mean over the generators. Nothing terminates; all are truncated
-        after T steps. info: the indices (B,) of "state" (s_t), "real" (x_t) and "next_real" (x_{t+1}).
+        actions: for each generator its images (B, 3, S, S); for each discriminator its logits (1 + generators, B), as
+        `rewards` takes them, which are (B,) each. Nothing terminates; all are truncated after T steps. info: (B,) each,
+        the indices of "state" (s_t), "real" (x_t) and "next_real" (x_{t+1}).
         """
-        logits = torch.stack([actions[name] for name in self.discriminators])  # (discriminators, 1 + generators, B)
-        real, fake = logits[:, :1], logits[:, 1:]
-        earned = returns.pool(returns.generator_return(fake, self.kind, real), self.pool)
-        judged = returns.discriminator_return(real_logits=real, fake_logits=fake, kind=self.kind).mean(dim=1)
-        rewards = dict(zip(self.generators, earned, strict=True)) | dict(zip(self.discriminators, judged, strict=True))
-
+        rewards = self.rewards(torch.stack([actions[name] for name in self.discriminators]))
         info = {"state": self.state, "real": self.real}
         self._advance()
         info["next_real"] = self.real
@@ -74,6 +68,19 @@ class FaceGame:
         terminated = dict.fromkeys(everyone, False)
         truncated = dict.fromkeys(everyone, self.t >= self.episode_length)
         return self._observations(), rewards, terminated, truncated, info
+
+    def rewards(self, logits: Tensor) -> dict[str, Tensor]:
+        """The reward of each agent, (B,), by the discriminators' logits (discriminators, 1 + generators, B).
+
+        Of each discriminator first those on the real images, then those on each generator's. A generator's reward is
+        the mean over the discriminators, a discriminator's fake term the mean over the generators.
+        """
+        real, fake = logits[:, :1], logits[:, 1:]
+        generators = returns.generator_return(fake, self.kind, real).mean(dim=0)
+        discriminators = returns.discriminator_return(real_logits=real, fake_logits=fake, kind=self.kind).mean(dim=1)
+        return dict(zip(self.generators, generators, strict=True)) | dict(
+            zip(self.discriminators, discriminators, strict=True)
+        )
 
     def _advance(self) -> None:
         """The real next state becomes the state, and a new one is drawn behind it."""

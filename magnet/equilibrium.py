@@ -15,7 +15,7 @@ from torch import Tensor
 
 from magnet.discriminator_agent import DiscriminatorAgent
 from magnet.faces import Faces, from_uint8, to_uint8
-from magnet.randomness import derived_seed, stream
+from magnet.randomness import stream
 from magnet.returns import border, discriminator_return, equilibrium, judgement_return
 
 BINS = 10  # of p, for its calibration
@@ -26,7 +26,7 @@ def equilibrium_report(
     discriminator: DiscriminatorAgent, *, fakes: Tensor, draw: Callable[[int], Tensor],
     training: Faces, held_out: Faces | None = None, steps: int = 500, seed: int = 0,
 ) -> dict[str, float]:  # fmt: skip
-    """What D_a, D_c and a fresh discriminator make of the images of one generator.
+    """What D_a and a fresh discriminator make of the images of one generator.
 
     fakes: its samples, uint8 (N, 3, S, S); draw(count): others, for the fresh discriminator to learn from for `steps`.
     D_a has played against the trained G: the running average's samples it may know at once (seen at step 1,500: 100 %
@@ -39,7 +39,6 @@ def equilibrium_report(
     value_held_out, from_equilibrium_held_out: the same on the held-out images. Much below the first, D_a knows the
     training images by heart.
     calibration_error: see there; on equally many training images and fakes; absent where no chance has that logit.
-    critic_agreement: the share of these on which D_a's bit is D_c's greedy action; absent for a plain GAN.
     fresh_accuracy, fresh_value: of the fresh discriminator, on the held-out images, else on a fifth of the training
     images that it was not taught, and on as many of the fakes. At equilibrium 0.5 and -log 4.
     """
@@ -57,10 +56,6 @@ def equilibrium_report(
     logits, is_real = torch.cat([real_logits[:pairs], fake_logits[:pairs]]), torch.arange(2 * pairs) < pairs
     if kind in ("log", "minimax"):  # of others the logit is not that of a chance
         report["calibration_error"] = calibration_error(logits, is_real)
-    if "critic" in discriminator.networks:
-        greedy = greedy_answers(discriminator, real[:pairs], fakes[:pairs], logits)
-        report["critic_agreement"] = _share(greedy == (logits > 0))
-
     taught = torch.randperm(len(training), generator=random)
     if held_out is None:
         fifth = max(1, len(training) // 5)
@@ -116,25 +111,6 @@ def judge(discriminator: DiscriminatorAgent, images: Tensor) -> Tensor:
     return torch.cat([actor(from_uint8(batch.to(discriminator.device))).cpu() for batch in batches])
 
 
-@torch.no_grad()
-def greedy_answers(discriminator: DiscriminatorAgent, real: Tensor, fakes: Tensor, logits: Tensor) -> Tensor:
-    """Which answer D_c values more on each image, "real" or not: (2N,) bool, for N real images, then N fakes, uint8.
-
-    The answers compared are those that D_a could give with the confidence that it has, its logit l (2N,) or -l:
-    whether Q(x, |l|) > Q(x, -|l|). A critic that knows the chance P that x is real, and so Q = P log sigmoid(l) +
-    (1 - P) log sigmoid(-l), says "real" if P > 1/2 at any l. As in the game it sees real and fake images in one batch,
-    and BatchNorm normalises by that.
-    """
-    critic, batch = deepcopy(discriminator.networks["critic"]).train(), discriminator.config.batch_size
-    answers = []
-    for *images, l_real, l_fake in zip(*(_batches(x, batch) for x in (real, fakes, *logits.chunk(2))), strict=True):
-        encoded = critic.encode(from_uint8(torch.cat(images).to(discriminator.device)))
-        confidence = torch.cat([l_real, l_fake]).abs()[:, None].to(discriminator.device)
-        better = critic.value(encoded, confidence) > critic.value(encoded, -confidence)
-        answers.append(better.cpu().chunk(2))
-    return torch.cat([torch.cat(side) for side in zip(*answers, strict=True)])
-
-
 def calibration_error(logits: Tensor, is_real: Tensor) -> float:
     """Expected calibration error of p = sigmoid(l) in [0, 1]: logits (N,), is_real (N,) bool.
 
@@ -158,10 +134,9 @@ def fresh_discriminator(
     """
     config = dataclasses.replace(
         discriminator.config, algorithm="gan", batch_size=BATCH, generators=1, discriminators=1, specialise=0.0,
+        seed=seed,
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
-        torch.default_generator.manual_seed(derived_seed(seed, "fresh discriminator"))
-        fresh = DiscriminatorAgent("fresh discriminator", config, discriminator.device)
+    fresh = DiscriminatorAgent("fresh discriminator", config, discriminator.device)
     random = stream(seed, "fresh discriminator")
     for step in range(steps):
         if step % POOL == 0:
@@ -169,5 +144,6 @@ def fresh_discriminator(
         chosen = taught[torch.randint(len(taught), (BATCH,), generator=random)]
         x, y = (from_uint8(images.to(fresh.device)) for images in (_shown(real, chosen, random), fakes[step % POOL]))
         x.requires_grad_(config.r1 > 0)
-        fresh.update(x, [y], *fresh.act(x, [y]), fresh=BATCH, next_value=None, others=None)
+        outputs = [fresh.networks["actor"].discriminate(images) for images in (x, y)]
+        fresh.update(x, [y], outputs, next_value=None, fresh=BATCH, r1=config.r1)
     return fresh

@@ -1,141 +1,113 @@
-"""The generator agent: G_a, which answers states, G, which paints its answers, and G_c, which values them."""
+"""The generator agent: G_a, which answers states, G, which makes images of its actions, and G_c, which values them."""
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from magnet import returns
-from magnet.agent import Agent, Metrics, encoder, for_answers, frozen, joint, leading, logit_slope
+from magnet.agent import Agent, Metrics, encoder
 from magnet.distributed import whole
 from magnet.networks import Critic, Generator, GeneratorActor, PointGenerator
 
 
-def painter(config) -> nn.Module:
-    """G: z (B, nz) -> what is put forward."""
+def generator_networks(config) -> dict[str, Callable[[], nn.Module]]:
+    """What makes G_a, G and G_c; at lambda 1 no G_c, of a plain GAN G alone."""
     if config.points:
-        return PointGenerator(config.width, config.nz)
-    return Generator(config.image_size, config.width, config.nz, config.precision == "bf16")
-
-
-def generator_networks(config) -> dict[str, nn.Module]:
-    """G_a, G and G_c; of a plain GAN G alone."""
+        networks = {"generator": partial(PointGenerator, config.width, config.nz)}
+    else:
+        bf16 = config.precision == "bf16"
+        networks = {"generator": partial(Generator, config.image_size, config.width, config.nz, bf16)}
     if config.algorithm == "gan":
-        return {"generator": painter(config)}
-    others = (config.generators - 1) * config.nz + config.discriminators if config.critic == "joint" else 0
-    return {
-        "actor": GeneratorActor(*encoder(config), config.nz),
-        "generator": painter(config),
-        "critic": Critic(*encoder(config), actions=config.nz + others),
-    }
+        return networks
+    networks["actor"] = lambda: GeneratorActor(*encoder(config), config.nz)
+    if config.lambda_generator < 1:
+        networks["critic"] = partial(Critic, config.nz, config.discriminators * config.features)
+    return networks
 
 
 class GeneratorAgent(Agent):
-    """G_a, G and G_c. Its action on a state is the hidden state z, which G makes a picture of.
+    """G_a, G and G_c. Its action on a state is the hidden state z, of which G makes an image.
 
-    In a plain GAN (Goodfellow et al. 2014) there is G alone: its answers are noise, whatever the state, and nothing is
-    remembered.
+    In a plain GAN (Goodfellow et al. 2014) there is G alone: its actions are noise, whatever the state.
     """
 
-    def __init__(self, name: str, config, device: torch.device, index: int = 0, lender: "GeneratorAgent | None" = None):
-        """index: its place among the generators. lender: another, whose G it uses but for the first layer, which is its
-        own (Hoang et al. 2018, MGAN); the lender has to be the last of them to learn.
-        """
-        networks, borrowed = generator_networks(config), ()
-        if lender:
-            layers, lent = networks["generator"].layers, lender.networks["generator"].layers
-            for i in range(1, len(layers)):
-                layers[i] = lent[i]
-            borrowed = [p for layer in list(lent)[1:] for p in layer.parameters()]
-        super().__init__(name, config, device, networks, borrowed)
+    def __init__(self, name: str, config, device: torch.device, index: int = 0):
+        """index: its place among the generators."""
+        super().__init__(name, config, device, generator_networks(config))
         self.index = index
 
     def first_memory(self, batch: int) -> Tensor:
-        """The memory at the start of an episode: zeros (B, 2, layers, hidden), or (B, 0) of a plain GAN."""
+        """The recurrent state at the start of an episode: zeros (B, 2, layers, hidden), or (B, 0) of a plain GAN."""
         if "actor" not in self.networks:
             return torch.zeros(batch, 0, device=self.device)
         return self.networks["actor"].first_memory(batch)
 
-    def act(self, state: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The policy's z (B, nz) and the answers (A B, nz), both with their graphs, and the next memory, detached.
+    def act(self, state: Tensor, memory: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        """The action z (B, nz), with exploration; the policy's own action (B, nz); the next recurrent state; and what
+        G_a sees of the state (B, nz), the latter two without a graph.
 
-        The first B answers are the policy's, explored; the others are noise alone. Of a plain GAN all are noise, and
-        the first stand for the policy's.
+        Of a plain GAN the action is noise, and there is neither a policy nor what it sees.
         """
-        count = self.config.answers * len(state)
+        noise = self.drawn(torch.randn, len(state), self.config.nz)
         if "actor" not in self.networks:
-            noise = self.drawn(torch.randn, count, self.config.nz)
-            return noise[: len(state)], noise, memory
-        policy, memory = self.networks["actor"](state, memory)
-        sigma = self.drawn(torch.rand, len(policy), 1) * self.config.exploration
-        noise = self.drawn(torch.randn, count, self.config.nz)
-        noise, others = noise.split([len(policy), count - len(policy)])
-        return policy, torch.cat([returns.explore(policy, sigma=sigma, noise=noise), others]), memory.detach()
-
-    def improved(self, z: Tensor, judges: list[nn.Module], first: int = 0) -> Tensor:
-        """z (C, nz) after a step up the slope of the judges' mean logit on G(z), without a graph.
-
-        Unlike LOGAN's, the players' gradients do not pass through the step.
-        """
-        slope = logit_slope(self.networks["generator"], judges, z, first)
-        return z.detach() + returns.latent_step(slope, self.config.latent_step)
-
-    def next_action(self, next_state: Tensor, next_memory: Tensor) -> tuple[Tensor, Tensor]:
-        """What the targets would do next: z' (B, nz), and the image that they would show."""
-        with torch.no_grad():
-            z, _ = self.targets["actor"](next_state, next_memory)
-            return z, self.targets["generator"](z)
-
-    def next_value(self, next_state: Tensor, next_z: Tensor, others: Tensor | None) -> Tensor:
-        """Q'(s', a') of the target critic (B,)."""
-        with torch.no_grad():
-            return self.targets["critic"](next_state, joint(next_z, others))
+            return noise, None, memory, None
+        policy, memory, seen = self.networks["actor"].act(state, memory)
+        sigma = self.drawn(torch.rand, len(state), 1) * self.config.exploration
+        return returns.explore(policy, sigma=sigma, noise=noise), policy, memory.detach(), seen.detach()
 
     def update(
-        self, state: Tensor, real: Tensor, z: Tensor, images: Tensor, policy: Tensor, answers: Tensor,
-        judges: list[nn.Module], next_value: Tensor | None, others: Tensor | None,
+        self, seen: Tensor | None, policy: Tensor | None, images: Tensor, played: Tensor, reward: Tensor,
+        next_value: Tensor | None, real: Tensor, discriminators: list[nn.Module],
     ) -> Metrics:  # fmt: skip
-        """G, then critic, then actor.
+        """Critic, then actor: G_a and G ascend Q of G_a's present actions (at lambda > 0 the return as well).
 
-        state and real (B, 3, S, S), of which the first F <= B rows are of this step, the others replayed. policy
-        (F, nz) and answers (A F, nz): what `act` gave for the first. z (C, nz), a leaf that requires a gradient: the
-        answers as `improved`, then the replayed actions; images G(z), with their graph. Noise and replayed actions
-        teach G and the critic alone, for only an action of the present policy can be led back to it. judges: the D_a's;
-        others: what a joint critic sees beside z (C, K).
+        seen (B, nz), policy (B, nz): as `act` gave them; images G(z) (B, 3, S, S) of the explored actions, with the
+        graph. played (B, M F): the M discriminators' features of the images that were played, G_c's view of the
+        actions, and reward (B,) what these earn; next_value (B,): Q' or None if gamma = 0. real (B, 3, S, S): the real
+        images beside. discriminators: the M D_a's.
         """
-        config, fresh, count = self.config, len(policy), self.config.answers
-        with frozen(judges):
-            logits, names = zip(*[judge.judge(images, leading(config, fresh)) for judge in judges], strict=True)
-            beside = None
-            if config.returns == "relativistic":
-                with torch.no_grad():
-                    beside = torch.stack([for_answers(judge(real), fresh, count) for judge in judges])
-            earned = returns.pool(returns.generator_return(torch.stack(logits), config.returns, beside), config.pool)
-            metrics = {"return": earned.detach()[:fresh].mean()}
-            if config.specialise:
-                told_apart = torch.stack([returns.naming_return(name, self.index) for name in names]).mean(dim=0)
-                earned = earned + config.specialise * told_apart
-                metrics["told_apart"] = told_apart.detach()[:fresh].mean()
-        earned.mean().neg().backward()  # G ascends its return; what reaches its input is the return's slope
-        return_slope = -z.grad * len(z)  # z.grad is that of minus the mean
+        config, metrics = self.config, {}
+        if self.critic:
+            metrics = self.update_critic(seen, played, reward, next_value)
+        outputs = [discriminator.discriminate(images) for discriminator in discriminators]
+        features, logits, classes = zip(*outputs, strict=True)
+        beside = None
+        if config.returns == "relativistic":
+            with torch.no_grad():
+                beside = torch.stack([discriminator(real) for discriminator in discriminators])
+        objective = earned = returns.generator_return(torch.stack(logits), config.returns, beside).mean(dim=0)
+        if self.critic:  # Alg. 1, line 13: the actor by the gradient of its critic
+            actions = torch.cat(features, dim=1)
+            actions.retain_grad()
+            gradients = torch.autograd.grad(earned.sum(), features, retain_graph=True)
+            value = self.critic(seen, actions)
+            objective = config.lambda_generator * earned + (1 - config.lambda_generator) * value
+        loss = -objective.mean()
+        if config.specialise:
+            classified = torch.stack([returns.classification_return(c, self.index) for c in classes]).mean()
+            loss = loss - config.specialise * classified
+            metrics["classified"] = classified.detach()
+        if policy is not None:
+            policy = whole(policy)
+            diversity = returns.diversity_return(policy)
+            loss = loss - config.diversity_weight * diversity
+        learners = [network for key, network in self.networks.items() if key != "critic"]  # nor do discriminators learn
+        inputs = [p for network in learners for p in network.parameters()]
+        loss.backward(inputs=[*inputs, *([actions] if self.critic else [])])
         metrics["generator_gradient"] = self.descend("generator")
-        if "critic" not in self.networks:
+        if self.critic:
+            metrics["gradient_cosine"] = returns.gradient_cosine(
+                whole(-actions.grad), whole(torch.cat(gradients, dim=1))
+            )
+        if policy is None:
             return metrics
-
-        encoded = for_answers(self.networks["critic"].encode(state), fresh, count)
-        if next_value is not None:
-            next_value = for_answers(next_value, fresh, count)
-        value_slope, critic_metrics = self.teach_critic(encoded, z, earned.detach(), return_slope, next_value, others)
-
-        direction = returns.ascent_direction(return_slope, value_slope, config.lambda_generator)[:fresh]
-        policy = whole(policy)
-        diversity = returns.diversity_return(policy)
-        loss = -config.diversity_weight * diversity
-        torch.autograd.backward([answers[:fresh], loss], [-direction / fresh, torch.ones_like(loss)])
         metrics["actor_gradient"] = self.descend("actor")
-
         policy = policy.detach()
-        return metrics | critic_metrics | {
+        return metrics | {
             "diversity": diversity.detach(),
             "z_correlation": returns.mean_correlation(policy),
             # Normalised, z always has unit deviation: what tells of a collapse is the deviation before.
             "z_deviation": self.networks["actor"].normalise.running_var.sqrt().mean(),
-        }  # fmt: skip
+        }

@@ -115,8 +115,8 @@ def trainer_fault(saved, trainer: MADDPG) -> str | None:
         example["agents"][agent.name] |= {
             "random": random_state(agent.random),
             "optimizers": {  # param_groups are not read: the config has what they say
-                key: {"state": adam_state(own) if learned else {}, "param_groups": list}
-                for key, own in agent.own.items()
+                key: {"state": adam_state(list(network.parameters())) if learned else {}, "param_groups": list}
+                for key, network in agent.networks.items()
             },
         }
     drawn = example["environment"]
@@ -137,14 +137,14 @@ def networks_fault(saved, config) -> str | None:
 
     The networks are counted without being made: nothing is allocated for a file that does not hold them.
     """
-    with torch.device("meta"):
-        kinds = {
-            "generator": (config.generators, generator_networks(config)),
-            "discriminator": (config.discriminators, discriminator_networks(config)),
-        }
+    kinds = {
+        "generator": (config.generators, generator_networks(config)),
+        "discriminator": (config.discriminators, discriminator_networks(config)),
+    }
     agents = {}
     for kind, (count, networks) in kinds.items():
-        weights = {key: network.state_dict() for key, network in networks.items()}
+        with torch.device("meta"):
+            weights = {key: make().state_dict() for key, make in networks.items()}
         example = {"networks": weights, "targets": weights, "optimizers": dict, "random": Tensor}
         agents |= dict.fromkeys(names(kind, count), example)
     return first_fault(saved.get("agents"), agents, "trainer.agents")

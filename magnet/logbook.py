@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import statistics
 import subprocess
 import time
 from collections.abc import Iterator
@@ -138,22 +139,27 @@ class Logbook:
     def flush(self, scores: dict[str, float] | None = None) -> dict[str, float] | None:
         """Writes one line with the means over the steps since the last; returns it. None if no step was made.
 
+        A metric's mean is over the steps that have it.
+
         Raises Diverged if a value of any of those steps is not finite, or a score.
         """
         if not self.waiting:
             return None
-        names = list(self.waiting[0])
-        values = torch.stack([torch.stack([m[name].float() for name in names]) for m in self.waiting]).cpu()
-        first = self.step - len(values) + 1
-        for offset, name in (~values.isfinite()).nonzero().tolist():
-            raise Diverged(f"{names[name]} was {values[offset, name].item()} at step {first + offset}")
+        first, count = self.step - len(self.waiting) + 1, len(self.waiting)
+        entries = [(step, name) for step, metrics in enumerate(self.waiting, first) for name in metrics]
+        values = torch.stack([value.float() for metrics in self.waiting for value in metrics.values()]).cpu().tolist()
+        by_name: dict[str, list[float]] = {}  # not every step has all: R1 is of every k-th alone
+        for (step, name), value in zip(entries, values, strict=True):
+            if not math.isfinite(value):
+                raise Diverged(f"{name} was {value} at step {step}")
+            by_name.setdefault(name, []).append(value)
         for name, score in (scores or {}).items():
             if not math.isfinite(score):
                 raise Diverged(f"{name} was {score} at step {self.step}")
         now = time.perf_counter()
-        line = {"step": self.step, "steps": len(values), "images": self.step * self.batch}
-        line |= dict(zip(names, values.mean(dim=0).tolist(), strict=True)) | (scores or {})
-        line["images_per_second"] = len(values) * self.batch / (now - self.since)
+        line = {"step": self.step, "steps": count, "images": self.step * self.batch}
+        line |= {name: statistics.fmean(found) for name, found in by_name.items()} | (scores or {})
+        line["images_per_second"] = count * self.batch / (now - self.since)
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         for name, value in line.items():

@@ -2,12 +2,12 @@
 
     G_a  GeneratorActor      state and memory -> action z         "which hidden state for the next picture"
     G    Generator           action z         -> image            "the picture that is put forward"
-    G_c  Critic              state, z         -> value Q(s, z)
+    G_c  Critic              state, G(z)      -> value Q(s, z)
     D_a  DiscriminatorActor  image            -> logit l          "the chance that it is real is sigmoid(l)"
     D_c  Critic              image, l         -> value Q(x, l)
 
 Images are (B, 3, S, S) float in [-1, 1] with S = 32, 64 or 128. A network builds its layers and runs forward, no more.
-All but G begin with a stack of layers that turns what they see into features (B, F).
+The two actors begin with a stack of layers that turns an image into features (B, F).
 All is float32; with bf16 the convolutions, and they alone, compute in bfloat16.
 """
 
@@ -120,16 +120,6 @@ def point_stack(width: int) -> tuple[nn.Sequential, int]:
     return nn.Sequential(*layers, nn.Linear(width, width), nn.LeakyReLU(0.2)), width
 
 
-def in_parts(layers: nn.Module, x: torch.Tensor, first: int) -> torch.Tensor:
-    """`layers` on the first `first` rows of x, then on the others, so that BatchNorm normalises these apart.
-
-    In one pass if there are none of either.
-    """
-    if not 0 < first < len(x):
-        return layers(x)
-    return torch.cat([layers(part) for part in x.split([first, len(x) - first])])
-
-
 def initialise(module: nn.Module) -> None:
     """DCGAN's start: convolutions N(0, 0.02), BatchNorm gains N(1, 0.02). Linear and LSTM layers keep PyTorch's own."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
@@ -163,11 +153,15 @@ class GeneratorActor(nn.Module):
 
     def forward(self, state: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """state (B, 3, S, S), memory (B, 2, layers, hidden) -> z (B, nz) and the next memory, shaped alike."""
+        return self.act(state, memory)[:2]
+
+    def act(self, state: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As `forward`; and what the LSTM is shown of the state, (B, nz), which G_c sees as well."""
         h, c = memory.permute(1, 2, 0, 3).contiguous()  # each (layers, B, hidden)
         seen = self.embed(self.stack(state))
         out, (h, c) = self.lstm(seen.unsqueeze(0), (h, c))  # a sequence of one state
         z = self.normalise(self.action(out.squeeze(0)))
-        return z, torch.stack([h, c]).permute(2, 0, 1, 3)
+        return z, torch.stack([h, c]).permute(2, 0, 1, 3), seen
 
 
 class Generator(nn.Module):
@@ -185,9 +179,9 @@ class Generator(nn.Module):
         self.layers = Convolutions(*layers, bf16=bf16)
         self.apply(initialise)
 
-    def forward(self, z: torch.Tensor, first: int = 0) -> torch.Tensor:
-        """z (B, nz), about N(0, I) -> images (B, 3, S, S) in [-1, 1]; the first `first` pass by themselves."""
-        return in_parts(self.layers, z[:, :, None, None], first)
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        """z (B, nz), about N(0, I) -> images (B, 3, S, S) in [-1, 1]."""
+        return self.layers(z[:, :, None, None])
 
 
 class PointGenerator(nn.Module):
@@ -198,8 +192,8 @@ class PointGenerator(nn.Module):
         layers = [nn.Linear(nz, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
 
-    def forward(self, z: torch.Tensor, first: int = 0) -> torch.Tensor:
-        """z (B, nz), about N(0, I) -> points (B, 2), without bounds. There is no BatchNorm: `first` changes nothing."""
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        """z (B, nz), about N(0, I) -> points (B, 2), without bounds."""
         return self.layers(z)
 
 
@@ -209,56 +203,44 @@ class DiscriminatorActor(nn.Module):
     With spectral_norm every layer has spectral norm 1 (Miyato et al. 2018, arXiv 1802.05957).
     """
 
-    def __init__(self, stack: nn.Module, features: int, spectral_norm: bool = False, names: int = 0):
-        """names: how many generators a classifier beside the logit tells apart; 0: there is none."""
+    def __init__(self, stack: nn.Module, features: int, spectral_norm: bool = False, classes: int = 0):
+        """classes: how many generators a classifier beside the logit tells apart; 0: there is none."""
         super().__init__()
         self.stack = stack
         self.logit = nn.Linear(features, 1)
-        self.name = nn.Linear(features, names) if names else None
+        self.classifier = nn.Linear(features, classes) if classes else None
         self.apply(initialise)
         if spectral_norm:
-            for layer in (*self.stack, self.logit):
-                if hasattr(layer, "weight"):
+            for layer in list(self.modules()):
+                if isinstance(layer, (nn.Conv2d, nn.Linear)):
                     nn.utils.parametrizations.spectral_norm(layer)
 
-    def forward(self, images: torch.Tensor, first: int = 0) -> torch.Tensor:
-        """images (B, 3, S, S) in [-1, 1] -> logits (B,); above 0 means real. The first `first` pass by themselves."""
-        return self.judge(images, first)[0]
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """images (B, 3, S, S) in [-1, 1] -> logits (B,); above 0 means real."""
+        return self.discriminate(images)[1]
 
-    def judge(self, images: torch.Tensor, first: int = 0) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The logits (B,), and how likely each generator made the images, unnormalised (B, names), if it is asked."""
-        features = in_parts(self.stack, images, first)
-        return self.logit(features).squeeze(1), self.name(features) if self.name else None
+    def discriminate(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """images (B, 3, S, S) -> features (B, F), logits (B,), and the classifier's logits (B, classes) or None."""
+        features = self.stack(images)
+        return features, self.logit(features).squeeze(1), self.classifier(features) if self.classifier else None
 
 
 class Critic(nn.Module):
-    """Q(image, action): G_c with the state and z, D_c with the image and D_a's logit.
+    """Q(observation, action), of features that actors have of either: a critic has no convolutions of its own.
 
-    The action joins after the convolutions, so one `encode` serves several actions, and the slope dQ/da, which the
-    critic is taught as well, goes through the small head alone. The action is embedded at the width of the image's
-    features, or D's one logit is lost among them: D_c then learns its slopes late, and D_a runs away meanwhile. SiLU,
-    because a slope is fitted by a smooth function.
+    G_c: what G_a sees of the state (B, nz), and D_a's features of G(z). D_c: D_a's features of an image, and D_a's
+    logit with the image's label. Both are embedded at one width, or D's one logit is lost among the features. SiLU,
+    because an actor follows dQ/da.
     """
 
-    def __init__(self, stack: nn.Module, features: int, actions: int, hidden: int = 256):
+    def __init__(self, features: int, actions: int, hidden: int = 128):
         super().__init__()
-        hidden = min(hidden, features)  # points have fewer features than pictures
-        self.stack = stack
         self.embed = nn.Linear(features, hidden)
         self.embed_action = nn.Sequential(nn.Linear(actions, hidden), nn.SiLU())
         self.head = nn.Sequential(
             nn.Linear(2 * hidden, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 1)
         )
-        self.apply(initialise)
 
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """images (B, 3, S, S) -> what the head needs to know of them, (B, hidden)."""
-        return self.embed(self.stack(images))
-
-    def value(self, encoded: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """encoded (B, hidden), actions (B, A) -> values (B,)."""
-        return self.head(torch.cat([encoded, self.embed_action(actions)], dim=1)).squeeze(1)
-
-    def forward(self, images: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """images (B, 3, S, S), actions (B, A) -> values (B,)."""
-        return self.value(self.encode(images), actions)
+    def forward(self, features: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """features (B, F), actions (B, A) -> values (B,)."""
+        return self.head(torch.cat([self.embed(features), self.embed_action(actions)], dim=1)).squeeze(1)

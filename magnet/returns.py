@@ -20,8 +20,6 @@ batch are the caller's, unless said. Each pair of players' returns has a name, i
 Every log p is a logsigmoid of l, finite for every finite l.
 """
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, log_softmax, logsigmoid
@@ -62,9 +60,12 @@ def equilibrium(kind: str) -> float:
 
 def border(real_logits: Tensor, fake_logits: Tensor, kind: str) -> Tensor | float:
     """The logit above which an image is called real: 0, or half-way between the means where only differences count."""
-    if kind in ("wasserstein", "relativistic"):
-        return (real_logits.mean() + fake_logits.mean()) / 2
-    return 0.0
+    match kind:
+        case "wasserstein" | "relativistic":
+            return (real_logits.mean() + fake_logits.mean()) / 2
+        case "log" | "minimax" | "hinge" | "least-squares":
+            return 0.0
+    raise ValueError(f"there are no returns of the kind {kind!r}")
 
 
 def judgement_return(logits: Tensor, side: Tensor | float, kind: str = "log", other: Tensor | None = None) -> Tensor:
@@ -82,45 +83,18 @@ def judgement_return(logits: Tensor, side: Tensor | float, kind: str = "log", ot
             return side * logits
         case "relativistic":
             return logsigmoid(side * (logits - other))
-    return logsigmoid(side * logits)
+        case "log" | "minimax":
+            return logsigmoid(side * logits)
+    raise ValueError(f"there are no returns of the kind {kind!r}")
 
 
-def judgement_slope(logits: Tensor, side: Tensor | float, kind: str = "log", other: Tensor | None = None) -> Tensor:
-    """d judgement_return / d logits, (B,). Arguments as there."""
-    match kind:
-        case "hinge":
-            return side * (side * logits < 1)
-        case "least-squares":
-            return side - logits
-        case "wasserstein":
-            return side * torch.ones_like(logits)
-        case "relativistic":
-            logits = logits - other
-    return side * torch.sigmoid(-side * logits)
-
-
-def pool(earned: Tensor, how: str) -> Tensor:
-    """What several discriminators let a generator earn, as one return: (discriminators, ...) -> (...).
-
-    mean. min: what the strictest one gives. softmax: -log mean exp(-r), between the two; its slope is the mean of their
-    slopes weighted by softmax(-r), the weighting of Durugkar et al. 2016 (GMAN, arXiv 1611.01673, section 4.2) at
-    lambda = 1, here image by image.
-    """
-    match how:
-        case "min":
-            return earned.amin(dim=0)
-        case "softmax":
-            return math.log(len(earned)) - torch.logsumexp(-earned, dim=0)
-    return earned.mean(dim=0)
-
-
-def naming_return(names: Tensor, index: int) -> Tensor:
-    """log chance that images are said to be generator `index`'s: names (B, generators), unnormalised -> (B,), below 0.
+def classification_return(classes: Tensor, index: int) -> Tensor:
+    """log chance that images are said to be generator `index`'s: classes (B, generators), logits -> (B,), below 0.
 
     Generators earn it for being told apart, discriminators' classifiers for telling: Hoang et al. 2018 (MGAN, arXiv
     1708.02556, section 3); compare Ghosh et al. 2018 (MAD-GAN, arXiv 1704.02906).
     """
-    return log_softmax(names, dim=1)[:, index]
+    return log_softmax(classes, dim=1)[:, index]
 
 
 def td_target(reward: Tensor, next_value: Tensor | None, gamma: float) -> Tensor:
@@ -131,42 +105,23 @@ def td_target(reward: Tensor, next_value: Tensor | None, gamma: float) -> Tensor
     return reward if gamma == 0 else reward + gamma * next_value
 
 
-def critic_loss(*, value: Tensor, target: Tensor, slope: Tensor, target_slope: Tensor, weight: float) -> Tensor:
-    """Squared TD error plus `weight` times the squared distance of dQ/da from dr/da, a scalar mean over the batch.
-
-    value, target (B,); slope, target_slope (B, A). Sobolev training (Czarnecki et al. 2017, equation 1), for actor and
-    critic: D'Oro and Jaskowski 2020. The target's slope is the return's: the environment ignores the actions, so
-    what follows does not change with them.
-    """
-    return (value - target).square().mean() + weight * (slope - target_slope).square().sum(dim=1).mean()
-
-
-def slope_cosine(slope: Tensor, target_slope: Tensor) -> Tensor:
+def gradient_cosine(gradient: Tensor, target: Tensor) -> Tensor:
     """How true dQ/da points: the cosine with dr/da over the whole batch. Two (B, A) -> a scalar in [-1, 1].
 
     Over the batch and not per sample: the actor's step adds the samples up, those with steep slopes counting more.
     """
-    return cosine_similarity(slope.flatten(), target_slope.flatten(), dim=0)
+    return cosine_similarity(gradient.flatten(), target.flatten(), dim=0)
 
 
-def ascent_direction(return_slope: Tensor, value_slope: Tensor, lam: float) -> Tensor:
-    """The gradient that an actor follows: lambda * dr/da + (1 - lambda) * dQ/da. Shapes (B, A) or (B,), all equal.
-
-    lambda 0 is DDPG through the critic alone (Lillicrap et al. 2015, equation 6), lambda 1 the pathwise gradient of
-    the return, SVG(1) of Heess et al. 2015 in a game whose next state ignores the action.
-    """
-    return lam * return_slope + (1 - lam) * value_slope
-
-
-def slope_penalty(slope: Tensor, norm: float) -> Tensor:
-    """Mean over the batch of (|dl/dx| - norm)^2, for D_a's slopes dl/dx (B, 3, S, S) in images, or (B, 2) in
+def gradient_penalty(gradient: Tensor, norm: float) -> Tensor:
+    """Mean over the batch of (|dl/dx| - norm)^2, for D_a's gradients dl/dx (B, 3, S, S) in images, or (B, 2) in
     points: a scalar.
 
     norm 0 at real images: R1 (Mescheder et al. 2018, arXiv 1801.04406, eq. 9). norm 1 between real and fake images: the
     gradient penalty of Gulrajani et al. 2017 (arXiv 1704.00028, eq. 3).
     """
-    # The small number keeps the gradient finite where the slope is 0.
-    return (slope.square().sum(dim=tuple(range(1, slope.ndim))).add(1e-12).sqrt() - norm).square().mean()
+    # The small number keeps the penalty's gradient finite where dl/dx is 0.
+    return (gradient.square().sum(dim=tuple(range(1, gradient.ndim))).add(1e-12).sqrt() - norm).square().mean()
 
 
 def explore(policy: Tensor, *, sigma: Tensor, noise: Tensor) -> Tensor:
@@ -175,15 +130,6 @@ def explore(policy: Tensor, *, sigma: Tensor, noise: Tensor) -> Tensor:
     policy, noise (B, nz), each coordinate N(0, 1) or near; sigma (B, 1) in [0, 1]: 0 is the policy, 1 is noise alone.
     """
     return (1 - sigma.square()).sqrt() * policy + sigma * noise
-
-
-def latent_step(slope: Tensor, step: float, damping: float = 0.1) -> Tensor:
-    """How far z moves up a slope (B, nz) of D's logit before the players learn from it: (B, nz).
-
-    step * slope / (damping + |slope|^2), row by row: the damped natural gradient of LOGAN (Wu et al. 2019,
-    arXiv 1912.00953), never longer than step / (2 sqrt(damping)), 1.4 at the defaults; noise is sqrt(nz) long.
-    """
-    return step * slope / (damping + slope.square().sum(dim=1, keepdim=True))
 
 
 def correlation(z: Tensor) -> Tensor:
@@ -199,11 +145,14 @@ def off_diagonal(matrix: Tensor) -> Tensor:
 
 
 def diversity_return(z: Tensor) -> Tensor:
-    """Minus the summed squared off-diagonal correlation of z (B, nz), divided by nz: a scalar, at most 0.
+    """Minus the summed squared off-diagonal correlation of z (B, nz), divided by nz: a scalar, 0 on average where
+    coordinates are independent.
 
-    Without it all coordinates of the policy's actions follow one factor, and its pictures are one picture.
+    Without it all coordinates of the policy's actions follow one factor, and its images are one image. The square is
+    the product of the correlations over the even and over the odd rows: unlike the square of one estimate over B rows,
+    which is 1 / (B - 1) on average for independent coordinates, it has no bias that the actor would chase.
     """
-    return -off_diagonal(correlation(z)).square().sum() / z.shape[1]
+    return -off_diagonal(correlation(z[::2]) * correlation(z[1::2])).sum() / z.shape[1]
 
 
 def mean_correlation(z: Tensor) -> Tensor:

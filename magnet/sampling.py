@@ -10,7 +10,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from magnet.agent import logit_slope
 from magnet.discriminator_agent import DiscriminatorAgent
 from magnet.faces import Faces, to_uint8
 from magnet.generator_agent import GeneratorAgent
@@ -141,6 +140,14 @@ class Sampler:
         return self.generator(z), memory
 
 
+def logit_gradient(generator: nn.Module, discriminators: list[nn.Module], z: Tensor) -> Tensor:
+    """dl/dz (B, nz) of the discriminators' mean logit on G(z), z (B, nz). No parameter gets a gradient."""
+    z = z.detach().requires_grad_()
+    images = generator(z)
+    logits = torch.stack([discriminator(images) for discriminator in discriminators]).mean(dim=0)
+    return torch.autograd.grad(logits.sum(), z)[0]
+
+
 class Guide:
     """Moves noise to where discriminators take G(z) for real."""
 
@@ -156,7 +163,7 @@ class Guide:
         2020 (DDLS, arXiv 2003.06060, algorithm 1). D_a judges as in training, by the statistics of the batch.
         """
         for _ in range(LANGEVIN_STEPS):
-            slope = logit_slope(sampler.generator, self.judges, z)
+            slope = logit_gradient(sampler.generator, self.judges, z)
             noise = torch.randn(z.shape, generator=sampler.random, device=z.device)
             z = z + LANGEVIN_STEP / 2 * (slope - z) + LANGEVIN_STEP**0.5 * noise
         return z

@@ -54,7 +54,7 @@ def refuse_too_large(config) -> None:
     if needs > memory:
         raise UserError(
             f"These settings need about {needs / MIB:,.0f} MiB of memory, {config.device} has {memory / MIB:,.0f}: "
-            f"give less --width, --batch-size, --replay-size, --nz or --answers, or fewer agents."
+            f"give less --width, --batch-size, --replay-size or --nz, or fewer agents."
         )
 
 
@@ -66,43 +66,34 @@ def count(config, images: int) -> tuple[dict[str, int], dict[str, float]]:
     processes it is what each takes.
     """
     batch = config.batch_size // size()  # each process has its share
-    replayed = round(config.replay_fraction * batch)
-    actions = config.answers * (batch - replayed) + replayed
-    image = torch.empty(batch, *config.shape, device="meta")
-    fakes = config.generators * actions
-    judged = torch.empty(batch + fakes, *config.shape, device="meta")  # real and fake
+    n, m = config.generators, config.discriminators
+    judged = torch.empty((1 + n) * batch, *config.shape, device="meta")  # real and fake
     plain = dataclasses.replace(config, precision="fp32")  # there is no autocast on the meta device
     with torch.device("meta"):
-        generator, discriminator = generator_networks(plain), discriminator_networks(plain)
-        memory, z = torch.empty(batch, 0), torch.empty(actions, config.nz)
-        told_g = told_d = torch.empty(0)  # what critics are told: their own agent's action, or all
-        if "actor" in generator:
-            memory = generator["actor"].first_memory(batch)
-            told_g, told_d = (
-                torch.empty(rows, networks["critic"].embed_action[0].in_features)
-                for networks, rows in ((generator, batch), (discriminator, batch + fakes))
-            )
-    n, m = config.generators, config.discriminators
+        generator = {key: make() for key, make in generator_networks(plain).items()}
+        discriminator = {key: make() for key, make in discriminator_networks(plain).items()}
+        image, z = torch.empty(batch, *config.shape), torch.empty(batch, config.nz)
+        seen, others_features = z, torch.empty(batch, m * config.features)
+        features, actions = torch.empty(len(judged), config.features), torch.empty(len(judged), 2)
+        memory = generator["actor"].first_memory(batch) if "actor" in generator else torch.empty(batch, 0)
     rows = [
         (f"{name} x {copies}" if copies > 1 else name, networks[key], inputs, copies)
         for name, networks, key, inputs, copies in (
             ("G_a generator actor", generator, "actor", (image, memory), n),
             ("G   generator", generator, "generator", (z,), n),
-            ("G_c generator critic", generator, "critic", (image, told_g), n),
+            ("G_c generator critic", generator, "critic", (seen, others_features), n),
             ("D_a discriminator actor", discriminator, "actor", (judged,), m),
-            ("D_c discriminator critic", discriminator, "critic", (judged, told_d), m),
+            ("D_c discriminator critic", discriminator, "critic", (features, actions), m),
         )
         if key in networks
     ]
     bulk = 0.5 if config.precision == "bf16" else 1.0  # of float32, for what convolutions keep
     weights = [copies * size_of(network) for _, network, _, copies in rows]
-    lent = (n - 1) * sum(map(size_of, list(generator["generator"].layers)[1:])) if config.share else 0
-    weights[[network for _, network, *_ in rows].index(generator["generator"])] -= lent  # it is there once
     kept = sum(copies * bulk * kept_bytes(network, *inputs) for _, network, inputs, copies in rows)
     stored = math.prod(config.shape) * (4 if config.points else 1)  # bytes of one, as the data and the ring hold it
-    transition = n * (stored + 4 * (config.nz + memory[0].numel())) + 3 * 8
+    transition = n * (stored + 4 * memory[0].numel()) + 3 * 8
     needs = {
-        "weights, targets, gradients, optimizers": 4 * (WEIGHT_COPIES * sum(weights) + lent),  # targets are not shared
+        "weights, targets, gradients, optimizers": 4 * WEIGHT_COPIES * sum(weights),
         "one step's activations": kept,
         f"{images:,} {'points' if config.points else 'images'}": images * stored,
         "replay": transition * config.replay_size if config.replay_fraction else 0,

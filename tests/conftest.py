@@ -34,9 +34,9 @@ def cases(short: int, long: int):
 CPU = torch.device("cpu")
 TINY = {
     "image_size": 32, "width": 4, "nz": 6, "batch_size": 8, "episode_length": 3, "precision": "fp32",
-    "gamma": 0.0, "tau": 0.1, "replay_fraction": 0.0, "replay_size": 20, "r1": 0.0, "answers": 1, "latent_step": 0.0,
+    "gamma": 0.0, "tau": 0.1, "replay_fraction": 0.0, "replay_size": 20, "r1": 0.0,
 }  # fmt: skip
-# All that a trainer can save matters with these: targets, the ring, critics.
+# All that a trainer can save matters with these: targets, the replay buffer, critics.
 FULL = {"gamma": 0.9, "replay_fraction": 0.25, "lambda_generator": 0.5, "lambda_discriminator": 0.5}
 PRECISIONS = pytest.mark.parametrize("precision", ["fp32", "bf16"])
 
@@ -165,24 +165,22 @@ def run(trainer, steps):
 def step_and_batch(trainer):
     """One step's metrics, and the batch that it learned from."""
     batches, update = [], trainer.update
-    trainer.update = lambda batch, learners: batches.append(batch) or update(batch, learners)
+    trainer.update = lambda batch: batches.append(batch) or update(batch)
     metrics = trainer.step()
     del trainer.update
     return metrics, batches[0]
 
 
 def overhear(agent):
-    """A list that fills with what the agent's critic is taught, and with the slope that it shows."""
-    taught, teach = [], agent.teach_critic
+    """A list that fills with what the agent's critic learns from, step by step."""
+    heard, update_critic = [], agent.update_critic
 
-    def note(encoded, actions, reward, return_slope, next_value, others):
-        slope, metrics = teach(encoded, actions, reward, return_slope, next_value, others)
-        lesson = {"encoded": encoded, "actions": actions, "reward": reward, "slope": slope}
-        taught.append(lesson | {"next_value": next_value, "others": others})
-        return slope, metrics
+    def note(features, actions, reward, next_value):
+        heard.append({"features": features, "actions": actions, "reward": reward, "next_value": next_value})
+        return update_critic(features, actions, reward, next_value)
 
-    agent.teach_critic = note
-    return taught
+    agent.update_critic = note
+    return heard
 
 
 def saved(trainer):

@@ -1,13 +1,14 @@
-"""What both kinds of agent share: frozen judges, targets, and their slow following."""
+"""What both kinds of agent share: targets that follow slowly, first weights, and critics' steps."""
 
 import pytest
 import torch
-from conftest import CPU, new_agents, small_config, weights
+from conftest import CPU, new_agents, small_config, watch_steps, weights
 from torch import nn
 
-from magnet.agent import as_played, for_answers, frozen, joint_actions, soft_update
+from magnet.agent import Agent, soft_update
 from magnet.discriminator_agent import DiscriminatorAgent
 from magnet.generator_agent import GeneratorAgent
+from magnet.randomness import derived_seed
 
 
 def new_discriminator(**changes):
@@ -16,23 +17,6 @@ def new_discriminator(**changes):
 
 def new_generator(**changes):
     return new_agents(GeneratorAgent, ["generator"], small_config(**changes))[0]
-
-
-def test_frozen_lets_gradients_pass_and_leaves_none():
-    judge, x = nn.Linear(3, 1), torch.ones(2, 3, requires_grad=True)
-    with frozen([judge]):
-        judged = judge(x)
-    judged.sum().backward()
-    assert torch.equal(x.grad, judge.weight.detach().expand(2, 3))
-    assert all(p.grad is None and p.requires_grad for p in judge.parameters())
-
-
-def test_frozen_is_undone_after_an_exception():
-    judge = nn.Linear(3, 1)
-    with pytest.raises(ZeroDivisionError), frozen([judge]):
-        assert not any(p.requires_grad for p in judge.parameters())
-        raise ZeroDivisionError
-    assert all(p.requires_grad for p in judge.parameters())
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.25, 1.0])
@@ -77,26 +61,68 @@ def test_targets_begin_as_copies_that_no_gradient_reaches(kind):
         assert not any(p.requires_grad for p in agent.targets[key].parameters())
 
 
-def test_answers_and_what_was_played_by_hand():
-    """2 states are played, with 3 answers each, and 1 row is replayed."""
-    per_state = torch.tensor([1, 2, 9])
-    spread = for_answers(per_state, fresh=2, count=3)
-    assert spread.tolist() == [1, 2, 1, 2, 1, 2, 9]
-    assert as_played(spread, fresh=2, batch=3).tolist() == [1, 2, 9]
-    assert as_played(torch.arange(7), fresh=2, batch=3).tolist() == [0, 1, 6]
+# First weights
 
 
-def test_joint_actions_by_hand():
-    """Two generators, two discriminators; 1 state is played, with 2 answers, and 1 row is replayed."""
-    z = [torch.tensor([[1.0], [2], [3]]), torch.tensor([[4.0], [5], [6]])]
-    logits = [
-        [torch.tensor([10.0, 11]), torch.tensor([20.0, 21, 22]), torch.tensor([30.0, 31, 32])],
-        [torch.tensor([-10.0, -11]), torch.tensor([-20.0, -21, -22]), torch.tensor([-30.0, -31, -32])],
-    ]
-    to_generators, to_discriminators = joint_actions(z, logits, fresh=1)
-    assert to_generators[0].tolist() == [[4, 20, -20], [5, 21, -21], [6, 22, -22]]
-    assert to_generators[1].tolist() == [[1, 30, -30], [2, 31, -31], [3, 32, -32]]
-    seen = [[1, 4], [3, 6], *2 * [[1, 4], [2, 5], [3, 6]]]
-    told = [-10, -11, -20, -21, -22, -30, -31, -32]
-    assert to_discriminators[0].tolist() == [[*pair, logit] for pair, logit in zip(seen, told, strict=True)]
-    assert to_discriminators[1].tolist() == [[*pair, -logit] for pair, logit in zip(seen, told, strict=True)]
+def first_weights(kind, name="agent", **changes):
+    """By network: the weights that a new agent starts with."""
+    return {key.split("/")[1]: value for key, value in weights([kind(name, small_config(**changes), CPU)]).items()}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"lambda_generator": 1.0, "lambda_discriminator": 1.0}, {"algorithm": "gan"}], ids=str
+)
+def test_games_of_one_seed_start_from_the_same_g_and_d_a(changes):
+    for kind, shared in ((GeneratorAgent, "generator"), (DiscriminatorAgent, "actor")):
+        assert torch.equal(first_weights(kind)[shared], first_weights(kind, **changes)[shared])
+
+
+def test_first_weights_are_not_those_of_another_seed_name_or_network():
+    for kind in (GeneratorAgent, DiscriminatorAgent):
+        first = first_weights(kind)
+        for other in (first_weights(kind, seed=1), first_weights(kind, name="another")):
+            assert all(not torch.equal(first[key], other[key]) for key in first)
+    config = small_config(seed=3)
+    makers = dict.fromkeys(("one", "other"), lambda: nn.Linear(3, 2))
+    one, other = Agent("agent", config, CPU, makers).networks.values()
+    assert not torch.equal(one.weight, other.weight)
+    torch.manual_seed(derived_seed(3, "agent/other"))
+    assert torch.equal(other.weight, nn.Linear(3, 2).weight)
+
+
+@pytest.mark.parametrize("kind", [DiscriminatorAgent, GeneratorAgent])
+def test_new_agents_neither_use_nor_move_pytorchs_own_random_numbers(kind):
+    torch.manual_seed(1)
+    first, before = first_weights(kind), torch.get_rng_state()
+    torch.manual_seed(2)
+    second = first_weights(kind)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    torch.manual_seed(1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# Critics
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.75])
+def test_a_critics_step_is_that_of_its_squared_td_error_by_hand(gamma):
+    """A linear critic Q = w . features + v . action: dL/dw = mean of 2 (Q - y) features, with y held fixed."""
+
+    class Linear(nn.Linear):
+        def forward(self, features, actions):
+            return super().forward(torch.cat([features, actions], dim=1)).squeeze(1)
+
+    agent = Agent("agent", small_config(gamma=gamma), CPU, {"critic": lambda: Linear(3, 1, bias=False)})
+    features, actions = torch.tensor([[1.0, 2.0], [0.0, -1.0]]), torch.tensor([[3.0], [1.0]])
+    with torch.no_grad():
+        agent.critic.weight.copy_(torch.tensor([[1.0, -1.0, 0.5]]))
+    # values 0.5 and 1.5; targets 2 and -1 of the rewards, to which gamma adds 3 and -1.5
+    errors = [0.5 - 2, 1.5 + 1] if gamma == 0 else [0.5 - 5, 1.5 + 2.5]
+    expected = torch.tensor([errors[0] * 1, errors[0] * 2 - errors[1], errors[0] * 3 + errors[1]])
+    steps = watch_steps(agent)
+    next_value = torch.tensor([4.0, -2.0]) if gamma else None
+    metrics = agent.update_critic(features, actions, torch.tensor([2.0, -1.0]), next_value)
+    torch.testing.assert_close(steps["critic"], expected)
+    assert metrics["td_error"].item() == pytest.approx((errors[0] ** 2 + errors[1] ** 2) / 2)
+    assert metrics["critic_gradient"].item() == pytest.approx(expected.norm().item())
+    assert agent.critic.weight.grad is None

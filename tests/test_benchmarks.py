@@ -9,18 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import differing, new_trainer, small_config, weights
-from PIL import Image
 
-from benchmarks import against, data, measure, pictures, step, textbook
-from benchmarks.floor import DOUBLE, FORWARD, TO_INPUTS, TO_PARAMETERS, floor
+from benchmarks import gains, measure, step
+from benchmarks.floor import DOUBLE, FORWARD, TO_INPUTS, TO_PARAMETERS, floor, floors, steps
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = "--image-size 32 --width 4 --nz 6 --batch-size 8 --precision fp32 --device cpu".split()
-GAME = {"answers": 2, "latent_step": 0.9, "replay_fraction": 0.25}  # B = 8 rows, of which F = 6 are fresh: C = 14
+TINY = "--image-size 32 --width 4 --nz 6 --batch-size 8 --precision fp32 --device cpu --r1-every 2".split()
+GAME = {"replay_fraction": 0.25, "r1": 0.1, "r1_every": 3}  # B = 8 rows, of which 6 are fresh
 
 
 def after_two_steps(**changes):
-    """A trainer whose ring is filled."""
+    """A trainer whose replay buffer is filled; its next step is the last of a period, without R1."""
     trainer = new_trainer(**(GAME | changes))
     for _ in range(2):
         trainer.step()
@@ -37,19 +36,31 @@ def convolutions(work):
     [
         {},
         {"algorithm": "gan"},
-        {"lambda_generator": 0.0, "lambda_discriminator": 0.0, "gamma": 0.9},
-        {"generators": 2, "discriminators": 3, "critic": "joint"},
-        {"generators": 3, "share": True, "spectral_norm": True},
-        {"discriminator_steps": 3, "latent_step": 0.0},
-        {"updates": "simultaneous", "answers": 1, "replay_fraction": 0.0},
+        {"gamma": 0.9},
+        {"algorithm": "gan", "replay_fraction": 0.0},
+        {"lambda_generator": 1.0, "lambda_discriminator": 1.0},
+        {"lambda_generator": 0.5, "lambda_discriminator": 0.3, "gamma": 0.9},
+        {"generators": 2, "discriminators": 3, "gamma": 0.9, "specialise": 1.0},
+        {"spectral_norm": True, "r2": 0.1, "gradient_penalty": 10.0},
+        {"returns": "relativistic", "replay_fraction": 0.0},
         {"precision": "bf16"},
     ],
     ids=str,
 )
 def test_the_step_makes_the_floors_convolutions_and_no_more(changes):
     trainer = after_two_steps(**changes)
-    uses = floor(trainer)
-    assert convolutions(trainer.step) == convolutions(lambda: step.run(uses)) > 0
+    both, whole = [floor(trainer, r1) for r1 in (False, True)], floors(trainer)
+    plain, penalised = (convolutions(lambda uses=uses: step.run([uses])) for uses in both)
+    assert [convolutions(trainer.step) for _ in range(4)] == [plain, penalised, plain, plain]
+    assert penalised > plain > 0
+    period = convolutions(lambda: step.run(whole))
+    assert period == penalised + 2 * plain == convolutions(lambda: steps(trainer))
+
+
+def test_without_r1_a_period_is_one_step():
+    trainer = after_two_steps(r1=0.0)
+    assert [use.end for use in floors(trainer)[0]].count("real") == 1 == len(floors(trainer))
+    assert steps(trainer) == 1 and trainer.steps == 3
 
 
 def test_operations_are_counted_as_by_hand():
@@ -62,35 +73,38 @@ def test_operations_are_counted_as_by_hand():
 
 
 def test_uses_are_counted_as_by_hand():
-    trainer = after_two_steps(generators=2, discriminators=3, r1=0.1, gamma=0.9, lambda_discriminator=0.5)
-    found = sorted((use.network, use.rows, tuple(use.passes())) for use in floor(trainer))
-    slope, learning, judging = (FORWARD, TO_INPUTS, DOUBLE), (FORWARD, TO_PARAMETERS), (FORWARD, TO_INPUTS)
-    assert found == sorted(
-        [("G_a", 6, learning), ("G", 12, judging), ("G", 14, learning), ("G_c", 8, slope)] * 2
-        + [("D_a", 12, judging), ("D_a", 14, learning), ("D_a", 14, judging)] * 6  # of each pair
-        + [("D_a", 8, slope), ("D_c", 36, slope), ("D_c", 36, judging)] * 3
+    """Two generators, three discriminators: on the 8 rows each network makes a pass for one end, or two."""
+    trainer = after_two_steps(generators=2, discriminators=3, gamma=0.9)
+    learns, teaches = (FORWARD, TO_PARAMETERS), (FORWARD, TO_INPUTS)
+    always = (
+        [("G_a", 8, learns), ("G", 8, learns), ("G_c", 8, learns), ("G_c", 8, teaches)] * 2
+        + [("D_a", 8, learns), ("D_a", 8, teaches)] * 6  # of each pair: on fakes, and for G
+        + [("D_c", 24, learns), ("D_c", 24, teaches)] * 3  # real images, and two generators'
         + [("G_a'", 8, (FORWARD,)), ("G'", 8, (FORWARD,)), ("G_c'", 8, (FORWARD,))] * 2
         + [("D_a'", 8, (FORWARD,))] * 9
         + [("D_c'", 24, (FORWARD,))] * 3
     )
+    for r1, real in ((False, learns), (True, (FORWARD, TO_INPUTS, DOUBLE))):
+        found = [(use.network, use.rows, tuple(use.passes())) for use in floor(trainer, r1)]
+        assert sorted(found) == sorted(always + [("D_a", 8, real)] * 3)
 
 
 def test_the_floor_teaches_nobody():
-    trainer = after_two_steps(r1=0.1, r2=0.1, gradient_penalty=1.0)
+    trainer = after_two_steps(r2=0.1, gradient_penalty=1.0, gamma=0.9)
     before = weights(trainer.agents)
-    step.run(floor(trainer))
+    step.run(floors(trainer))
     assert not differing(before, weights(trainer.agents))
     assert all(p.grad is None for agent in trainer.agents for net in agent.networks.values() for p in net.parameters())
 
 
-def test_phases_are_those_of_one_step():
+def test_phases_are_those_of_a_step_on_average_over_a_period():
     trainer, clock = after_two_steps(generators=2, discriminators=3), itertools.count().__next__
     phases = step.time_phases(trainer, clock)  # on this clock a call lasts one tick
-    rest = 1 + 2 * (1 + 1 + 5 + 5) - 12  # the clock is read before and after each of the calls
-    assert phases == {
+    rest = (1 + 3 * 2 * (1 + 1 + 5 + 5)) / 3 - 12  # the clock is read before and after each of the calls
+    assert phases == pytest.approx({
         "act": 1, "play": 1, "update of discriminators": 3, "update of generators": 2, "targets": 5, "the rest": rest
-    }  # fmt: skip
-    assert trainer.steps == 3
+    })  # fmt: skip
+    assert trainer.steps == 5
     assert "act" not in vars(trainer) and not any("update" in vars(agent) for agent in trainer.agents)
 
 
@@ -134,12 +148,25 @@ def test_the_last_line_tells_all(capsys, monkeypatch):
     assert told["ratio_spread"]["low"] <= told["ratio"] <= told["ratio_spread"]["high"]
     assert told["images_per_second"] * told["step_seconds"]["median"] == pytest.approx(8)
     assert {one["network"] for one in told["passes"]} == {"G_a", "G", "G_c", "D_a", "D_c"}
+    real = {(one["end"], one["kind"]): one["uses"] for one in told["passes"] if one["end"].startswith("real")}
+    assert real == {("real, R1", kind): 1 / 2 for kind in (FORWARD, TO_INPUTS, DOUBLE)} | {
+        ("real", FORWARD): 1 / 2, ("real", TO_PARAMETERS): 1 / 2
+    }  # fmt: skip
+    assert told["steps_in_a_period"] == 2
     assert all(one["seconds"] > 0 for one in told["passes"])
     assert set(told["phases"]) >= {"act", "play", "update of discriminators", "update of generators", "targets"}
     assert told["step_flops"] >= told["floor_flops"] > 0
     assert told["peak_memory"] is None or told["peak_memory"] > 0
     assert told["machine"]["torch"] == torch.__version__ and told["config"]["width"] == 4
     assert any(line.startswith("D_a   real, R1") for line in table)
+
+
+def test_passes_are_timed_as_their_share_of_a_step():
+    trainer, clock = after_two_steps(), itertools.count().__next__
+    passes = step.time_passes(floors(trainer), clock)
+    assert passes["D_a", "real, R1", 8, DOUBLE] == pytest.approx(1 / 3)
+    assert passes["D_a", "real", 8, TO_PARAMETERS] == pytest.approx(2 / 3)
+    assert passes["G", "makes images", 8, TO_PARAMETERS] == pytest.approx(1)
 
 
 def test_teams_are_compared_with_the_first(capsys, monkeypatch):
@@ -187,82 +214,14 @@ def test_a_team_is_the_same_game_with_other_numbers():
     )
 
 
-# The data, and what a user would write
-
-
-def test_drawn_files_have_celebas_size_and_others_are_copied(tmp_path):
-    for name in ("drawn", "copied"):
-        (tmp_path / name).mkdir()
-    pictures.write_pictures("synthetic", 3, tmp_path / "drawn")
-    assert [Image.open(path).size for path in sorted((tmp_path / "drawn").iterdir())] == [(178, 218)] * 3
-    pictures.write_pictures(str(tmp_path / "drawn"), 2, tmp_path / "copied")
-    assert {path.read_bytes() for path in (tmp_path / "copied").iterdir()} == {
-        path.read_bytes() for path in sorted((tmp_path / "drawn").iterdir())[:2]
-    }
-
-
-def test_the_data_are_measured_to_the_first_step(capfd, monkeypatch):
+def test_the_gains_are_measured_on_trainers_that_still_learn(capsys, monkeypatch):
     monkeypatch.setattr(measure, "BLOCK_SECONDS", 0.0)
-    monkeypatch.setattr(data, "MANY", 2 * data.FEW)
-    words = ["--data", "synthetic", "--files", "40", "--repeats", "1", "--steps-done", "3"]
-    assert data.main([*TINY, *words]) == 0
-    told = json.loads(capfd.readouterr().out.splitlines()[-1])
-    making, steps = told["making"], told["steps"]
-    assert making["files"] == 40 and making["bytes_per_file"] > 1000
-    assert told["ratio"] == pytest.approx(
-        making["images_per_second"]["one"]["median"] / making["images_per_second"]["decode"]["median"]
-    )
-    assert making["peak_memory"] is None or making["peak_memory"] >= 0
-    assert told["first_step_seconds"]["median"] > 0
-    assert set(steps["batches"]) == {"mapped", "in memory"} and steps["steps_done"] == 3
-    assert steps["late_against_early"]["median"] > 0 and steps["many_against_few"]["median"] > 0
-
-
-@pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "pictures" / "faces").mkdir(parents=True)
-    pictures.write_pictures("synthetic", 16, tmp_path / "pictures" / "faces")
-    return tmp_path / "pictures"
-
-
-@pytest.mark.parametrize("loop", [textbook.dcgan, textbook.five_networks])
-def test_the_loops_teach_all_their_networks(folder, loop, monkeypatch):
-    made = []
-    for name in ("generator_networks", "discriminator_networks"):
-        build = getattr(textbook, name)
-        monkeypatch.setattr(textbook, name, lambda config, build=build: made.append(build(config)) or made[-1])
-    step_ = loop(folder, small_config(device="cpu", algorithm="gan" if loop is textbook.dcgan else "magnet"), 0)
-    networks = [net for part in made for net in part.values()]
-    before = [[p.clone() for p in net.parameters()] for net in networks]
-    losses = [step_(), step_()]
-    assert len(networks) == (2 if loop is textbook.dcgan else 5)
-    assert torch.tensor(losses).isfinite().all() and losses[0] != losses[1]
-    for net, old in zip(networks, before, strict=True):
-        assert not any(torch.equal(a, b) for a, b in zip(net.parameters(), old, strict=True))
-
-
-def test_the_program_is_compared_at_the_same_game(capfd, monkeypatch):
-    monkeypatch.setattr(measure, "BLOCK_SECONDS", 0.0)
-    words = ["--data", "synthetic", "--files", "16", "--repeats", "1", "--workers", "0"]
-    assert against.main([*TINY, *words]) == 0
-    told = json.loads(capfd.readouterr().out.splitlines()[-1])
-    rates = {name: rate["median"] for name, rate in told["images_per_second"].items()}
-    assert told["ratio"] == pytest.approx(rates["MAGNET, published"] / rates["five networks"])
-    assert told["ratios"]["plain GAN"]["median"] == pytest.approx(rates["MAGNET, plain GAN"] / rates["DCGAN"])
-    assert all(seconds > 0 for seconds in told["beside_the_steps"].values())
-    assert told["flops"]["five networks"] > told["flops"]["DCGAN"] > 0
-
-
-@pytest.mark.parametrize(
-    ("program", "words", "sentence"),
-    [
-        (data, ["--files", "0"], "data.py: --files must be at least 1."),
-        (data, ["--data", "gaussians-8"], "data.py: --data gaussians-8 are points, which nobody decodes: name images."),
-        (data, ["--data", "nowhere"], "data.py: there is no folder nowhere: "),
-        (against, ["--files", "15"], "against.py: give --files of at least 16, two batches, and no --workers below 0."),
-        (against, ["--algorithm", "gan"], "against.py: MAGNET with one agent of each kind is compared, on images: "),
-    ],
-)
-def test_mistakes_of_the_other_two_are_told_in_a_sentence(program, words, sentence, capsys):
-    assert program.main([*TINY, *words]) == 2
-    assert capsys.readouterr().err.startswith(sentence)
+    assert gains.main([*TINY, "--repeats", "1"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["without"].keys() == gains.WITHOUT.keys() - {"as it is"}
+    assert told["ratio"] == told["without"]["none of these means"]["median"] > 0
+    trainer = after_two_steps()
+    gains.all_of_these(trainer)
+    before = weights(trainer.agents)
+    trainer.step()
+    assert differing(before, weights(trainer.agents)) == set(before)

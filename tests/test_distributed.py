@@ -22,17 +22,17 @@ from magnet.stopping import goes_on
 
 FULL = {
     "gamma": 0.9, "replay_fraction": 0.25, "lambda_generator": 0.5, "lambda_discriminator": 0.5, "r1": 0.1,
-    "answers": 2, "latent_step": 0.9,
+    "r1_every": 2,
 }  # fmt: skip
 GAMES = {
     "magnet": FULL,
-    "gan": {"algorithm": "gan", "replay_fraction": 0.25, "r1": 0.1, "answers": 2, "latent_step": 0.9},
+    "gan": {"algorithm": "gan", "replay_fraction": 0.25, "r1": 0.1, "r1_every": 2},
     "teams": FULL | {
-        "generators": 2, "discriminators": 2, "critic": "joint", "specialise": 1.0, "share": True,
-        "returns": "relativistic", "r2": 0.1, "pool": "softmax",
+        "generators": 2, "discriminators": 2, "specialise": 1.0, "returns": "relativistic", "r2": 0.1,
+        "lambda_generator": 0.0, "lambda_discriminator": 0.0,
     },
     "wasserstein": FULL | {
-        "returns": "wasserstein", "spectral_norm": True, "gradient_penalty": 10.0, "discriminator_steps": 2,
+        "returns": "wasserstein", "spectral_norm": True, "gradient_penalty": 10.0, "lambda_generator": 1.0,
     },
 }  # fmt: skip
 BEFORE, AFTER = 4, 2  # steps, before and after a checkpoint: the first are longer than an episode
@@ -52,8 +52,7 @@ def double_trainer(game):
     faces = small_faces()
     faces.__class__ = DoubleFaces
     trainer = MADDPG(small_config(**GAMES[game]), faces, CPU)
-    for name in ("z", "memory"):
-        trainer.replay.ring[name] = trainer.replay.ring[name].double()
+    trainer.replay.ring["memory"] = trainer.replay.ring["memory"].double()
     return trainer
 
 
@@ -144,7 +143,7 @@ def torchrun(place, *arguments):
 
 def test_two_processes_go_on_with_a_run_of_one_stop_at_a_signal_and_one_goes_on_with_theirs(place):
     flags, shared = [*TINY, "--precision", "fp32", "--evaluate-every", "8"], place / "models" / "shared"
-    flags += ["--gamma", "0", "--r1", "0", "--answers", "1", "--latent-step", "0"]  # fewer messages
+    flags += ["--gamma", "0", "--r1", "0"]  # fewer messages
     assert train.main([*flags, "--steps", "6", "--name", "shared"]) == 0
     process = torchrun(place, "--resume", "models/shared", "--steps", "0", "--epochs", "1000")
     try:

@@ -25,8 +25,8 @@ NETWORKS = [
 ]  # fmt: skip
 PARTS = ["weight", "target", "gradient", "exp_avg", "exp_avg_sq"]
 LOSSES = [
-    "generator_return", "naming_return", "judgement_slope", "judgement_return", "td_target", "critic_loss",
-    "diversity_return", "slope_penalty", "ascent_direction", "explore", "latent_step",
+    "generator_return", "discriminator_return", "judgement_return", "classification_return", "td_target",
+    "diversity_return", "gradient_penalty", "explore",
 ]  # fmt: skip
 PLACES = [(part, *network) for part in PARTS for network in NETWORKS] + [("loss", loss, None) for loss in LOSSES]
 
@@ -39,7 +39,7 @@ def strike(trainer, place: tuple, number: float, monkeypatch) -> None:
         monkeypatch.setattr(returns, kind, lambda *args, **kwargs: honest(*args, **kwargs) * number)
         return
     agent = trainer.generators[-1] if kind == "generator" else trainer.discriminators[-1]
-    weight = agent.own[net][-1]
+    weight = list(agent.networks[net].parameters())[-1]
     if part == "gradient":
         weight.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([0]), number))
     else:
@@ -71,7 +71,7 @@ def without_grids(monkeypatch):
 def test_what_is_not_finite_stops_the_run_and_its_last_checkpoint_goes_on(place, capsys, without_grids, team, count):
     every = [(where, number) for where in PLACES for number in NUMBERS]
     for i, (where, number) in enumerate(random.Random(SEED).sample(every, count)):
-        if where[1] == "naming_return" and not team:
+        if where[1] == "classification_return" and not team:
             continue
         run = place / "models" / f"run{i}"
         with pytest.MonkeyPatch.context() as monkeypatch:

@@ -141,6 +141,52 @@ def test_rewards_by_hand_for_two_generators_and_two_discriminators():
     assert {name: reward.item() for name, reward in rewards.items()} == pytest.approx(expected)
 
 
+LOGITS = torch.tensor([[[2.0], [-0.5], [1.0]], [[-1.0], [3.0], [0.0]]])  # of two: on the real image, then on the fakes
+SIGMOID = {x: 1 / (1 + math.exp(-x)) for x in (2.5, 1, -4, -1)}
+HINGE = {  # worked out by hand for LOGITS
+    "g_0": (-0.5 + 3) / 2, "g_1": (1 + 0) / 2,
+    "d_0": 0 + (-0.5 - 2) / 2, "d_1": -2 + (-4 - 1) / 2,
+}  # fmt: skip
+LEAST_SQUARES = {
+    "g_0": -(1.5**2 + 2**2) / 4, "g_1": -(0 + 1) / 4,
+    "d_0": -(1**2) / 2 - (0.5**2 + 2**2) / 4, "d_1": -(2**2) / 2 - (4**2 + 1) / 4,
+}  # fmt: skip
+RELATIVISTIC = {  # of each image against the real one beside it, by the same discriminator
+    "g_0": (math.log(1 - SIGMOID[2.5]) + math.log(1 - SIGMOID[-4])) / 2,
+    "g_1": (math.log(1 - SIGMOID[1]) + math.log(1 - SIGMOID[-1])) / 2,
+    "d_0": (math.log(SIGMOID[2.5]) + math.log(SIGMOID[1])) / 2,
+    "d_1": (math.log(SIGMOID[-4]) + math.log(SIGMOID[-1])) / 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("hinge", HINGE), ("least-squares", LEAST_SQUARES), ("relativistic", RELATIVISTIC)]
+)
+def test_rewards_of_other_kinds_by_hand(kind, expected):
+    rewards = new_game(batch=1, names=TWO, kind=kind).rewards(LOGITS)
+    assert {name: reward.item() for name, reward in rewards.items()} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("kind", ["log", "minimax", "hinge", "least-squares", "wasserstein", "relativistic"])
+def test_a_step_pays_the_rewards_of_its_logits_for_any_number_of_rows(kind):
+    """Those of replayed rows, which no step plays, are computed like those of the rows that are played."""
+    game = new_game(batch=2, names=TWO, kind=kind)
+    game.reset(seed=0)
+    logits = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(1))
+    whole = game.rewards(logits)
+    actions = dict(zip(game.discriminators, logits[..., :2], strict=True))
+    _, paid, *_ = game.step(dict.fromkeys(game.generators, torch.zeros(2, 3, 32, 32)) | actions)
+    assert set(whole) == set(paid) == {"g_0", "g_1", "d_0", "d_1"}
+    for name, reward in paid.items():
+        assert whole[name].shape == (5,)
+        torch.testing.assert_close(reward, whole[name][:2])
+
+
+def test_a_game_of_an_unknown_kind_of_returns_is_refused():
+    with pytest.raises(ValueError, match="there are no returns of the kind 'logg'"):
+        new_game(kind="logg").rewards(torch.zeros(1, 2, B))
+
+
 @pytest.mark.parametrize("length", [1, 3])
 def test_episodes_are_truncated_after_t_steps_and_never_terminated(length):
     game = new_game(episode_length=length)

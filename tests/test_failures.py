@@ -89,7 +89,7 @@ def test_what_is_not_finite_stops_the_run_and_names_the_step(place, capsys, monk
     assert [p.stem for p in checkpoint.listed(place / "models" / "nan" / "checkpoints")] == ["000000", "000006"]
 
 
-@pytest.mark.parametrize("change", [{"answers": None}, {"unheard_of": 1}])
+@pytest.mark.parametrize("change", [{"r1_every": None}, {"unheard_of": 1}])
 def test_a_checkpoint_with_other_parameters_than_this_release_is_refused(place, capsys, change):
     assert train.main([*TINY, "--steps", "2", "--name", "older"]) == 0
     path = place / "models" / "older" / "checkpoints" / "000002.pt"

@@ -21,8 +21,8 @@ from magnet.maddpg import MADDPG
 from magnet.sampling import FixedGrids
 
 NAMES = pytest.mark.parametrize(("name", "modes"), [("gaussians-8", 8), ("gaussians-25", 25)])
-FULL = {"gamma": 0.9, "replay_fraction": 0.25, "lambda_generator": 0.5, "lambda_discriminator": 0.5, "answers": 2}
-PENALTIES = {"r1": 0.1, "gradient_penalty": 10.0, "latent_step": 0.9}
+FULL = {"gamma": 0.9, "replay_fraction": 0.25, "lambda_generator": 0.5, "lambda_discriminator": 0.5}
+PENALTIES = {"r1": 0.1, "r1_every": 2, "gradient_penalty": 10.0}
 
 
 def new_trainer(count=60, **changes):
@@ -137,7 +137,7 @@ def test_the_gradient_penalty_lies_between_each_real_point_and_its_fake(monkeypa
     note = lambda agent, batches, *rest: seen.extend(batches) or penalise(agent, batches, *rest)  # noqa: E731
     monkeypatch.setattr(DiscriminatorAgent, "penalise", note)
     _, batch = step_and_batch(new_trainer(gradient_penalty=1.0))
-    (between,), real, fake = seen, batch.real, batch.fakes[0]
+    (between,), real, fake = seen, batch.real, batch.played[0]
     share = (between - real) / (fake - real)
     assert between.shape == real.shape == (8, 2) and ((share > 0) & (share < 1)).all()
     torch.testing.assert_close(share[:, 0], share[:, 1], rtol=1e-3, atol=1e-4)  # on the line from one to the other
@@ -147,7 +147,7 @@ def test_the_gradient_penalty_lies_between_each_real_point_and_its_fake(monkeypa
 def test_the_ring_keeps_points_to_the_last_bit():
     trainer = new_trainer(replay_fraction=0.25)
     shown, play = [], trainer.play
-    trainer.play = lambda batch: shown.append(batch.fakes[0][:6].clone()) or play(batch)
+    trainer.play = lambda batch: shown.append(batch.played[0][:6].clone()) or play(batch)
     trainer.step()
     assert torch.equal(trainer.faces.unpack(trainer.replay.ring["image"][:6, 0]), shown[0])
     old = trainer.replay.sample(50)
@@ -158,7 +158,7 @@ def test_grids_are_pictures_of_many_points_and_draw_nothing_from_the_run():
     trainer, other = new_trainer(3000), new_trainer(3000)
     for agent in (trainer.generators[0], other.generators[0]):
         with torch.no_grad():
-            agent.targets["generator"].layers[-1].weight.mul_(30)  # or all its points lie on few pixels
+            agent.targets["generator"].layers[-1].weight.mul_(50)  # or all its points lie on few pixels
     grids = FixedGrids(trainer.generators, trainer.faces, seed=0)
     pictures = grids.draw()
     assert {kind: tuple(picture.shape) for kind, picture in pictures.items()} == dict.fromkeys(

@@ -59,8 +59,21 @@ def test_n_plus_m_steps_are_n_steps_a_restored_trainer_and_m_steps(gamma, fracti
     assert restored.images_seen == whole.images_seen
 
 
-def test_a_run_with_penalties_spectral_norm_and_several_answers_is_restored_exactly():
-    options = FULL | {"spectral_norm": True, "r1": 1.0, "gradient_penalty": 1.0, "answers": 2, "latent_step": 0.5}
+@pytest.mark.parametrize("n", [3, 4, 5])
+def test_r1_falls_on_the_same_steps_in_a_run_that_was_interrupted(n):
+    """It depends on the steps made since the run began, not since it was resumed."""
+    options = FULL | {"r1": 1.0, "r1_every": 3}
+    whole, restored = new_trainer(**options), new_trainer(seed=7, **options)
+    metrics = run(whole, n)
+    restored.load_state_dict(saved(whole))
+    after = run(restored, 4)
+    assert after == run(whole, 4)
+    assert [t for t, line in enumerate(metrics + after) if "discriminator/r1" in line] == [*range(0, n + 4, 3)]
+    assert same(saved(restored), saved(whole))
+
+
+def test_a_run_with_penalties_and_spectral_norm_is_restored_exactly():
+    options = FULL | {"spectral_norm": True, "r1": 1.0, "r2": 1.0, "gradient_penalty": 1.0}
     whole, restored = new_trainer(**options), new_trainer(seed=7, **options)
     run(whole, 2)
     restored.load_state_dict(saved(whole))

@@ -27,7 +27,7 @@ from magnet.runs import load_agents
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 3, 32, 32), np.uint8)
 GAMES = {
     "one of each": {"gamma": 0.5, "replay_fraction": 0.25},
-    "a team": {"algorithm": "gan", "generators": 2, "discriminators": 2, "share": True, "specialise": 1.0},
+    "a team": {"algorithm": "gan", "generators": 2, "discriminators": 2, "specialise": 1.0},
 }
 
 

@@ -78,6 +78,20 @@ def test_a_line_holds_the_means_over_its_steps(run, new_book):
     assert book.flush() is None
 
 
+def test_a_metric_that_not_every_step_has_is_averaged_over_those_that_have_it(run, new_book):
+    book = new_book(step=8, every=4)
+    for r1 in (None, 3.0, None, 5.0, None, None):
+        book.add({"x": torch.tensor(1.0)} | ({} if r1 is None else {"r1": torch.tensor(r1)}))
+    book.flush()
+    book.tensorboard.close()
+    assert [(line["step"], line["x"], line.get("r1")) for line in lines(run)] == [(12, 1, 4), (14, 1, None)]
+    assert [(e.step, e.value) for e in EventAccumulator(str(run)).Reload().Scalars("r1")] == [(12, 4)]
+    book.add({"x": torch.tensor(1.0)})
+    book.add({"x": torch.tensor(1.0), "r1": torch.tensor(float("nan"))})
+    with pytest.raises(Diverged, match="r1 was nan at step 16"):
+        book.flush()
+
+
 def test_scores_are_written_at_once_beside_the_means(run, new_book):
     book = new_book(step=0, every=3)
     assert book.add({"x": torch.tensor(1.0)}) is None

@@ -42,7 +42,7 @@ sys.exit(train.main({words}))
 )
 def test_a_long_run_takes_what_a_short_one_took(place, early, late, every):
     per_epoch = 13  # 40 images, 3 fresh rows a step
-    words = [*TINY, "--batch-size", "4", "--answers", "1", "--gamma", "0", "--epochs", "1000000", "--keep", "2"]
+    words = [*TINY, "--batch-size", "4", "--gamma", "0", "--epochs", "1000000", "--keep", "2"]
     words += ["--steps", str(late), "--sample-every", str(every), "--evaluate-every", str(every), "--name", "long"]
     words += ["--checkpoint-every", str(every // per_epoch)]
     output, _ = start(place, WATCH.format(moments=(early, late), words=words)).communicate()

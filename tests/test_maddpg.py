@@ -12,7 +12,6 @@ from conftest import (
     gradient,
     new_trainer,
     overhear,
-    relative_error,
     run,
     small_config,
     small_faces,
@@ -24,15 +23,35 @@ from torch.nn.functional import logsigmoid
 
 from magnet.maddpg import MADDPG
 
+TEAMS = pytest.mark.parametrize(("generators", "discriminators"), [(1, 1), (2, 2), (1, 2), (2, 1)])
+
+
+def networks_of(trainer) -> list[dict]:
+    """Copies of each agent's networks, in the order of trainer.agents."""
+    return copy.deepcopy([agent.networks for agent in trainer.agents])
+
+
+def memories_acted_on(trainer) -> list[list]:
+    """For each generator a list that fills with the recurrent states h_t with which it acts, one a step."""
+    heard = [[] for _ in trainer.generators]
+    for agent, memories in zip(trainer.generators, heard, strict=True):
+
+        def note(state, memory, act=agent.act, memories=memories):
+            memories.append(memory)
+            return act(state, memory)
+
+        agent.act = note
+    return heard
+
+
 # One step
 
 DISCRIMINATOR_METRICS = {
-    "return", "from_equilibrium", "accuracy_real", "accuracy_fake",
-    "td_error", "slope_cosine", "critic_gradient", "actor_gradient",
+    "return", "accuracy_real", "accuracy_fake", "td_error", "gradient_cosine", "critic_gradient", "actor_gradient",
 }  # fmt: skip
 GENERATOR_METRICS = {
     "return", "diversity", "z_correlation", "z_deviation",
-    "td_error", "slope_cosine", "critic_gradient", "actor_gradient", "generator_gradient",
+    "td_error", "gradient_cosine", "critic_gradient", "actor_gradient", "generator_gradient",
 }  # fmt: skip
 
 
@@ -46,7 +65,7 @@ def test_a_step_returns_detached_finite_scalars_by_name(precision):
         assert value.isfinite(), name
 
 
-@pytest.mark.parametrize(("generators", "discriminators"), [(1, 1), (2, 2), (1, 2), (2, 1)])
+@TEAMS
 @pytest.mark.parametrize("changes", [{}, FULL], ids=["gamma 0", "gamma 0.9, replay"])
 def test_every_agent_learns_in_every_step(generators, discriminators, changes):
     trainer = new_trainer(generators, discriminators, **changes)
@@ -65,30 +84,68 @@ def test_several_agents_of_a_kind_differ():
     assert [agent.name for agent in trainer.agents] == [
         "generator_0", "generator_1", "discriminator_0", "discriminator_1",
     ]  # fmt: skip
-    assert not torch.allclose(batch.z[0], batch.z[1], atol=0.1)
-    assert not torch.allclose(torch.cat(batch.logits[0]), torch.cat(batch.logits[1]), atol=1e-3)
+    assert not torch.allclose(batch.policy[0], batch.policy[1], atol=0.1)
+    logits = [torch.cat([one for _, one, _ in outputs]) for outputs in batch.outputs]
+    assert not torch.allclose(*logits, atol=1e-3)
 
 
-def test_each_discriminator_judges_real_images_and_every_generators():
-    trainer = new_trainer(2, 2)
-    judges = copy.deepcopy([agent.networks["actor"] for agent in trainer.discriminators])
+def test_each_discriminator_judges_real_images_and_those_that_every_generator_played():
+    trainer = new_trainer(2, 2, replay_fraction=0.25)
+    run(trainer, 1)
+    judges = networks_of(trainer)[2:]
     _, batch = step_and_batch(trainer)
-    for judge, logits in zip(judges, batch.logits, strict=True):
-        for row, images in zip(logits, [batch.real, *batch.fakes], strict=True):
-            torch.testing.assert_close(row, judge(images))
+    for judge, outputs in zip(judges, batch.outputs, strict=True):
+        for (features, logits, classes), images in zip(outputs, [batch.real, *batch.played], strict=True):
+            torch.testing.assert_close(features, judge["actor"].stack(images))
+            torch.testing.assert_close(logits, judge["actor"](images))
+            assert classes is None
 
 
-@PRECISIONS
-def test_generators_answer_to_discriminators_that_have_seen_this_batch(precision):
-    trainer = new_trainer(2, 2, lr=0.01, precision=precision)
-    judges = [agent.networks["actor"] for agent in trainer.discriminators]
-    unlearned = copy.deepcopy(judges)
+@TEAMS
+def test_the_return_is_the_reward_of_the_states_played_now_before_any_agent_learns(generators, discriminators):
+    trainer = new_trainer(generators, discriminators, lr=0.01, **FULL)
+    run(trainer, 2)
+    judges, fresh = networks_of(trainer)[generators:], slice(6)
     metrics, batch = step_and_batch(trainer)
-    for agent, images in zip(trainer.generators, batch.images, strict=True):
-        with torch.no_grad():
-            earned, stale = (sum(logsigmoid(j(images)).mean() for j in some) / 2 for some in (judges, unlearned))
-        assert metrics[f"{agent.name}/return"].item() == pytest.approx(earned.item(), rel=1e-4)
-        assert abs(earned - stale) > 0.01
+    real = [judge["actor"](batch.real)[fresh] for judge in judges]
+    fake = [[judge["actor"](images)[fresh] for images in batch.played] for judge in judges]
+    for i, agent in enumerate(trainer.generators):
+        expected = sum(logsigmoid(logits[i]).mean() for logits in fake) / discriminators
+        assert metrics[f"{agent.name}/return"].item() == pytest.approx(expected.item(), rel=1e-4)
+        now = sum(logsigmoid(a.networks["actor"](batch.played[i])[fresh]).mean() for a in trainer.discriminators)
+        assert abs(now / discriminators - expected) > 0.01
+    for j, agent in enumerate(trainer.discriminators):
+        expected = logsigmoid(real[j]).mean() + sum(logsigmoid(-one).mean() for one in fake[j]) / generators
+        assert metrics[f"{agent.name}/return"].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.3, 1.0])
+def test_generators_learn_from_discriminators_and_critics_that_have_made_this_step_on_all_rows(lam):
+    trainer = new_trainer(2, 2, lr=0.01, replay_fraction=0.25, lambda_generator=lam)
+    run(trainer, 2)
+    before, shown = networks_of(trainer), [[], []]
+    for agent, z in zip(trainer.generators, shown, strict=True):
+        agent.networks["generator"].register_forward_pre_hook(lambda _, inputs, z=z: z.append(inputs[0].detach()))
+    steps = [watch_steps(agent) for agent in trainer.generators]
+    _, batch = step_and_batch(trainer)
+
+    def expected(i, discriminators, critic):
+        (z,), painter = shown[i], before[i]["generator"]
+        assert len(z) == 8
+        outputs = [networks["actor"].discriminate(painter(z)) for networks in discriminators]
+        objective = lam * sum(logsigmoid(logits) for _, logits, _ in outputs) / 2
+        if critic:
+            objective = objective + (1 - lam) * critic(batch.seen[i], torch.cat([one for one, *_ in outputs], dim=1))
+        return gradient(-objective.mean(), painter)
+
+    learned = [agent.networks for agent in trainer.discriminators]
+    for i, agent in enumerate(trainer.generators):
+        found = steps[i]["generator"]
+        torch.testing.assert_close(found, expected(i, learned, agent.critic), rtol=1e-3, atol=1e-6)
+        stale = [expected(i, before[2:], agent.critic)]
+        if agent.critic:
+            stale.append(expected(i, learned, before[i]["critic"]))
+        assert all((found - other).norm() > 0.02 * found.norm() for other in stale)
 
 
 def test_a_discriminators_update_does_not_reach_the_generators():
@@ -97,10 +154,10 @@ def test_a_discriminators_update_does_not_reach_the_generators():
     trainer.play(batch)
     (discriminator,), (generator,) = trainer.discriminators, trainer.generators
     before = weights(trainer.agents)
-    discriminator.update(batch.real, batch.fakes, batch.logits[0], batch.names[0], len(batch.real), None, None)
+    discriminator.update(batch.real, batch.played, batch.outputs[0], None, len(batch.real), 0.0)
     assert differing(before, weights(trainer.agents)) == {"discriminator/actor", "discriminator/critic"}
     assert all(p.grad is None for network in generator.networks.values() for p in network.parameters())
-    assert batch.z[0].grad is None
+    assert not any(images.requires_grad for images in batch.played)
 
 
 def test_targets_move_by_tau_after_all_agents_have_learned():
@@ -114,29 +171,54 @@ def test_targets_move_by_tau_after_all_agents_have_learned():
             torch.testing.assert_close(after[f"{name} target"], expected)
 
 
-def test_critics_slopes_are_those_of_float32_with_bf16_convolutions():
+def test_critics_compute_in_float32_with_bf16_convolutions():
     trainer = new_trainer(precision="bf16", **FULL)
-    lessons = [(copy.deepcopy(agent.networks["critic"]), overhear(agent)) for agent in trainer.agents]
-    trainer.step()
-    for critic, (taught,) in lessons:
-        actions = taught["actions"].detach().requires_grad_()
-        (slope,) = torch.autograd.grad(critic.value(taught["encoded"].detach(), actions).sum(), actions)
-        assert relative_error(taught["slope"], slope) < 1e-5
+    lessons = [(copy.deepcopy(agent.critic), overhear(agent)) for agent in trainer.agents]
+    metrics = trainer.step()
+    for agent, (critic, (heard,)) in zip(trainer.agents, lessons, strict=True):
+        assert {value.dtype for value in heard.values()} == {torch.float32}
+        error = critic(heard["features"], heard["actions"]) - heard["reward"] - 0.9 * heard["next_value"]
+        assert metrics[f"{agent.name}/td_error"].item() == pytest.approx(error.square().mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_r1_is_in_every_kth_step_alone_with_k_times_the_weight(every):
+    trainer = new_trainer(r1=0.5, r1_every=every, lambda_discriminator=1.0)
+    (discriminator,) = trainer.discriminators
+    steps = watch_steps(discriminator)
+    for t in range(5):
+        judge = copy.deepcopy(discriminator.networks["actor"])
+        metrics, batch = step_and_batch(trainer)
+        real = batch.real.detach().requires_grad_()
+        logits = judge(real)
+        loss = -(logsigmoid(logits) + logsigmoid(-judge(batch.played[0]))).mean()
+        assert ("discriminator/r1" in metrics) == (t % every == 0)
+        if t % every == 0:
+            (slope,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
+            penalty = slope.square().sum(dim=(1, 2, 3)).mean()
+            assert metrics["discriminator/r1"].item() == pytest.approx(penalty.item(), rel=1e-3)
+            loss = loss + every * 0.5 / 2 * penalty
+        torch.testing.assert_close(steps["actor"], gradient(loss, judge), rtol=1e-3, atol=1e-6)
 
 
 # Episodes and epochs
 
 
-def test_memory_is_zero_where_an_episode_starts_and_carried_on_inside():
-    trainer, calls = new_trainer(episode_length=3), []
-    actor = trainer.generators[0].networks["actor"]
-    actor.register_forward_hook(lambda _, inputs, outputs: calls.append((inputs[1], outputs[1].detach())))
-    run(trainer, 7)
-    for t, (before, _) in enumerate(calls):
-        if t % 3 == 0:
-            assert not before.any()
-        else:
-            assert torch.equal(before, calls[t - 1][1]) and before.any()
+@pytest.mark.parametrize("fraction", [0.0, 0.25])
+def test_memory_is_zero_where_an_episode_starts_and_carried_on_inside(fraction):
+    trainer, carried = new_trainer(2, 1, episode_length=3, replay_fraction=fraction), None
+    heard, fresh = memories_acted_on(trainer), trainer.fresh
+    for t in range(7):
+        actors = [networks["actor"] for networks in networks_of(trainer)[:2]]
+        _, batch = step_and_batch(trainer)
+        for i, actor in enumerate(actors):
+            before = heard[i][t]
+            if t % 3 == 0:
+                assert not before[:fresh].any()
+            else:
+                assert torch.equal(before[:fresh], carried[i]) and before[:fresh].any()
+            torch.testing.assert_close(batch.memory[i], actor(batch.state, before)[1])
+        carried = [memory[:fresh] for memory in batch.memory]
 
 
 def test_a_step_plays_the_environments_state_and_real_next_state():
@@ -157,76 +239,9 @@ def test_counters(fraction, fresh):
     assert trainer.steps == trainer.images_seen == 0
     assert trainer.steps_per_epoch == 20 // fresh
     run(trainer, 3)
-    assert trainer.steps == 3
-    if not fraction:
-        assert trainer.images_seen == 3 * 8
+    assert trainer.steps == 3 and trainer.images_seen == 3 * 8
 
 
 def test_too_few_images_are_refused():
     with pytest.raises(ValueError, match="too few"):
         MADDPG(small_config(), small_faces(15), CPU)
-
-
-# TD targets
-
-
-@pytest.mark.parametrize("generators", [1, 2])
-def test_td_errors_by_hand_with_gamma(generators):
-    """td_error is the mean of (Q(s, a) - r - gamma Q'(s', a'))^2, each from the network that it is said to be from."""
-    trainer = new_trainer(generators, 1, **FULL)
-    run(trainer, 4)
-    random = trainer.discriminators[0].random.get_state()
-    networks = {agent.name: copy.deepcopy(agent.networks) for agent in trainer.agents}
-    targets = {agent.name: copy.deepcopy(agent.targets) for agent in trainer.agents}
-    metrics, batch = step_and_batch(trainer)
-    judge = trainer.discriminators[0].networks["actor"]  # it has learned before generators ask it
-
-    next_fakes = []
-    for i, agent in enumerate(trainer.generators):
-        next_z, _ = targets[agent.name]["actor"](batch.real, batch.memory[i])
-        next_fakes.append(targets[agent.name]["generator"](next_z))
-        target = logsigmoid(judge(batch.images[i])) + 0.9 * targets[agent.name]["critic"](batch.real, next_z)
-        error = (networks[agent.name]["critic"](batch.state, batch.z[i]) - target).square().mean()
-        assert metrics[f"{agent.name}/td_error"].item() == pytest.approx(error.item(), rel=1e-4)
-
-    name = "discriminator"
-    draw = torch.Generator()
-    draw.set_state(random)
-    logits = torch.stack(batch.logits[0])
-    logits = logits + torch.randn(logits.numel(), generator=draw).view_as(logits)
-    reward = torch.cat([logsigmoid(logits[0]), logsigmoid(-logits[1:]).flatten()])
-    next_images = [trainer.faces.batch(batch.next_real), *next_fakes]
-    next_logits = torch.cat([targets[name]["actor"](images) for images in next_images])
-    target = reward + 0.9 * targets[name]["critic"](torch.cat(next_images), next_logits[:, None])
-    value = networks[name]["critic"](torch.cat([batch.real, *batch.fakes]), logits.view(-1, 1))
-    assert metrics[f"{name}/td_error"].item() == pytest.approx((value - target).square().mean().item(), rel=1e-4)
-
-
-# The plain GAN
-
-
-def test_a_plain_gan_has_two_networks_that_ascend_their_returns_on_noise():
-    trainer = new_trainer(algorithm="gan")
-    (generator,), (discriminator,) = trainer.generators, trainer.discriminators
-    assert (list(generator.networks), list(discriminator.networks)) == (["generator"], ["actor"])
-    batch = trainer.act(trainer.replay.sample(trainer.replayed))
-    trainer.play(batch)
-    real, fake = batch.logits[0]
-    steps = watch_steps(discriminator), watch_steps(generator)
-    expected = gradient(-(logsigmoid(real) + logsigmoid(-fake)).mean(), discriminator.networks["actor"])
-    discriminator.update(batch.real, batch.fakes, batch.logits[0], batch.names[0], len(batch.real), None, None)
-    torch.testing.assert_close(steps[0], {"actor": expected})
-
-    judge, g = discriminator.networks["actor"], generator.networks["generator"]
-    expected = gradient(-logsigmoid(judge(g(batch.z[0].detach()))).mean(), g)
-    metrics = generator.update(
-        batch.state, batch.real, batch.z[0], batch.images[0], batch.policy[0], batch.answers[0], [judge], None, None
-    )
-    torch.testing.assert_close(steps[1], {"generator": expected})
-    assert set(metrics) == {"return", "generator_gradient"}
-
-
-def test_a_plain_gan_plays_standard_noise():
-    trainer = new_trainer(algorithm="gan")
-    z = torch.cat([trainer.generators[0].act(trainer.observations["generator"], None)[1] for _ in range(500)])
-    assert z.mean().abs() < 0.02 and abs(z.std() - 1) < 0.02

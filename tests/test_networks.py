@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import small_config
 from torch import nn
 
 from magnet.networks import Critic, DiscriminatorActor, Generator, GeneratorActor, feature_maps, image_stack
@@ -20,13 +21,14 @@ def pictures(size=32, count=B):
 
 
 def networks(size, width, bf16=False):
-    """The five, by the names of the table that opens magnet/networks.py."""
+    """The five of a game of two generators and two discriminators, by the names of the table in magnet/networks.py."""
+    stack, features = image_stack(size, width, bf16)
     return {
         "G_a": GeneratorActor(*image_stack(size, width, bf16), NZ),
         "G": Generator(size, width, NZ, bf16),
-        "G_c": Critic(*image_stack(size, width, bf16), NZ),
-        "D_a": DiscriminatorActor(*image_stack(size, width, bf16)),
-        "D_c": Critic(*image_stack(size, width, bf16), 1),
+        "G_c": Critic(NZ, 2 * features),
+        "D_a": DiscriminatorActor(stack, features, classes=2),
+        "D_c": Critic(features, 2),
     }
 
 
@@ -34,16 +36,21 @@ def networks(size, width, bf16=False):
 def test_shapes_dtypes_and_ranges(size):
     five = networks(size, WIDTH)
     state, memory = pictures(size), five["G_a"].first_memory(B)
-    z, next_memory = five["G_a"](state, memory)
-    images, logits = five["G"](z), five["D_a"](state)
-    values = five["G_c"](state, z), five["D_c"](state, logits[:, None])
+    z, next_memory, seen = five["G_a"].act(state, memory)
+    images = five["G"](z)
+    features, logits, classes = five["D_a"].discriminate(images)
+    values = (
+        five["G_c"](seen, torch.cat([features, features], dim=1)),
+        five["D_c"](features, torch.stack([logits, torch.ones(B)], dim=1)),
+    )
 
-    assert z.shape == (B, NZ)
+    assert z.shape == seen.shape == (B, NZ)
     assert memory.shape == next_memory.shape == (B, 2, 2, 128)
     assert images.shape == (B, 3, size, size) and images.abs().max() <= 1
-    assert logits.shape == (B,)
+    assert features.shape == (B, small_config(image_size=size, width=WIDTH).features)
+    assert logits.shape == (B,) and classes.shape == (B, 2)
     assert all(value.shape == (B,) for value in values)
-    assert {t.dtype for t in (z, next_memory, images, logits, *values)} == {torch.float32}
+    assert {t.dtype for t in (z, next_memory, seen, images, features, logits, classes, *values)} == {torch.float32}
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -57,6 +64,25 @@ def test_with_spectral_norm_no_layer_of_d_a_stretches_its_input(bf16):
     for layer in layers:
         assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, abs=0.05)
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in actor.modules())
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_spectral_norm_reaches_nested_layers_and_the_classifier(classes):
+    inner = nn.Sequential(
+        nn.Conv2d(3, 4, 4, stride=8), nn.LeakyReLU(0.2), nn.Sequential(nn.Flatten(), nn.Linear(64, 8))
+    )
+    actor = DiscriminatorActor(nn.Sequential(inner, nn.LeakyReLU(0.2)), 8, spectral_norm=True, classes=classes)
+    with torch.no_grad():
+        for layer in actor.modules():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                layer.weight = torch.randn_like(layer.weight)
+    for _ in range(200):
+        actor.discriminate(pictures())
+    actor.eval()
+    layers = [layer for layer in actor.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    assert len(layers) == 3 + bool(classes)
+    for layer in layers:
+        assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, abs=0.01)
 
 
 @SIZES
@@ -75,7 +101,7 @@ def test_feature_maps_double_with_each_halving_up_to_eight_widths(size, maps):
     assert feature_maps(size, 64) == maps
     with torch.device("meta"):
         five = networks(size, 64)
-    for network in (five["G_a"], five["G_c"], five["D_a"], five["D_c"]):
+    for network in (five["G_a"], five["D_a"]):
         assert [layer.out_channels for layer in network.modules() if isinstance(layer, nn.Conv2d)] == maps
     rising = [layer.in_channels for layer in five["G"].modules() if isinstance(layer, nn.ConvTranspose2d)]
     assert rising == [NZ, *maps[::-1]]
@@ -157,37 +183,56 @@ def test_memory_goes_through_torchs_own_lstm():
     torch.testing.assert_close(returned[:, 1].transpose(0, 1), c)
 
 
-@pytest.mark.parametrize("actions", [NZ, 1])
-def test_values_of_one_encode_are_those_of_forward(actions):
-    critic = Critic(*image_stack(32, WIDTH), actions)
-    images, first, second = pictures(), torch.randn(B, actions), torch.randn(B, actions)
-    encoded = critic.encode(images)
-    for action in (first, second):
-        torch.testing.assert_close(critic.value(encoded, action), critic(images, action))
-    assert not torch.allclose(critic.value(encoded, first), critic.value(encoded, second), atol=1e-6)
+def test_what_g_a_sees_is_what_its_lstm_is_shown():
+    actor, shown = GeneratorActor(*image_stack(32, WIDTH), NZ), []
+    actor.lstm.register_forward_hook(lambda _, inputs, __: shown.append(inputs[0][0]))
+    *others, seen = actor.act(pictures(), actor.first_memory(B))
+    assert torch.equal(seen, shown[0]) and len(others) == 2
 
 
-def test_a_critics_value_depends_on_the_image():
-    critic, action = Critic(*image_stack(32, WIDTH), 1).eval(), torch.zeros(B, 1)
-    assert not torch.allclose(critic(pictures(), action), critic(pictures(), action), atol=1e-7)
+def test_d_as_logits_and_classes_are_linear_in_the_features_that_critics_see():
+    actor, images = DiscriminatorActor(*image_stack(32, WIDTH), classes=3), pictures()
+    features, logits, classes = actor.discriminate(images)
+    assert torch.equal(features, actor.stack(images)) and torch.equal(logits, actor(images))
+    for head, outputs in ((actor.logit, logits[:, None]), (actor.classifier, classes)):
+        torch.testing.assert_close(outputs, features @ head.weight.T + head.bias)
+    assert DiscriminatorActor(*image_stack(32, WIDTH)).discriminate(images)[2] is None
+
+
+@pytest.mark.parametrize(("features", "actions"), [(NZ, 256), (256, 2)])
+def test_a_critics_value_by_hand(features, actions):
+    critic = Critic(features, actions)
+    assert {type(layer) for layer in critic.modules()} == {Critic, nn.Sequential, nn.Linear, nn.SiLU}
+    w = dict(critic.named_parameters())
+    seen, action = torch.randn(B, features), torch.randn(B, actions)
+
+    def linear(name, x):
+        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    def silu(x):
+        return x / (1 + (-x).exp())
+
+    both = torch.cat([linear("embed", seen), silu(linear("embed_action.0", action))], dim=1)
+    assert both.shape == (B, 2 * 128), "either is embedded at one width"
+    expected = linear("head.4", silu(linear("head.2", silu(linear("head.0", both)))))
+    torch.testing.assert_close(critic(seen, action), expected[:, 0])
 
 
 def test_what_follows_the_convolutions_is_float32():
     """Outputs equal those that float32 gives for the features of bfloat16 convolutions, to the last bit."""
     five = {name: network.eval() for name, network in networks(32, WIDTH, bf16=True).items()}
     state, memory, z = pictures(), torch.randn(B, 2, 2, 128), torch.randn(B, NZ)
-    action, next_memory = five["G_a"](state, memory)
-    logits = five["D_a"](state)
-    encoded = five["G_c"].encode(state)
-    value = five["G_c"].value(encoded, z)
+    action, next_memory, seen = five["G_a"].act(state, memory)
+    judged, logits, classes = five["D_a"].discriminate(state)
     assert five["G"](z).dtype == torch.float32
-    features = {name: five[name].stack(state) for name in ("G_a", "D_a", "G_c")}
+    features = {name: five[name].stack(state) for name in ("G_a", "D_a")}
     assert all(torch.equal(f, f.bfloat16().float()) for f in features.values()), "computed in bfloat16"
 
     h, c = memory.permute(1, 2, 0, 3).contiguous()
-    out, (h, c) = five["G_a"].lstm(five["G_a"].embed(features["G_a"])[None], (h, c))
+    assert torch.equal(seen, five["G_a"].embed(features["G_a"]))
+    out, (h, c) = five["G_a"].lstm(seen[None], (h, c))
     assert torch.equal(action, five["G_a"].normalise(five["G_a"].action(out[0])))
     assert torch.equal(next_memory, torch.stack([h, c]).permute(2, 0, 1, 3))
-    assert torch.equal(logits, five["D_a"].logit(features["D_a"]).squeeze(1))
-    assert torch.equal(encoded, five["G_c"].embed(features["G_c"]))
-    assert torch.equal(value, five["G_c"].value(encoded, z))
+    assert torch.equal(judged, features["D_a"])
+    assert torch.equal(logits, five["D_a"].logit(judged).squeeze(1))
+    assert torch.equal(classes, five["D_a"].classifier(judged))

@@ -1,5 +1,6 @@
-"""Returns, slopes and exploration against torch's own functions, autograd, numpy and numbers worked out by hand."""
+"""Returns, gradients and exploration against torch's own functions, autograd, numpy and numbers worked out by hand."""
 
+import inspect
 import math
 
 import numpy as np
@@ -66,33 +67,17 @@ def test_returns_and_their_gradients_are_finite_far_out(earned):
     assert sorted(slope.abs().tolist()) == [0, 1]
 
 
-@pytest.mark.parametrize("side", [1.0, -1.0])
-def test_judgement_slope_is_the_gradient_of_the_judgement_return(side):
-    logits = torch.cat([LOGITS, torch.tensor(FAR)]).requires_grad_()
-    real = torch.full_like(logits, side)
-    (slope,) = torch.autograd.grad(returns.judgement_return(logits, real).sum(), logits)
-    torch.testing.assert_close(returns.judgement_slope(logits.detach(), real), slope)
-
-
 @pytest.mark.parametrize("norm", [0.0, 1.0])
-def test_slope_penalty_by_hand(norm):
-    slope = torch.zeros(2, 3, 4, 4)
-    slope[0, 0, 0, :2] = torch.tensor([3.0, 4.0])  # of norm 5; the other of norm 0
-    assert returns.slope_penalty(slope, norm).item() == pytest.approx(((5 - norm) ** 2 + norm**2) / 2, rel=1e-4)
+def test_gradient_penalty_by_hand(norm):
+    gradient = torch.zeros(2, 3, 4, 4)
+    gradient[0, 0, 0, :2] = torch.tensor([3.0, 4.0])  # of norm 5; the other of norm 0
+    assert returns.gradient_penalty(gradient, norm).item() == pytest.approx(((5 - norm) ** 2 + norm**2) / 2, rel=1e-4)
 
 
 def test_a_flat_discriminators_penalty_has_a_finite_gradient():
-    slope = torch.zeros(2, 3, 4, 4, requires_grad=True)
-    (gradient,) = torch.autograd.grad(returns.slope_penalty(slope, 1.0), slope)
-    assert gradient.isfinite().all()
-
-
-def test_latent_step_by_hand_and_its_greatest_length():
-    slope = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.06, -0.08]])
-    expected = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.06, -0.08]]) / torch.tensor([[25.5], [0.5], [0.51]])
-    torch.testing.assert_close(returns.latent_step(slope, 2.0, damping=0.5), 2 * expected)
-    lengths = returns.latent_step(torch.linspace(0, 5, 10_001)[:, None], 0.9, damping=0.1)
-    assert lengths.max().item() == pytest.approx(0.9 / (2 * 0.1**0.5), rel=1e-4)
+    gradient = torch.zeros(2, 3, 4, 4, requires_grad=True)
+    (second,) = torch.autograd.grad(returns.gradient_penalty(gradient, 1.0), gradient)
+    assert second.isfinite().all()
 
 
 def test_td_target_by_hand():
@@ -105,28 +90,12 @@ def test_td_target_without_gamma_is_the_reward_and_needs_no_next_value():
     assert torch.equal(returns.td_target(reward, None, 0.0), reward)
 
 
-def test_critic_loss_by_hand():
-    numbers = {
-        "value": torch.tensor([1.0, -2.0]),
-        "target": torch.tensor([4.0, -1.0]),  # squared errors 9 and 1: mean 5
-        "slope": torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, -1.0]]),
-        "target_slope": torch.tensor([[0.0, 2.0, 2.0], [0.0, 3.0, -1.0]]),  # squared distances 5 and 9: mean 7
-    }
-    assert returns.critic_loss(**numbers, weight=0.5).item() == 5 + 0.5 * 7
-    assert returns.critic_loss(**numbers, weight=0.0).item() == 5
-
-
-def test_slope_cosine_by_hand_is_taken_over_the_whole_batch():
-    slope, target = torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.tensor([[1.0, 1.0], [0.0, 0.0]])
+def test_gradient_cosine_by_hand_is_taken_over_the_whole_batch():
+    gradient, target = torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.tensor([[1.0, 1.0], [0.0, 0.0]])
     # (3 * 1) / (5 * sqrt(2)); the mean of the rows' cosines would be (1 / sqrt(2) + 0) / 2
-    assert returns.slope_cosine(slope, target).item() == pytest.approx(3 / (5 * math.sqrt(2)))
-    assert returns.slope_cosine(slope, -2 * slope).item() == pytest.approx(-1)
-
-
-@pytest.mark.parametrize(("lam", "direction"), [(0, [-4.0, 10.0]), (1, [8.0, 2.0]), (0.25, [-1.0, 8.0])])
-def test_ascent_direction_by_hand(lam, direction):
-    return_slope, value_slope = torch.tensor([8.0, 2.0]), torch.tensor([-4.0, 10.0])
-    assert returns.ascent_direction(return_slope, value_slope, lam).tolist() == direction
+    assert returns.gradient_cosine(gradient, target).item() == pytest.approx(3 / (5 * math.sqrt(2)))
+    assert returns.gradient_cosine(gradient, -2 * gradient).item() == pytest.approx(-1)
+    assert returns.gradient_cosine(gradient[:, 0], 5 * gradient[:, 0]).item() == pytest.approx(1)  # (B,) as well
 
 
 def noise(rows, columns, seed=0):
@@ -158,8 +127,13 @@ def test_correlation_is_numpys():
 UNCORRELATED = torch.tensor([[1.0, 1.0, 1.0], [1.0, -1.0, -1.0], [-1.0, 1.0, -1.0], [-1.0, -1.0, 1.0]])
 
 
+def halves(even, odd):
+    """Rows of `even` and of `odd` in turn."""
+    return torch.stack([even, odd], dim=1).flatten(0, 1)
+
+
 def test_uncorrelated_coordinates_lose_nothing():
-    assert returns.diversity_return(UNCORRELATED).item() == pytest.approx(0, abs=1e-9)
+    assert returns.diversity_return(halves(UNCORRELATED, UNCORRELATED)).item() == pytest.approx(0, abs=1e-9)
     assert returns.mean_correlation(UNCORRELATED).item() == pytest.approx(0, abs=1e-9)
 
 
@@ -172,11 +146,37 @@ def test_equal_coordinates_lose_the_most(nz):
     assert returns.mean_correlation(z).item() == pytest.approx(1, rel=1e-3)
 
 
-def test_diversity_by_hand_for_two_coordinates():
-    z = torch.tensor([[1.0, 1.0], [1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, -1.0], [-1.0, -1.0]])
-    # Both have mean 0 and variance 1; the products 1, 1, -1, 1, -1, 1 have mean 1/3.
-    assert returns.diversity_return(z).item() == pytest.approx(-2 * (1 / 3) ** 2 / 2, rel=1e-4)
-    assert returns.mean_correlation(z).item() == pytest.approx(1 / 3, rel=1e-4)
+# Both columns have mean 0 and variance 1; the products 1, 1, -1, 1, -1, 1 have mean 1/3.
+THIRD = torch.tensor([[1.0, 1.0], [1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, -1.0], [-1.0, -1.0]])
+
+
+def test_diversity_by_hand_is_of_the_correlations_over_even_and_over_odd_rows():
+    """Two entries off the diagonal, over nz = 2: the product of the two correlations, which may be of either sign."""
+    z = THIRD - torch.tensor([5.0, -3.0])  # the mean does not count
+    assert returns.diversity_return(halves(z, 4 * z)).item() == pytest.approx(-(1 / 9), rel=1e-4)
+    assert returns.diversity_return(halves(z, -z)).item() == pytest.approx(-(1 / 9), rel=1e-4)
+    mirrored = THIRD * torch.tensor([1.0, -1.0])
+    assert returns.diversity_return(halves(z, mirrored)).item() == pytest.approx(1 / 9, rel=1e-4)
+    assert returns.mean_correlation(THIRD).item() == pytest.approx(1 / 3, rel=1e-4)
+
+
+@pytest.mark.parametrize("rows", [4, 7, 16])
+def test_diversity_of_independent_coordinates_is_0_on_average(rows):
+    """Whereas the square of one correlation over all rows is 1 / (rows - 1) on average."""
+    draws, nz = 20_000, 4
+    z = noise(draws * rows, nz).view(draws, rows, nz)
+    batched = torch.func.vmap(returns.diversity_return)(z)
+    assert torch.allclose(batched[0], returns.diversity_return(z[0]), atol=1e-6)
+    error = batched.std().item() / draws**0.5
+    assert abs(batched.mean().item()) < 4 * error
+    assert 10 * error < (nz - 1) / (rows - 1), "a bias would be seen"
+
+
+def test_diversity_is_the_correlations_square_on_average_where_coordinates_depend():
+    """Coordinates with correlation 0.6: about -0.36 for nz = 2, of many rows."""
+    z = noise(100_000, 2)
+    z[:, 1] = 0.6 * z[:, 0] + 0.8 * z[:, 1]
+    assert returns.diversity_return(z).item() == pytest.approx(-0.36, abs=0.01)
 
 
 # Kinds of returns: (logit on real, on fake) -> by hand
@@ -195,31 +195,51 @@ BY_HAND = {  # D's return, D's slopes in the two logits, G's return; the logits:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_by_hand(kind):
-    real, fake = torch.tensor([2.0]), torch.tensor([-0.5])
-    value, (real_slope, fake_slope), earned = BY_HAND[kind]
-    assert returns.discriminator_return(real_logits=real, fake_logits=fake, kind=kind).item() == pytest.approx(value)
-    assert returns.judgement_slope(real, torch.ones(1), kind, fake).item() == pytest.approx(real_slope)
-    assert returns.judgement_slope(fake, -torch.ones(1), kind, real).item() == pytest.approx(fake_slope)
+    real, fake = torch.tensor([2.0], requires_grad=True), torch.tensor([-0.5], requires_grad=True)
+    value, slopes, earned = BY_HAND[kind]
+    whole = returns.discriminator_return(real_logits=real, fake_logits=fake, kind=kind)
+    assert whole.item() == pytest.approx(value)
+    assert [slope.item() for slope in torch.autograd.grad(whole, (real, fake))] == pytest.approx(slopes)
+    for own, side, other, slope in ((real, 1.0, fake, slopes[0]), (fake, -1.0, real, slopes[1])):
+        share = returns.judgement_return(own, side, kind, other.detach())
+        assert torch.autograd.grad(share, own)[0].item() == pytest.approx(slope)
     assert returns.generator_return(fake, kind, real).item() == pytest.approx(earned)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("side", [1.0, -1.0])
-def test_each_kinds_judgement_slope_is_the_gradient_of_its_return(kind, side):
-    logits, other = LOGITS.clone().requires_grad_(), LOGITS.roll(3)
-    side = torch.full_like(LOGITS, side)
-    (slope,) = torch.autograd.grad(returns.judgement_return(logits, side, kind, other).sum(), logits)
-    torch.testing.assert_close(returns.judgement_slope(LOGITS, side, kind, other), slope)
+def test_shares_of_a_discriminators_return_make_up_the_whole(kind):
+    real, fake = LOGITS, LOGITS.roll(3)
+    shares = [returns.judgement_return(*one) for one in ((real, 1.0, kind, fake), (fake, -1.0, kind, real))]
+    whole = returns.discriminator_return(real_logits=real, fake_logits=fake, kind=kind)
+    if kind == "relativistic":  # either is the pair's
+        assert torch.equal(shares[0], whole) and torch.equal(shares[1], whole)
+    else:
+        torch.testing.assert_close(shares[0] + shares[1], whole)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_discriminators_slopes_are_those_of_its_return(kind):
-    real, fake = LOGITS.clone().requires_grad_(), LOGITS.roll(3).requires_grad_()
-    earned = returns.discriminator_return(real_logits=real, fake_logits=fake, kind=kind)
-    slopes = torch.autograd.grad(earned.sum(), (real, fake))
-    real, fake, ones = real.detach(), fake.detach(), torch.ones_like(LOGITS)
-    torch.testing.assert_close(slopes[0], returns.judgement_slope(real, ones, kind, fake))
-    torch.testing.assert_close(slopes[1], returns.judgement_slope(fake, -ones, kind, real))
+TAKE_A_KIND = {
+    "generator_return": lambda kind: returns.generator_return(LOGITS, kind, LOGITS),
+    "discriminator_return": lambda kind: returns.discriminator_return(
+        real_logits=LOGITS, fake_logits=LOGITS, kind=kind
+    ),
+    "judgement_return": lambda kind: returns.judgement_return(LOGITS, 1.0, kind, LOGITS),
+    "equilibrium": returns.equilibrium,
+    "border": lambda kind: returns.border(LOGITS, LOGITS, kind),
+}
+
+
+@pytest.mark.parametrize("function", TAKE_A_KIND)
+@pytest.mark.parametrize("kind", ["logg", "", None])
+def test_an_unknown_kind_is_refused_by_every_function_that_takes_one(function, kind):
+    with pytest.raises(ValueError, match="there are no returns of the kind"):
+        TAKE_A_KIND[function](kind)
+    for known in KINDS:
+        TAKE_A_KIND[function](known)
+
+
+def test_every_function_that_takes_a_kind_is_among_these():
+    functions = inspect.getmembers(returns, lambda one: inspect.isfunction(one) and one.__module__ == returns.__name__)
+    assert {name for name, one in functions if "kind" in inspect.signature(one).parameters} == set(TAKE_A_KIND)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -244,35 +264,7 @@ def test_where_only_differences_count_the_border_moves_with_the_logits(kind):
     assert returns.border(real, fake, "log") == returns.border(real, fake, "hinge") == 0
 
 
-# Several discriminators
-
-
-def test_pools_by_hand():
-    earned = torch.tensor([[-1.0, -3.0], [-2.0, -0.5]])
-    torch.testing.assert_close(returns.pool(earned, "mean"), torch.tensor([-1.5, -1.75]))
-    assert returns.pool(earned, "min").tolist() == [-2.0, -3.0]
-    soft = [-math.log((math.exp(1) + math.exp(2)) / 2), -math.log((math.exp(3) + math.exp(0.5)) / 2)]
-    assert returns.pool(earned, "softmax").tolist() == pytest.approx(soft)
-
-
-@pytest.mark.parametrize("how", ["mean", "min", "softmax"])
-def test_a_pool_of_one_is_its_return(how):
-    earned = noise(1, 5)
-    torch.testing.assert_close(returns.pool(earned, how), earned[0], atol=1e-6, rtol=0)
-
-
-def test_slopes_of_the_pools():
-    earned = torch.tensor([[-1.0, -3.0], [-2.0, -0.5], [-4.0, -1.0]])
-    expected = {
-        "mean": torch.full((3, 2), 1 / 3), "min": torch.tensor([[0.0, 1.0], [0.0, 0.0], [1.0, 0.0]]),
-        "softmax": torch.softmax(-earned, dim=0),
-    }  # fmt: skip
-    for how, slope in expected.items():
-        leaf = earned.clone().requires_grad_()
-        torch.testing.assert_close(torch.autograd.grad(returns.pool(leaf, how).sum(), leaf)[0], slope)
-
-
 def test_what_is_earned_by_being_told_apart_by_hand():
-    names = torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 0.0]])
+    classes = torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 0.0]])
     expected = [2 - math.log(math.e + math.e**2 + 1), -math.log(3)]
-    assert returns.naming_return(names, 1).tolist() == pytest.approx(expected)
+    assert returns.classification_return(classes, 1).tolist() == pytest.approx(expected)

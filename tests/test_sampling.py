@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import CPU, small_config, small_faces
+from conftest import CPU, new_trainer, small_config, small_faces
 from PIL import Image
 from torch import nn
 
@@ -24,6 +24,7 @@ from magnet.sampling import (
     Guide,
     Sampler,
     in_float32,
+    logit_gradient,
     spherical,
     with_own_statistics,
 )
@@ -79,25 +80,37 @@ def test_samples_have_a_range_and_depend_on_what_they_should(trainer):
 def test_guided_noise_follows_langevins_equation_for_its_density():
     """With G(z) = z and l = w z the density is N(w, I), and after k steps from N(0, I) mean and variance are known."""
 
-    class Painter(nn.Module):
-        def forward(self, z, first):
-            return z
-
-    class Judge(nn.Linear):
-        def forward(self, images, first):
+    class Discriminator(nn.Linear):
+        def forward(self, images):
             return super().forward(images).squeeze(1)
 
-    judge = Judge(2, 1, bias=False)
-    judge.weight.data = torch.tensor([[3.0, -1.0]])
-    discriminators = [SimpleNamespace(targets={"actor": judge})]
-    world = SimpleNamespace(generator=Painter(), random=torch.Generator().manual_seed(0))
+    discriminators, w = [], torch.tensor([3.0, -1.0])
+    for weight in ([5.0, -3.0], [1.0, 1.0]):  # whose mean is w
+        actor = Discriminator(2, 1, bias=False)
+        actor.weight.data = torch.tensor([weight])
+        discriminators.append(SimpleNamespace(targets={"actor": actor}))
+    world = SimpleNamespace(generator=nn.Identity(), random=torch.Generator().manual_seed(0))
     z = Guide(discriminators)(world, torch.randn(100_000, 2, generator=world.random))
     mean, variance = torch.zeros(2), 1.0
     for _ in range(LANGEVIN_STEPS):
-        mean = mean + LANGEVIN_STEP / 2 * (judge.weight[0].detach() - mean)
+        mean = mean + LANGEVIN_STEP / 2 * (w - mean)
         variance = (1 - LANGEVIN_STEP / 2) ** 2 * variance + LANGEVIN_STEP
     torch.testing.assert_close(z.mean(dim=0), mean, atol=0.015, rtol=0)
     torch.testing.assert_close(z.var(dim=0), torch.full((2,), variance), atol=0.02, rtol=0)
+
+
+def test_the_logits_gradient_is_that_of_the_discriminators_mean_and_no_parameter_gets_one():
+    trainer = new_trainer(discriminators=2)
+    generator = in_float32(trainer.generators[0].networks["generator"])
+    actors = [in_float32(agent.networks["actor"]) for agent in trainer.discriminators]
+    z = torch.randn(8, 6)
+    found = logit_gradient(generator, actors, z)
+    assert not any(p.grad is not None or not p.requires_grad for net in (generator, *actors) for p in net.parameters())
+    z.requires_grad_()
+    images = generator(z)
+    expected = sum(torch.autograd.grad(actor(images).sum() / 2, z, retain_graph=True)[0] for actor in actors)
+    torch.testing.assert_close(found, expected)
+    assert found.abs().max() > 0
 
 
 def test_guided_samples_are_taken_for_real_more_often_and_leave_the_run_untouched(trainer):
@@ -116,16 +129,19 @@ def test_guided_samples_are_taken_for_real_more_often_and_leave_the_run_untouche
         assert torch.equal(before["agents"][name]["random"], agent["random"])
 
 
-def test_policy_samples_are_spread_as_those_that_g_learned_from(trainer):
-    """Over the states of an episode's middle, z has mean 0 and variance 1 in every coordinate."""
+def test_policy_samples_are_spread_as_those_that_g_learned_from():
+    """Over the states of an episode after its beginning, z has mean 0 and variance 1 in every coordinate."""
+    trainer = new_trainer(lr=0.01, episode_length=25)
+    for _ in range(5):
+        trainer.step()
     sampler = Sampler(trainer.generators[0], trainer.faces)
-    memory, answers = sampler.memory(400), []
-    sampler.actor.register_forward_hook(lambda module, inputs, outputs: answers.append(outputs[0]))
-    for _ in range(3):
+    memory, actions = sampler.memory(400), []
+    sampler.actor.register_forward_hook(lambda module, inputs, outputs: actions.append(outputs[0]))
+    for _ in range(25 - WARM_UP):
         _, memory = sampler.policy(sampler.state(400), memory)
-    z = torch.cat(answers)
-    torch.testing.assert_close(z.mean(dim=0), torch.zeros(z.shape[1]), atol=0.2, rtol=0)
-    torch.testing.assert_close(z.std(dim=0), torch.ones(z.shape[1]), atol=0.2, rtol=0)
+    z = torch.cat(actions)
+    torch.testing.assert_close(z.mean(dim=0), torch.zeros(z.shape[1]), atol=0.15, rtol=0)
+    torch.testing.assert_close(z.std(dim=0), torch.ones(z.shape[1]), atol=0.15, rtol=0)
 
 
 def test_the_averaged_networks_are_sampled_unless_said_otherwise(trainer):

@@ -6,11 +6,23 @@ import random
 import hypothesis
 import hypothesis.strategies as some
 import pytest
-from conftest import CPU, SEED, cases, run, same, saved, small_config, small_faces
+from conftest import (
+    CPU,
+    SEED,
+    cases,
+    differing,
+    new_trainer,
+    run,
+    same,
+    saved,
+    small_config,
+    small_faces,
+    weights,
+)
 from test_train import TINY
 
 import train
-from magnet.config import Config, check, complete
+from magnet.config import Config, check, complete, without_effect
 from magnet.errors import UserError
 from magnet.gaussians import Points, draw_points
 from magnet.layout import networks_fault, trainer_fault
@@ -123,3 +135,42 @@ def test_any_parameters_together_are_refused_or_train_and_go_on(count):
 
     play()
     assert len(trained) >= count / 2
+
+
+# What has no effect
+
+
+@pytest.mark.parametrize(
+    ("changes", "idle"),
+    [
+        ({}, set()),
+        (
+            {"algorithm": "gan"},
+            {"lambda_generator", "lambda_discriminator", "exploration", "diversity_weight", "episode_length"},
+        ),
+        ({"r1": 0.0}, {"r1_every"}),
+        ({"replay_fraction": 0.0}, {"replay_size"}),
+        ({"data": "gaussians-8"}, {"image_size"}),
+        ({"data": "synthetic"}, {"skip_bad_images"}),
+    ],
+)
+def test_settings_without_effect_are_known_by_the_game(changes, idle):
+    assert without_effect(Config(**changes)) == idle
+
+
+@pytest.mark.parametrize(
+    "change", [{"exploration": 0.2}, {"diversity_weight": 3.0}, {"lambda_generator": 0.5}, {"episode_length": 2}]
+)
+def test_what_a_plain_gan_is_said_to_ignore_it_ignores(change):
+    trainers = [new_trainer(algorithm="gan", **some) for some in ({}, change)]
+    for trainer in trainers:
+        run(trainer, 4)
+    assert not differing(*(weights(trainer.agents) for trainer in trainers))
+
+
+def test_the_start_names_flags_without_effect(place, capsys):
+    words = "--data faces --image-size 32 --width 4 --nz 6 --batch-size 8 --algorithm gan --dry-run".split()
+    assert train.main([*words, "--exploration", "0.5", "--episode-length", "3"]) == 0
+    assert "Without effect in this game: --episode-length, --exploration" in capsys.readouterr().out
+    assert train.main(words) == 0
+    assert "Without effect" not in capsys.readouterr().out

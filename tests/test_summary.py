@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CPU, small_config, small_faces
+from conftest import CPU, overhear, small_config, small_faces
 from torch import nn
 
 from magnet.discriminator_agent import discriminator_networks
@@ -55,20 +55,15 @@ def test_the_ring_and_the_array_are_counted_to_the_byte():
     assert lines["1,000,000 images"] == pytest.approx(3 * 32**2 * 1e6 / MIB, abs=0.5)
 
 
-@pytest.mark.parametrize("share", [False, True])
-def test_several_agents_are_all_counted(share):
+def test_several_agents_are_all_counted():
     config = small_config(
-        replay_fraction=0.25, replay_size=10, generators=3, discriminators=2, critic="joint", specialise=1.0,
-        share=share, width=16,
-    )  # fmt: skip
+        replay_fraction=0.25, replay_size=10, generators=3, discriminators=2, specialise=1.0, width=16
+    )
     trainer = MADDPG(config, small_faces(), CPU)
     lines = summary(config, images=20).splitlines()
-    held, targets = (
-        sum({id(p): p.numel() for a in trainer.agents for net in nets(a).values() for p in net.parameters()}.values())
-        for nets in (lambda agent: agent.networks, lambda agent: agent.targets)
-    )
+    held = sum(p.numel() for agent in trainer.agents for net in agent.networks.values() for p in net.parameters())
     assert sum(int(line.split()[-2].replace(",", "")) for line in lines[:5]) == held
-    assert next(iter(count(config, 20)[1].values())) == 4 * (4 * held + targets)
+    assert next(iter(count(config, 20)[1].values())) == 4 * 5 * held  # with targets, gradients and Adam's moments
     assert "x 3" in lines[0] and "x 2" in lines[4]
     ring = sum(tensor.numel() * tensor.element_size() for tensor in trainer.replay.ring.values()) / 10 * 10**6
     config = small_config(replay_fraction=0.25, replay_size=10**6, generators=3)
@@ -76,20 +71,52 @@ def test_several_agents_are_all_counted(share):
     assert float(line.split()[-2].replace(",", "")) == pytest.approx(ring / MIB, abs=0.5)
 
 
+@pytest.mark.parametrize(
+    ("changes", "rows"),
+    [
+        ({}, ["G_a", "G", "G_c", "D_a", "D_c"]),
+        ({"lambda_generator": 1.0}, ["G_a", "G", "D_a", "D_c"]),
+        ({"lambda_discriminator": 1.0}, ["G_a", "G", "G_c", "D_a"]),
+        ({"algorithm": "gan"}, ["G", "D_a"]),
+    ],
+)
+def test_the_table_has_the_networks_that_there_are_and_no_others(changes, rows):
+    config = small_config(**changes)
+    parameters, needs = count(config, images=20)
+    assert [name.split()[0] for name in parameters] == rows
+    trainer = MADDPG(config, small_faces(), CPU)
+    held = sum(p.numel() for agent in trainer.agents for net in agent.networks.values() for p in net.parameters())
+    assert sum(parameters.values()) == held and needs["weights, targets, gradients, optimizers"] == 4 * 5 * held
+
+
 def test_nothing_is_computed_for_the_count():
     with torch.device("meta"):
-        for networks in (generator_networks(small_config()), discriminator_networks(small_config())):
-            assert all(p.is_meta for network in networks.values() for p in network.parameters())
+        for makers in (generator_networks(small_config()), discriminator_networks(small_config())):
+            assert all(p.is_meta for make in makers.values() for p in make().parameters())
 
 
-def test_more_answers_keep_more_and_spectral_norm_can_be_counted():
-    def kept(**changes):
-        line = summary(small_config(batch_size=64, width=16, **changes), images=20).splitlines()[6]
-        assert line.startswith("one step's activations")
-        return int(line.split()[-2].replace(",", ""))
+def kept(**changes) -> float:
+    return count(small_config(batch_size=64, width=16, **changes), images=20)[1]["one step's activations"]
 
-    assert kept(answers=4) > 1.5 * kept()
+
+def test_more_agents_keep_more_and_spectral_norm_can_be_counted():
+    assert kept(generators=4) > 1.5 * kept() and kept(discriminators=4) > 1.5 * kept()
+    assert kept(lambda_generator=1.0, lambda_discriminator=1.0) < kept()
     assert kept(spectral_norm=True) > 0
+
+
+def test_what_critics_keep_is_counted_at_the_size_of_what_the_trainer_shows_them():
+    config = {"generators": 3, "discriminators": 2, "replay_fraction": 0.25}
+    trainer = MADDPG(small_config(batch_size=64, width=16, **config), small_faces(130), CPU)
+    trainer.step()
+    heard = {agent.name: overhear(agent) for agent in trainer.agents}
+    trainer.step()
+    taken = 0
+    for agent in trainer.agents:
+        (lesson,) = heard[agent.name]
+        taken += kept_bytes(agent.critic, lesson["features"], lesson["actions"])
+    without = kept(lambda_generator=1.0, lambda_discriminator=1.0, **config)
+    assert kept(**config) - without == taken
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -113,7 +113,10 @@ def test_every_preset_trains_and_flags_come_before_it(place, preset):
         (["--replay-fraction", "0.9", "--batch-size", "8"], ["--replay-fraction 0.9"]),
         (["--replay-size", "5"], ["--replay-size is 5"]),
         (["--batch-size", "64", "--replay-size", "64"], ["faces", "too few", "--batch-size"]),
-        (["--algorithm", "gan", "--gamma", "0.5"], ["--algorithm gan", "--gamma 0"]),
+        (["--algorithm", "gan", "--gamma", "0.5"], ["--gamma 0.5", "give --gamma 0"]),
+        (["--lambda-generator", "1", "--lambda-discriminator", "1"], ["--gamma 0.5", "give --gamma 0"]),
+        (["--lambda-generator", "1.1"], ["--lambda-generator is 1.1", "from 0 to 1"]),
+        (["--r1-every", "0"], ["--r1-every is 0", "from 1 to 1000"]),
         (["--resume", "models/none"], ["models/none", "no run"]),
     ],
 )
@@ -153,14 +156,14 @@ def test_a_run_leaves_what_the_readme_says(place):
     assert [line["step"] for line in lines] == [6, 12, 13]  # read back at each checkpoint
     assert sum(line["steps"] for line in lines) == 13 and lines[-1]["images"] == 13 * 8
     for name in (
-        "generator/return", "generator/td_error", "generator/slope_cosine", "generator/z_deviation",
+        "generator/return", "generator/td_error", "generator/gradient_cosine", "generator/z_deviation",
         "generator/z_correlation", "generator/actor_gradient", "generator/generator_gradient",
-        "discriminator/return", "discriminator/td_error", "discriminator/slope_cosine", "discriminator/accuracy_real",
-        "discriminator/accuracy_fake", "discriminator/from_equilibrium", "discriminator/critic_gradient",
+        "discriminator/return", "discriminator/td_error", "discriminator/gradient_cosine",
+        "discriminator/accuracy_real", "discriminator/accuracy_fake", "discriminator/critic_gradient",
         "images_per_second",
     ):  # fmt: skip
         assert np.isfinite(lines[-1][name]), name
-    assert lines[-1]["discriminator/from_equilibrium"] == pytest.approx(lines[-1]["discriminator/return"] + np.log(4))
+    assert ["discriminator/r1" in line for line in lines] == [True, True, False], "R1 is of steps 1 and 9"
 
     events = EventAccumulator(str(run)).Reload()
     assert [e.step for e in events.Scalars("generator/return")] == [6, 12, 13]
@@ -185,7 +188,7 @@ def test_the_policy_grid_shows_real_states_beside_the_answers(place):
 
 
 def test_several_agents_train_go_on_and_are_sampled(place, capsys):
-    team = ["--generators", "2", "--discriminators", "2", "--specialise", "1", "--share", "--pool", "softmax"]
+    team = ["--generators", "2", "--discriminators", "2", "--specialise", "1"]
     assert train.main([*TINY, *team, "--steps", "4", "--name", "team"]) == 0
     assert train.main(["--resume", "models/team", "--steps", "6"]) == 0
     line = json.loads((place / "models" / "team" / "metrics.jsonl").read_text().splitlines()[-1])

@@ -52,7 +52,7 @@ def trained(tmp_path_factory):
     """The file of a network that has learned from few faces, what it finds them to be, and what is known of it."""
     path = tmp_path_factory.mktemp("factors") / "factors.pt"
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("FACES", 1000), ("UNSEEN", 200), ("EPOCHS", 6), ("BATCH", 50)):
+        for name, value in (("FACES", 1000), ("UNSEEN", 200), ("EPOCHS", 8), ("BATCH", 50)):
             patch.setattr(factors, name, value)
         return path, *factors.trained_reader(path)
 
@@ -175,22 +175,20 @@ def test_each_generator_has_an_equal_share_and_is_counted_alone(tmp_path):
     assert (result["step"], result["minutes"]) == (0, 0)
 
 
-def test_faces_are_read_as_pixels_and_shared_layers_are_counted_once(tmp_path):
+def test_faces_are_read_as_pixels_and_the_size_is_of_all_agents_networks(tmp_path):
     seen = []
 
     def note(images):
         seen.append(images)
         return {}
 
-    folder, trainer = a_run(tmp_path, "synthetic", generators=2, discriminators=2, share=True, specialise=1.0)
+    folder, trainer = a_run(tmp_path, "synthetic", generators=2, discriminators=2, specialise=1.0)
     result = variety.scored(folder, variety.Counter(9, note, note, {}, {}))
     assert [image.shape for image in seen] == [(9, 3, 32, 32)] * 4 and seen[0].dtype == torch.uint8
     assert len(result["alone"]) == 2 and result["points"] == []
-    one = trainer.generators[0].networks["generator"]
-    first = sum(p.numel() for p in one.layers[0].parameters())
-    assert result["size_G"] == sum(p.numel() for p in one.parameters()) + first
-    judges = [agent.networks["actor"] for agent in trainer.discriminators]
-    assert result["size_D"] == sum(p.numel() for judge in judges for p in judge.parameters())
+    assert result["size_G"] == 2 * sum(p.numel() for p in Generator(32, 4, 6).parameters())
+    discriminators = [agent.networks["actor"] for agent in trainer.discriminators]
+    assert result["size_D"] == sum(p.numel() for network in discriminators for p in network.parameters())
 
 
 def test_the_synthetic_world_counts_what_the_reader_finds_and_says_what_it_is_worth(trained, monkeypatch, tmp_path):
