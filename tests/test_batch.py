@@ -103,9 +103,9 @@ def test_rewards_of_replayed_transitions_are_those_of_the_present_networks():
         _, batch = step_and_batch(trainer)
 
         torch.testing.assert_close(taught[0]["reward"], logsigmoid(judge(batch.played[0])).detach())
-        logits, side = judged[0]["actions"].T
+        right, side = judged[0]["actions"].T  # label * logit, and the label
         assert side.tolist() == [1] * 8 + [-1] * 8
-        torch.testing.assert_close(judged[0]["reward"], logsigmoid(side * logits))
+        torch.testing.assert_close(judged[0]["reward"], logsigmoid(right))
         rewards[shift] = taught[0]["reward"][FRESH:], judged[0]["reward"].view(2, 8)[:, FRESH:]
     assert (rewards[3.0][0] > rewards[0.0][0]).all()
     assert (rewards[3.0][1][0] > rewards[0.0][1][0]).all()  # called real: more for real images,

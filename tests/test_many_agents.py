@@ -53,6 +53,7 @@ def test_critics_see_the_features_of_the_discriminators_as_they_were_and_whose_a
     trainer = new_trainer(3, 2, lr=0.01, **REPLAY)
     run(trainer, 1)
     heard, before = [overhear(agent) for agent in trainer.agents], networks_of(trainer)
+    states = [agent.random.get_state() for agent in trainer.discriminators]
     _, batch = step_and_batch(trainer)
     features = trainer.config.features
     judged = [
@@ -63,12 +64,13 @@ def test_critics_see_the_features_of_the_discriminators_as_they_were_and_whose_a
         assert lesson["actions"].shape == (8, 2 * features)
         torch.testing.assert_close(lesson["actions"], torch.cat([one[1 + i][0] for one in judged], dim=1).detach())
         torch.testing.assert_close(lesson["features"], batch.seen[i])
-    for (lesson,), outputs in zip(heard[3:], judged, strict=True):
+    labels = torch.tensor(8 * [1.0] + 3 * 8 * [-1.0])
+    for (lesson,), outputs, state in zip(heard[3:], judged, states, strict=True):
         torch.testing.assert_close(lesson["features"], torch.cat([one for one, *_ in outputs]).detach())
-        assert lesson["actions"].shape == (4 * 8, 2)
-        assert lesson["actions"][:, 1].tolist() == 8 * [1] + 3 * 8 * [-1]
-        noise = lesson["actions"][:, 0] - torch.cat([logits for _, logits, _ in outputs]).detach()
-        assert 0.5 < noise.std() < 1.5
+        logits, draw = torch.cat([one for _, one, _ in outputs]).detach(), torch.Generator()
+        draw.set_state(state)
+        explored = labels * logits + torch.randn(4 * 8, generator=draw)
+        torch.testing.assert_close(lesson["actions"], torch.stack([explored, labels], dim=1))
         assert lesson["next_value"] is None
 
 
