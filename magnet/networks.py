@@ -228,8 +228,8 @@ class DiscriminatorActor(nn.Module):
 class Critic(nn.Module):
     """Q(observation, action), of features that actors have of either: a critic has no convolutions of its own.
 
-    G_c: what G_a sees of the state (B, nz), and D_a's features of G(z). D_c: D_a's features of an image, and D_a's
-    logit with the image's label. Both are embedded at one width, or D's one logit is lost among the features. SiLU,
+    G_c: what G_a sees of the state (B, nz), and D_a's features of G(z). D_c: D_a's features of an image, and the pair
+    (label * logit, label). Both are embedded at one width, or D's one logit is lost among the features. SiLU,
     because an actor follows dQ/da.
     """
 
