@@ -4,7 +4,7 @@
     G    Generator           action z         -> image            "the picture that is put forward"
     G_c  Critic              state, G(z)      -> value Q(s, z)
     D_a  DiscriminatorActor  image            -> logit l          "the chance that it is real is sigmoid(l)"
-    D_c  Critic              image, l         -> value Q(x, l)
+    D_c  Critic              image, l, label  -> value Q(x, l)
 
 Images are (B, 3, S, S) float in [-1, 1] with S = 32, 64 or 128. A network builds its layers and runs forward, no more.
 The two actors begin with a stack of layers that turns an image into features (B, F).
