@@ -146,6 +146,7 @@ def build(config: Config, pixels, path: Path | None, saved: dict | None):
     """
     import torch
 
+    from magnet.environment import new_game
     from magnet.evaluation import Evaluation
     from magnet.faces import Faces
     from magnet.gaussians import Points
@@ -156,7 +157,7 @@ def build(config: Config, pixels, path: Path | None, saved: dict | None):
     if saved and saved["faces"] != faces.fingerprint:
         raise UserError(f"The images in {config.data} are not those that the run learned from; give these with --data.")
     try:
-        trainer = MADDPG(config, faces, torch.device(config.device))
+        trainer = MADDPG(config, new_game(config, faces), torch.device(config.device))
     except ValueError as error:
         raise UserError(f"{config.data}: {error}; give more images or a smaller --batch-size.") from error
     evaluation = Evaluation(trainer.generators, trainer.faces, config)

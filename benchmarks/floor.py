@@ -74,7 +74,7 @@ def floor(trainer: MADDPG, r1: bool) -> list[Use]:
     config = trainer.config
     with torch.no_grad():
         batch = trainer.act(trainer.replay.sample(trainer.replayed))
-    batch.next_real = torch.cat([trainer.environment.real[: trainer.fresh], batch.next_real])  # any will do
+    trainer.play(batch)
     return list(
         itertools.chain(
             of_acting(trainer, batch),
@@ -96,7 +96,7 @@ def of_acting(trainer: MADDPG, batch: Batch) -> Iterator[Use]:
     for i, agent in enumerate(trainer.generators):
         z = torch.randn(len(batch.state), trainer.config.nz, device=trainer.device)
         if "actor" in agent.networks:
-            actor, memory = agent.networks["actor"], batch.memory[i]  # of the next state: any will do
+            actor, memory = agent.networks["actor"], batch.acts[i].recurrent  # of the next state: any will do
             parameters = list(actor.parameters())
             yield Use("G_a", "acts", len(z), lambda a=actor, h=memory: a(batch.state, h)[0], parameters=parameters)
             z.requires_grad_()
@@ -111,7 +111,7 @@ def of_discriminators(trainer: MADDPG, batch: Batch, r1: bool) -> Iterator[Use]:
     """D_a judges real images (R1 asks its gradient there in the same pass) and each generator's; D_c values that."""
     for j, agent in enumerate(trainer.discriminators):
         network = agent.networks["actor"]
-        parameters, real, played = list(network.parameters()), batch.real.detach(), batch.played
+        parameters, real, played = list(network.parameters()), batch.real.detach(), batch.fakes
         at = leaf(real) if r1 else None
         yield Use(
             "D_a", "real, R1" if r1 else "real", len(real), lambda d=network, x=real if at is None else at: d(x),
@@ -142,8 +142,8 @@ def of_generators(trainer: MADDPG, batch: Batch) -> Iterator[Use]:
                 lambda d=network, x=images, seen=agent.critic is not None: answers(d, x, seen), at=images,
             )  # fmt: skip
         if agent.critic:
-            features = torch.cat([outputs[1 + i][0].detach() for outputs in batch.outputs], dim=1)
-            yield from of_critic("G_c", "teaches G_a and G", agent.critic, batch.seen[i], features)
+            features = torch.cat([outputs[1 + i].features.detach() for outputs in batch.outputs], dim=1)
+            yield from of_critic("G_c", "teaches G_a and G", agent.critic, batch.acts[i].embedding, features)
 
 
 def of_critic(name: str, end: str, critic: nn.Module, features: Tensor, actions: Tensor) -> Iterator[Use]:
@@ -157,21 +157,21 @@ def of_targets(trainer: MADDPG, batch: Batch) -> Iterator[Use]:
     """With gamma > 0 the targets' forward passes: what they would do next, and its value."""
     state, made = batch.real.detach(), []
     for i, agent in enumerate(trainer.generators):
-        actor, generator, memory = agent.targets["actor"], agent.targets["generator"], batch.memory[i]
+        actor, generator, memory = agent.targets["actor"], agent.targets["generator"], batch.acts[i].recurrent
         z = torch.randn(len(state), trainer.config.nz, device=trainer.device)
         made.append(batch.images[i].detach())
         yield Use("G_a'", "next", len(state), lambda a=actor, h=memory: a(state, h)[0])
         yield Use("G'", "next", len(state), lambda g=generator, z=z: g(z))
     if any(agent.critic for agent in trainer.discriminators):
-        made.append(trainer.faces.batch(batch.next_real))
+        made.append(trainer.environment.following(batch.transitions)[1])
     for agent in trainer.discriminators:
         for images in made:
             yield Use("D_a'", "next", len(images), lambda d=agent.targets["actor"], x=images: d(x))
     for i, agent in enumerate(trainer.generators):
         if agent.critic:
-            features = torch.cat([outputs[1 + i][0].detach() for outputs in batch.outputs], dim=1)
+            features = torch.cat([outputs[1 + i].features.detach() for outputs in batch.outputs], dim=1)
             critic = agent.targets["critic"]
-            yield Use("G_c'", "next", len(features), lambda q=critic, s=batch.seen[i], a=features: q(s, a))
+            yield Use("G_c'", "next", len(features), lambda q=critic, s=batch.acts[i].embedding, a=features: q(s, a))
     for agent, outputs in zip(trainer.discriminators, batch.outputs, strict=True):
         if agent.critic:
             features, actions = map(Tensor.detach, critic_inputs(outputs))

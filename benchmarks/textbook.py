@@ -15,9 +15,8 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from magnet.config import Config
-from magnet.discriminator_agent import discriminator_networks
-from magnet.generator_agent import generator_networks
-from magnet.networks import image_stack, initialise
+from magnet.layers import image_stack
+from magnet.networks import discriminator_networks, generator_networks, initialise
 
 NOISE = 0.1  # of exploration: the published value, as are gamma and tau
 GAMMA, TAU = 0.95, 0.01
@@ -108,7 +107,7 @@ def five_networks(folder: Path, config: Config, workers: int) -> Callable[[], fl
     states, following, later = (loader(folder, config, workers) for _ in range(3))
     actor, generator, critic_g, discriminator, critic_d = networks.values()
     target_actor, target_generator, target_critic_g, target_discriminator, target_critic_d = targets.values()
-    memory, played = actor.first_memory(config.batch_size), 0
+    memory, played = actor.initial_recurrent(config.batch_size), 0
     squared, entropy = nn.MSELoss(), nn.BCELoss()
     ones = torch.ones(config.batch_size, device=config.device)
 
@@ -121,7 +120,7 @@ def five_networks(folder: Path, config: Config, workers: int) -> Callable[[], fl
     def step() -> float:
         nonlocal memory, played
         if played % config.episode_length == 0:
-            memory = actor.first_memory(config.batch_size)
+            memory = actor.initial_recurrent(config.batch_size)
         state, real, after = next(states), next(following), next(later)
         with torch.no_grad():
             z, next_memory = actor(state, memory)

@@ -55,7 +55,7 @@ def size_of_generator(config: Config) -> int:
     """The parameters of one G."""
     import torch
 
-    from magnet.generator_agent import generator_networks
+    from magnet.networks import generator_networks
 
     with torch.device("meta"):
         return sum(p.numel() for p in generator_networks(config)["generator"]().parameters())

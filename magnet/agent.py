@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from magnet import returns
 from magnet.distributed import average, own, size
-from magnet.networks import image_stack, point_stack
 from magnet.randomness import derived_seed, restore, stream
 
 Metrics = dict[str, Tensor]
@@ -28,11 +27,13 @@ def soft_update(target: nn.Module, online: nn.Module, tau: float) -> None:
 class Agent:
     """What both kinds share: networks by name, a target and an optimizer for each, random numbers of their own."""
 
-    def __init__(self, name: str, config, device: torch.device, makers: dict[str, Callable[[], nn.Module]]):
+    def __init__(
+        self, name: str, config, device: torch.device, makers: dict[str, Callable[[], nn.Module]], index: int = 0
+    ):  # fmt: skip
         """makers: what makes each network. Its first weights follow from the run's seed and its name alone, so that all
-        games of one seed, plain GANs too, start from the same G and D_a.
+        games of one seed, plain GANs too, start from the same G and D_a. index: its place among the agents of its kind.
         """
-        self.name, self.config, self.device = name, config, device
+        self.name, self.config, self.device, self.index = name, config, device, index
         self.random = stream(config.seed, name, device)
         place = {"device": device, "memory_format": torch.channels_last}
         self.networks = {}
@@ -104,10 +105,3 @@ class Agent:
         for key in self.networks:
             self.networks[key].load_state_dict(dict(saved["networks"][key]))  # without what PyTorch hides beside it
             self.targets[key].load_state_dict(dict(saved["targets"][key]))
-
-
-def encoder(config, batch_norm: bool = True) -> tuple[nn.Module, int]:
-    """Layers from an image or a point to features (B, F), and F: what an actor begins with."""
-    if config.points:
-        return point_stack(config.width)
-    return image_stack(config.image_size, config.width, config.precision == "bf16", batch_norm)

@@ -1,31 +1,15 @@
 """The discriminator agent: D_a, which tells real images from generated ones, and D_c, which values its answers."""
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from magnet import returns
-from magnet.agent import Agent, Metrics, encoder
+from magnet.agent import Agent, Metrics
 from magnet.distributed import whole
-from magnet.networks import Critic, DiscriminatorActor
+from magnet.networks import Discrimination, discriminator_networks
 
 
-def discriminator_networks(config) -> dict[str, Callable[[], nn.Module]]:
-    """What makes D_a and D_c; at lambda 1, and of a plain GAN, D_a alone."""
-
-    def actor() -> nn.Module:
-        # Spectral normalisation takes the place of BatchNorm, whose gains would undo it.
-        stack, features = encoder(config, batch_norm=not config.spectral_norm)
-        return DiscriminatorActor(stack, features, config.spectral_norm, config.generators if config.specialise else 0)
-
-    if config.algorithm == "gan" or config.lambda_discriminator == 1:
-        return {"actor": actor}
-    return {"actor": actor, "critic": partial(Critic, config.features, 2)}
-
-
-def critic_inputs(outputs: list[tuple]) -> tuple[Tensor, Tensor]:
+def critic_inputs(outputs: list[Discrimination]) -> tuple[Tensor, Tensor]:
     """What D_c sees of D_a's outputs on real images (B, ...), then on each of N generators': features ((1 + N) B, F),
     without their graph, and actions ((1 + N) B, 2): label * logit, and the label, 1 for real images and -1 for
     generated ones.
@@ -51,20 +35,13 @@ def per_kind(values: Tensor, real: int) -> Tensor:
 class DiscriminatorAgent(Agent):
     """D_a and D_c. Its action on an image is the logit l of the chance that the image is real."""
 
-    def __init__(self, name: str, config, device: torch.device):
-        super().__init__(name, config, device, discriminator_networks(config))
+    def __init__(self, name: str, config, device: torch.device, index: int = 0):
+        """index: its place among the discriminators."""
+        super().__init__(name, config, device, discriminator_networks(config), index)
 
-    def update(
-        self, real: Tensor, fakes: list[Tensor], outputs: list[tuple], next_value: Tensor | None, fresh: int, r1: float,
-    ) -> Metrics:  # fmt: skip
-        """Critic, then actor, on real images (B, 3, S, S) and each of N generators' fakes (B, 3, S, S).
-
-        outputs: D_a's features (B, F), logits (B,) and classes of real, then of each of fakes, with their graph.
-        next_value: Q' in that order, ((1 + N) B,), or None if gamma = 0. r1: weight of R1 in this step; unless it is 0,
-        `real` has to be a leaf that required a gradient. Accuracies are those of the first `fresh` rows, as the game
-        was played.
-        """
-        config, metrics = self.config, {}
+    def update(self, batch) -> Metrics:
+        """Critic, then actor, on real and generated images. batch: maddpg.Batch, all of it known."""
+        config, metrics, outputs, real = self.config, {}, batch.outputs[self.index], batch.real
         _, logits, classes = zip(*outputs, strict=True)
         real_logits, fake_logits = logits[0], torch.stack(logits[1:])
         earned = returns.discriminator_return(real_logits=real_logits, fake_logits=fake_logits, kind=config.returns)
@@ -83,26 +60,27 @@ class DiscriminatorAgent(Agent):
 
             explored = actions.detach().clone()
             explored[:, 0] += self.drawn(torch.randn, len(explored))
+            next_value = batch.next_values[self.name]
             metrics = self.update_critic(features, explored, reward(explored[:, 0]), next_value)
-            value = self.critic(features, actions)  # Alg. 1, line 13: the actor by the gradient of its critic
+            value = self.critic(features, actions)  # Alg. 1, line 13
             loss = config.lambda_discriminator * loss - (1 - config.lambda_discriminator) * per_kind(value, len(real))
         if config.specialise:
             named = [returns.classification_return(c, i) for i, c in enumerate(classes[1:])]
             loss = loss - config.specialise * torch.stack(named).mean()
             right = [(c.argmax(dim=1) == i).float().mean() for i, c in enumerate(classes[1:])]
             metrics["classified_rightly"] = torch.stack(right).mean()
-        if r1:  # at the gradient of the pass that judged the real images
+        if batch.r1:  # at the gradient of the pass that judged the real images
             (gradient,) = torch.autograd.grad(real_logits.sum(), real, create_graph=True)
             penalty = returns.gradient_penalty(gradient, 0.0)
-            loss = loss + r1 / 2 * penalty
+            loss = loss + batch.r1 / 2 * penalty
             metrics["r1"] = penalty.detach()
         loss.backward(inputs=[*self.networks["actor"].parameters(), *([actions] if self.critic else [])])
         real = real.detach()
         if config.r2:
-            metrics["r2"] = self.penalise(fakes, 0.0, config.r2 / 2)
+            metrics["r2"] = self.penalise(batch.fakes, 0.0, config.r2 / 2)
         if config.gradient_penalty:
             place = self.drawn(torch.rand, len(real), *[1] * (real.ndim - 1))
-            between = torch.cat([torch.lerp(real, fake, place) for fake in fakes])
+            between = torch.cat([torch.lerp(real, fake, place) for fake in batch.fakes])
             metrics["gradient_penalty"] = self.penalise([between], 1.0, config.gradient_penalty)
         metrics["actor_gradient"] = self.descend("actor")
         if self.critic:
@@ -110,6 +88,7 @@ class DiscriminatorAgent(Agent):
             (gradient,) = torch.autograd.grad(per_kind(reward(leaf), len(real)), leaf)
             metrics["gradient_cosine"] = returns.gradient_cosine(whole(-actions.grad[:, 0]), whole(gradient))
 
+        fresh = batch.fresh  # accuracies are of the game as it was played
         real_logits, fake_logits = whole(real_logits.detach()[:fresh]), whole(fake_logits.detach().T[:fresh]).T
         border = returns.border(real_logits, fake_logits, config.returns)
         return metrics | {

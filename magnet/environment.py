@@ -15,6 +15,15 @@ from magnet.distributed import own
 from magnet.faces import Faces
 
 
+def agent_names(config) -> tuple[list[str], list[str]]:
+    """Of the generators and of the discriminators: generator, or generator_0, generator_1, ... of several."""
+
+    def names(kind: str, count: int) -> list[str]:
+        return [kind] if count == 1 else [f"{kind}_{i}" for i in range(count)]
+
+    return names("generator", config.generators), names("discriminator", config.discriminators)
+
+
 class FaceGame:
     """An endless supply of episodes over `faces`.
 
@@ -24,6 +33,9 @@ class FaceGame:
     observes its own rows; the indices are those of all. Raises ValueError if there are not images enough for two
     states.
     """
+
+    # What says which images a transition was made of: the indices, (B,) int64, of s_t, of x_t and of x_{t+1}.
+    fields = dict.fromkeys(("state", "real", "next_real"), ((), torch.int64))
 
     def __init__(
         self, faces: Faces, batch: int, episode_length: int, generators: list[str], discriminators: list[str],
@@ -56,8 +68,8 @@ class FaceGame:
         """Plays one step: observations, rewards, terminated, truncated, info.
 
         actions: for each generator its images (B, 3, S, S); for each discriminator its logits (1 + generators, B), as
-        `rewards` takes them, which are (B,) each. Nothing terminates; all are truncated after T steps. info: (B,) each,
-        the indices of "state" (s_t), "real" (x_t) and "next_real" (x_{t+1}).
+        `rewards` takes them, which are (B,) each. Nothing terminates; all are truncated after T steps. info: the
+        transitions, with all of `fields`.
         """
         rewards = self.rewards(torch.stack([actions[name] for name in self.discriminators]))
         info = {"state": self.state, "real": self.real}
@@ -81,6 +93,14 @@ class FaceGame:
         return dict(zip(self.generators, generators, strict=True)) | dict(
             zip(self.discriminators, discriminators, strict=True)
         )
+
+    def recall(self, transitions: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """s_t and x_t (B, 3, S, S) of transitions: what generators and discriminators observed."""
+        return self.faces.batch(transitions["state"]), self.faces.batch(transitions["real"])
+
+    def following(self, transitions: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """s_{t+1} and x_{t+1} (B, 3, S, S): the next state is x_t, whatever the agents did."""
+        return self.faces.batch(transitions["real"]), self.faces.batch(transitions["next_real"])
 
     def _advance(self) -> None:
         """The real next state becomes the state, and a new one is drawn behind it."""
@@ -115,3 +135,9 @@ class FaceGame:
             setattr(self, name, saved[name].to(self.faces.device))
         self.cursor, self.t = saved["cursor"], saved["t"]
         return self._observations()
+
+
+def new_game(config, faces: Faces) -> FaceGame:
+    """The game of `config`; its states are the rows of a batch that are not replayed. Raises ValueError."""
+    batch = config.batch_size - round(config.replay_fraction * config.batch_size)
+    return FaceGame(faces, batch, config.episode_length, *agent_names(config), config.returns)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from magnet.discriminator_agent import DiscriminatorAgent
 from magnet.faces import Faces, from_uint8, to_uint8
+from magnet.maddpg import Batch
 from magnet.randomness import stream
 from magnet.returns import border, discriminator_return, equilibrium, judgement_return
 
@@ -145,5 +146,5 @@ def fresh_discriminator(
         x, y = (from_uint8(images.to(fresh.device)) for images in (_shown(real, chosen, random), fakes[step % POOL]))
         x.requires_grad_(config.r1 > 0)
         outputs = [fresh.networks["actor"].discriminate(images) for images in (x, y)]
-        fresh.update(x, [y], outputs, next_value=None, fresh=BATCH, r1=config.r1)
+        fresh.update(Batch(BATCH, {}, x, x, config.r1, fakes=[y], outputs=[outputs]))
     return fresh

@@ -1,30 +1,23 @@
 """The generator agent: G_a, which answers states, G, which makes images of its actions, and G_c, which values them."""
 
-from collections.abc import Callable
-from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from magnet import returns
-from magnet.agent import Agent, Metrics, encoder
+from magnet.agent import Agent, Metrics
 from magnet.distributed import whole
-from magnet.networks import Critic, Generator, GeneratorActor, PointGenerator
+from magnet.networks import generator_networks
 
 
-def generator_networks(config) -> dict[str, Callable[[], nn.Module]]:
-    """What makes G_a, G and G_c; at lambda 1 no G_c, of a plain GAN G alone."""
-    if config.points:
-        networks = {"generator": partial(PointGenerator, config.width, config.nz)}
-    else:
-        bf16 = config.precision == "bf16"
-        networks = {"generator": partial(Generator, config.image_size, config.width, config.nz, bf16)}
-    if config.algorithm == "gan":
-        return networks
-    networks["actor"] = lambda: GeneratorActor(*encoder(config), config.nz)
-    if config.lambda_generator < 1:
-        networks["critic"] = partial(Critic, config.nz, config.discriminators * config.features)
-    return networks
+class Act(NamedTuple):
+    """A generator agent's answer to states. Of a plain GAN there is neither a policy nor an embedding."""
+
+    action: Tensor  # z (B, nz), with exploration
+    policy: Tensor | None  # mu(s, h) (B, nz), the policy's own action
+    recurrent: Tensor  # the next recurrent state, without a graph
+    embedding: Tensor | None  # of the states (B, nz), as the LSTM takes them, without a graph
 
 
 class GeneratorAgent(Agent):
@@ -35,54 +28,46 @@ class GeneratorAgent(Agent):
 
     def __init__(self, name: str, config, device: torch.device, index: int = 0):
         """index: its place among the generators."""
-        super().__init__(name, config, device, generator_networks(config))
-        self.index = index
+        super().__init__(name, config, device, generator_networks(config), index)
 
-    def first_memory(self, batch: int) -> Tensor:
+    def initial_recurrent(self, batch: int) -> Tensor:
         """The recurrent state at the start of an episode: zeros (B, 2, layers, hidden), or (B, 0) of a plain GAN."""
         if "actor" not in self.networks:
             return torch.zeros(batch, 0, device=self.device)
-        return self.networks["actor"].first_memory(batch)
+        return self.networks["actor"].initial_recurrent(batch)
 
-    def act(self, state: Tensor, memory: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        """The action z (B, nz), with exploration; the policy's own action (B, nz); the next recurrent state; and what
-        G_a sees of the state (B, nz), the latter two without a graph.
-
-        Of a plain GAN the action is noise, and there is neither a policy nor what it sees.
-        """
+    def act(self, state: Tensor, recurrent: Tensor) -> Act:
+        """Alg. 1, line 5, on states (B, 3, S, S); of a plain GAN noise, whatever the state."""
         noise = self.drawn(torch.randn, len(state), self.config.nz)
         if "actor" not in self.networks:
-            return noise, None, memory, None
-        policy, memory, seen = self.networks["actor"].act(state, memory)
+            return Act(noise, None, recurrent, None)
+        policy, recurrent, embedding = self.networks["actor"].act(state, recurrent)
         sigma = self.drawn(torch.rand, len(state), 1) * self.config.exploration
-        return returns.explore(policy, sigma=sigma, noise=noise), policy, memory.detach(), seen.detach()
+        action = returns.explore(policy, sigma=sigma, noise=noise)
+        return Act(action, policy, recurrent.detach(), embedding.detach())
 
-    def update(
-        self, seen: Tensor | None, policy: Tensor | None, images: Tensor, played: Tensor, reward: Tensor,
-        next_value: Tensor | None, real: Tensor, discriminators: list[nn.Module],
-    ) -> Metrics:  # fmt: skip
+    def update(self, batch, discriminators: list[nn.Module]) -> Metrics:
         """Critic, then actor: G_a and G ascend Q of G_a's present actions (at lambda > 0 the return as well).
 
-        seen (B, nz), policy (B, nz): as `act` gave them; images G(z) (B, 3, S, S) of the explored actions, with the
-        graph. played (B, M F): the M discriminators' features of the images that were played, G_c's view of the
-        actions, and reward (B,) what these earn; next_value (B,): Q' or None if gamma = 0. real (B, 3, S, S): the real
-        images beside. discriminators: the M D_a's.
+        batch: maddpg.Batch, all of it known. discriminators: the M D_a's.
         """
         config, metrics = self.config, {}
-        if self.critic:
-            metrics = self.update_critic(seen, played, reward, next_value)
-        outputs = [discriminator.discriminate(images) for discriminator in discriminators]
+        policy, embedding = batch.acts[self.index].policy, batch.acts[self.index].embedding
+        if self.critic:  # G_c's view of the images that were played, the M discriminators' features: (B, M F)
+            played = torch.cat([one[1 + self.index].features.detach() for one in batch.outputs], dim=1)
+            metrics = self.update_critic(embedding, played, batch.rewards[self.name], batch.next_values[self.name])
+        outputs = [discriminator.discriminate(batch.images[self.index]) for discriminator in discriminators]
         features, logits, classes = zip(*outputs, strict=True)
         beside = None
         if config.returns == "relativistic":
             with torch.no_grad():
-                beside = torch.stack([discriminator(real) for discriminator in discriminators])
+                beside = torch.stack([discriminator(batch.real) for discriminator in discriminators])
         objective = earned = returns.generator_return(torch.stack(logits), config.returns, beside).mean(dim=0)
-        if self.critic:  # Alg. 1, line 13: the actor by the gradient of its critic
+        if self.critic:  # Alg. 1, line 13
             actions = torch.cat(features, dim=1)
             actions.retain_grad()
             gradients = torch.autograd.grad(earned.sum(), features, retain_graph=True)
-            value = self.critic(seen, actions)
+            value = self.critic(embedding, actions)
             objective = config.lambda_generator * earned + (1 - config.lambda_generator) * value
         loss = -objective.mean()
         if config.specialise:
@@ -98,9 +83,8 @@ class GeneratorAgent(Agent):
         loss.backward(inputs=[*inputs, *([actions] if self.critic else [])])
         metrics["generator_gradient"] = self.descend("generator")
         if self.critic:
-            metrics["gradient_cosine"] = returns.gradient_cosine(
-                whole(-actions.grad), whole(torch.cat(gradients, dim=1))
-            )
+            gradient = torch.cat(gradients, dim=1)
+            metrics["gradient_cosine"] = returns.gradient_cosine(whole(-actions.grad), whole(gradient))
         if policy is None:
             return metrics
         metrics["actor_gradient"] = self.descend("actor")

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from magnet.discriminator_agent import discriminator_networks
+from magnet.environment import agent_names
 from magnet.errors import UserError
-from magnet.generator_agent import generator_networks
-from magnet.maddpg import MADDPG, names
+from magnet.maddpg import MADDPG
+from magnet.networks import discriminator_networks, generator_networks
 
 LARGEST = 2**62  # of whole numbers: all that count something stay below it
 CUDA_STATE = 16  # bytes: the state of a GPU's random generator
@@ -137,14 +137,10 @@ def networks_fault(saved, config) -> str | None:
 
     The networks are counted without being made: nothing is allocated for a file that does not hold them.
     """
-    kinds = {
-        "generator": (config.generators, generator_networks(config)),
-        "discriminator": (config.discriminators, discriminator_networks(config)),
-    }
-    agents = {}
-    for kind, (count, networks) in kinds.items():
+    agents, kinds = {}, (generator_networks(config), discriminator_networks(config))
+    for names, networks in zip(agent_names(config), kinds, strict=True):
         with torch.device("meta"):
             weights = {key: make().state_dict() for key, make in networks.items()}
         example = {"networks": weights, "targets": weights, "optimizers": dict, "random": Tensor}
-        agents |= dict.fromkeys(names(kind, count), example)
+        agents |= dict.fromkeys(names, example)
     return first_fault(saved.get("agents"), agents, "trainer.agents")

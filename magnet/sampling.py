@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from magnet.discriminator_agent import DiscriminatorAgent
 from magnet.faces import Faces, to_uint8
 from magnet.generator_agent import GeneratorAgent
-from magnet.networks import Convolutions, WholeBatchNorm
+from magnet.layers import Convolutions, WholeBatchNorm
 from magnet.randomness import stream
 
 BATCHES, BATCH = 16, 128  # over which the statistics are taken
@@ -107,7 +107,7 @@ class Sampler:
 
     @torch.no_grad()
     def _remember(self, actor: nn.Module, count: int) -> Tensor:
-        memory = actor.first_memory(count)
+        memory = actor.initial_recurrent(count)
         for _ in range(self._warm_up):
             _, memory = actor(self.state(count), memory)
         return memory

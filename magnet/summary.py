@@ -7,10 +7,9 @@ import os
 import torch
 from torch import Tensor, nn
 
-from magnet.discriminator_agent import discriminator_networks
 from magnet.distributed import size
 from magnet.errors import UserError
-from magnet.generator_agent import generator_networks
+from magnet.networks import discriminator_networks, generator_networks
 
 WEIGHT_COPIES = 5  # each weight with its target, its gradient and Adam's two moments
 MIB = 2**20
@@ -75,7 +74,7 @@ def count(config, images: int) -> tuple[dict[str, int], dict[str, float]]:
         image, z = torch.empty(batch, *config.shape), torch.empty(batch, config.nz)
         seen, others_features = z, torch.empty(batch, m * config.features)
         features, actions = torch.empty(len(judged), config.features), torch.empty(len(judged), 2)
-        memory = generator["actor"].first_memory(batch) if "actor" in generator else torch.empty(batch, 0)
+        memory = generator["actor"].initial_recurrent(batch) if "actor" in generator else torch.empty(batch, 0)
     rows = [
         (f"{name} x {copies}" if copies > 1 else name, networks[key], inputs, copies)
         for name, networks, key, inputs, copies in (

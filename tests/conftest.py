@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from magnet.agent import Agent
 from magnet.config import Config
+from magnet.environment import new_game
 from magnet.faces import Faces
 from magnet.maddpg import MADDPG
 
@@ -154,7 +155,12 @@ def pictures(seed: int, count: int = 8) -> Tensor:
 
 def new_trainer(generators: int = 1, discriminators: int = 1, **changes) -> MADDPG:
     """A trainer of tiny networks on the small faces."""
-    return MADDPG(small_config(generators=generators, discriminators=discriminators, **changes), small_faces(), CPU)
+    return trainer_on(small_config(generators=generators, discriminators=discriminators, **changes), small_faces())
+
+
+def trainer_on(config, faces) -> MADDPG:
+    """A trainer of the game of `config` on `faces`."""
+    return MADDPG(config, new_game(config, faces), CPU)
 
 
 def run(trainer, steps):

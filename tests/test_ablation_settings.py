@@ -7,8 +7,7 @@ from conftest import new_trainer, relative_error, watch_steps
 import train
 from experiments import ablation, runs
 from magnet.config import PRESETS, Config, check
-from magnet.discriminator_agent import discriminator_networks
-from magnet.generator_agent import generator_networks
+from magnet.networks import discriminator_networks, generator_networks
 
 
 @pytest.mark.parametrize("setting", ablation.SETTINGS)

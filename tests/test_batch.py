@@ -19,8 +19,8 @@ def test_the_configured_share_of_a_batch_is_replayed(fraction, fresh, algorithm)
     for step in range(4):
         _, batch = step_and_batch(trainer)
         rows = 8 if step else fresh  # the buffer is empty at first
-        actions = [*batch.policy, *batch.seen] if algorithm == "magnet" else []
-        everything = (*actions, *batch.images, *batch.played, *batch.memory, batch.state, batch.real, batch.next_real)
+        acts = [part for act in batch.acts for part in act if part is not None]
+        everything = (*acts, *batch.images, *batch.fakes, batch.state, batch.real, *batch.transitions.values())
         assert {len(x) for x in everything} == {rows}
         assert [len(part) for one in batch.outputs[0] for part in one[:2]] == [rows] * 6
         assert len(trainer.replay) == (min(20, (step + 1) * fresh) if fraction else 0)
@@ -35,13 +35,13 @@ def test_what_was_played_is_stored_with_the_recurrent_state_from_before_the_acti
     assert len(trainer.replay) == 2 * FRESH
     assert torch.equal(faces.batch(ring["state"]), batch.state[:FRESH])
     assert torch.equal(faces.batch(ring["real"]), batch.real[:FRESH])
-    assert torch.equal(ring["next_real"], batch.next_real[:FRESH])
+    assert torch.equal(ring["next_real"], batch.transitions["next_real"][:FRESH])
     for i in range(2):
         before = heard[i][0][:FRESH]
-        assert torch.equal(ring["memory"][:, i], before) and before.any()
-        assert not torch.allclose(before, batch.memory[i][:FRESH], atol=1e-3)
-        assert torch.equal(batch.played[i][:FRESH], batch.images[i].detach()[:FRESH])
-        assert (ring["image"][:, i] - 127.5 * (batch.played[i][:FRESH] + 1)).abs().max() <= 0.5 + 1e-4
+        assert torch.equal(ring["recurrent"][:, i], before) and before.any()
+        assert not torch.allclose(before, batch.acts[i].recurrent[:FRESH], atol=1e-3)
+        assert torch.equal(batch.fakes[i][:FRESH], batch.images[i].detach()[:FRESH])
+        assert (ring["image"][:, i] - 127.5 * (batch.fakes[i][:FRESH] + 1)).abs().max() <= 0.5 + 1e-4
 
 
 def test_replayed_rows_are_transitions_of_the_buffer_on_which_the_present_policy_acts_anew():
@@ -52,21 +52,23 @@ def test_replayed_rows_are_transitions_of_the_buffer_on_which_the_present_policy
     assert len(states) == 3 * FRESH
     _, batch = step_and_batch(trainer)
     for row in range(FRESH, 8):
-        same = (states == batch.state[row]).flatten(1).all(dim=1) & (ring["next_real"] == batch.next_real[row])
+        same = (states == batch.state[row]).flatten(1).all(dim=1) & (
+            ring["next_real"] == batch.transitions["next_real"][row]
+        )
         (place,) = same.nonzero().flatten()
         assert torch.equal(batch.real[row], trainer.faces.batch(ring["real"][place][None])[0])
         for i in range(2):
-            assert torch.equal(heard[i][0][row], ring["memory"][place, i])
-            torch.testing.assert_close(batch.played[i][row], ring["image"][place, i] / 127.5 - 1)
+            assert torch.equal(heard[i][0][row], ring["recurrent"][place, i])
+            torch.testing.assert_close(batch.fakes[i][row], ring["image"][place, i] / 127.5 - 1)
     assert heard[0][0][FRESH:].any(), "memories within an episode are not zero"
     for i, networks in enumerate(present[:2]):
         actor, memory = networks["actor"], heard[i][0]
         policy, after = actor(batch.state, memory)
-        torch.testing.assert_close(batch.policy[i], policy)
-        torch.testing.assert_close(batch.memory[i], after)
-        torch.testing.assert_close(batch.seen[i], actor.embed(actor.stack(batch.state)).detach())
+        torch.testing.assert_close(batch.acts[i].policy, policy)
+        torch.testing.assert_close(batch.acts[i].recurrent, after)
+        torch.testing.assert_close(batch.acts[i].embedding, actor.embed(actor.stack(batch.state)).detach())
         torch.testing.assert_close(batch.images[i], networks["generator"](policy))
-        assert not torch.allclose(batch.images[i][FRESH:], batch.played[i][FRESH:], atol=1e-3)
+        assert not torch.allclose(batch.images[i][FRESH:], batch.fakes[i][FRESH:], atol=1e-3)
 
 
 def test_the_policy_learns_on_all_rows_of_the_batch():
@@ -79,7 +81,7 @@ def test_the_policy_learns_on_all_rows_of_the_batch():
 
     def expected(rows):
         images = before["generator"](before["actor"](batch.state, heard[0][0])[0])
-        value = generator.critic(batch.seen[0], judge.discriminate(images)[0])
+        value = generator.critic(batch.acts[0].embedding, judge.discriminate(images)[0])
         return gradient(-value[:rows].mean(), before["actor"])
 
     torch.testing.assert_close(steps["actor"], expected(8), rtol=1e-3, atol=1e-5)
@@ -87,7 +89,7 @@ def test_the_policy_learns_on_all_rows_of_the_batch():
 
 
 def test_no_reward_is_stored():
-    assert set(new_trainer(**FULL).replay.ring) == {"state", "real", "next_real", "memory", "image"}
+    assert set(new_trainer(**FULL).replay.ring) == {"state", "real", "next_real", "recurrent", "image"}
 
 
 def test_rewards_of_replayed_transitions_are_those_of_the_present_networks():
@@ -102,7 +104,7 @@ def test_rewards_of_replayed_transitions_are_those_of_the_present_networks():
         judged, taught = overhear(discriminator), overhear(generator)
         _, batch = step_and_batch(trainer)
 
-        torch.testing.assert_close(taught[0]["reward"], logsigmoid(judge(batch.played[0])).detach())
+        torch.testing.assert_close(taught[0]["reward"], logsigmoid(judge(batch.fakes[0])).detach())
         right, side = judged[0]["actions"].T  # label * logit, and the label
         assert side.tolist() == [1] * 8 + [-1] * 8
         torch.testing.assert_close(judged[0]["reward"], logsigmoid(right))

@@ -8,6 +8,7 @@ from torch.nn.functional import cosine_similarity, logsigmoid
 
 from magnet.discriminator_agent import DiscriminatorAgent, critic_inputs
 from magnet.generator_agent import GeneratorAgent
+from magnet.maddpg import Batch
 
 B = 8
 LAMBDAS = pytest.mark.parametrize("lam", [0.0, 0.5, 1.0])
@@ -39,7 +40,13 @@ def update_discriminator(agent, generators, next_value=None, fresh=B, r1=0.0):
     real, fakes = shown(generators)
     real.requires_grad_(r1 > 0)
     outputs = [agent.networks["actor"].discriminate(images) for images in (real, *fakes)]
-    return agent.update(real, fakes, outputs, next_value, fresh, r1)
+    return agent.update(batch_of(real, fakes, outputs, next_value, fresh, r1))
+
+
+def batch_of(real, fakes, outputs, next_value=None, fresh=B, r1=0.0):
+    """The batch of the trainer in which one discriminator has judged."""
+    played = {"fresh": fresh, "transitions": {}, "state": real, "real": real, "fakes": fakes, "outputs": [outputs]}
+    return Batch(**played, r1=r1, next_values=dict.fromkeys(("discriminator", "d_0", "d_1"), next_value))
 
 
 def rewards(kind, logits, present):
@@ -244,7 +251,7 @@ def test_accuracies_of_the_fresh_rows_by_hand(kind, fresh, real_right, fake_righ
     for images, logits in zip((real, fake), told, strict=True):
         features, own, classes = agent.networks["actor"].discriminate(images)
         outputs.append((features, own * 0 + logits, classes))
-    metrics = agent.update(real, [fake], outputs, None, fresh, 0.0)
+    metrics = agent.update(batch_of(real, [fake], outputs, fresh=fresh))
     assert (metrics["accuracy_real"].item(), metrics["accuracy_fake"].item()) == (real_right, fake_right)
 
 

@@ -10,14 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import CPU, leaves, run, saved, small_config, small_faces
+from conftest import leaves, run, saved, small_config, small_faces, trainer_on
 from test_train import ROOT, TINY, finish, state, wait_for
 
 import train
 from magnet import distributed
 from magnet.errors import UserError
 from magnet.faces import Faces
-from magnet.maddpg import MADDPG
 from magnet.stopping import goes_on
 
 FULL = {
@@ -51,8 +50,8 @@ def double_trainer(game):
     """A trainer of tiny networks that computes in float64, if that is the default: rounding is out of the way."""
     faces = small_faces()
     faces.__class__ = DoubleFaces
-    trainer = MADDPG(small_config(**GAMES[game]), faces, CPU)
-    trainer.replay.ring["memory"] = trainer.replay.ring["memory"].double()
+    trainer = trainer_on(small_config(**GAMES[game]), faces)
+    trainer.replay.ring["recurrent"] = trainer.replay.ring["recurrent"].double()
     return trainer
 
 

@@ -3,15 +3,14 @@
 import math
 
 import torch
-from conftest import CPU, small_config, small_faces
+from conftest import small_config, small_faces, trainer_on
 
 from magnet import evaluation
 from magnet.evaluation import Evaluation
-from magnet.maddpg import MADDPG
 
 
 def test_a_score_changes_with_the_averaged_generator_alone():
-    trainer = MADDPG(small_config(evaluate_every=2), small_faces(), CPU)
+    trainer = trainer_on(small_config(evaluate_every=2), small_faces())
     agent = trainer.generators[0]
     scoring = Evaluation([agent], trainer.faces, trainer.config)
     assert scoring.after(1) == scoring.after(3) == {} and scoring.best["swd"] == math.inf
@@ -37,7 +36,7 @@ def test_real_images_of_either_orientation_are_compared_with_as_many_samples(mon
     monkeypatch.setattr(evaluation, "sliced_wasserstein", watch)
     monkeypatch.setattr(evaluation, "IMAGES", 150)
     for count in (40, 400):
-        trainer = MADDPG(small_config(evaluate_every=1), small_faces(count), CPU)
+        trainer = trainer_on(small_config(evaluate_every=1), small_faces(count))
         Evaluation(trainer.generators, trainer.faces, trainer.config).after(1)
         assert seen["fakes"].shape == seen["reals"].shape == (min(count, 150), 3, 32, 32)
         assert seen["fakes"].dtype == seen["reals"].dtype == torch.uint8

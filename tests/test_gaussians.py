@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import CPU, differing, small_config, step_and_batch, weights
+from conftest import CPU, differing, small_config, step_and_batch, trainer_on, weights
 from PIL import Image
 
 import evaluate
@@ -17,7 +17,6 @@ from magnet import checkpoint
 from magnet.discriminator_agent import DiscriminatorAgent
 from magnet.evaluation import Evaluation
 from magnet.gaussians import BLUE, GREY, WHITE, Points, count_modes, draw_points, mixture, paint
-from magnet.maddpg import MADDPG
 from magnet.sampling import FixedGrids
 
 NAMES = pytest.mark.parametrize(("name", "modes"), [("gaussians-8", 8), ("gaussians-25", 25)])
@@ -27,7 +26,7 @@ PENALTIES = {"r1": 0.1, "r1_every": 2, "gradient_penalty": 10.0}
 
 def new_trainer(count=60, **changes):
     config = small_config(data="gaussians-25", **changes)
-    return MADDPG(config, Points(draw_points(config.data, count), CPU), CPU)
+    return trainer_on(config, Points(draw_points(config.data, count), CPU))
 
 
 # The mixtures
@@ -137,7 +136,7 @@ def test_the_gradient_penalty_lies_between_each_real_point_and_its_fake(monkeypa
     note = lambda agent, batches, *rest: seen.extend(batches) or penalise(agent, batches, *rest)  # noqa: E731
     monkeypatch.setattr(DiscriminatorAgent, "penalise", note)
     _, batch = step_and_batch(new_trainer(gradient_penalty=1.0))
-    (between,), real, fake = seen, batch.real, batch.played[0]
+    (between,), real, fake = seen, batch.real, batch.fakes[0]
     share = (between - real) / (fake - real)
     assert between.shape == real.shape == (8, 2) and ((share > 0) & (share < 1)).all()
     torch.testing.assert_close(share[:, 0], share[:, 1], rtol=1e-3, atol=1e-4)  # on the line from one to the other
@@ -147,7 +146,7 @@ def test_the_gradient_penalty_lies_between_each_real_point_and_its_fake(monkeypa
 def test_the_ring_keeps_points_to_the_last_bit():
     trainer = new_trainer(replay_fraction=0.25)
     shown, play = [], trainer.play
-    trainer.play = lambda batch: shown.append(batch.played[0][:6].clone()) or play(batch)
+    trainer.play = lambda batch: shown.append(batch.fakes[0][:6].clone()) or play(batch)
     trainer.step()
     assert torch.equal(trainer.faces.unpack(trainer.replay.ring["image"][:6, 0]), shown[0])
     old = trainer.replay.sample(50)

@@ -8,6 +8,7 @@ from torch.nn.functional import cosine_similarity, logsigmoid
 
 from magnet.discriminator_agent import DiscriminatorAgent
 from magnet.generator_agent import GeneratorAgent
+from magnet.maddpg import Batch
 from magnet.randomness import stream
 
 B, NZ = 8, 6
@@ -39,10 +40,19 @@ def new_discriminators(count, /, **changes):
 
 def update_generator(agent, discriminators, next_value=None):
     """One update as the trainer makes it. Returns its metrics."""
-    action, policy, _, seen = agent.act(pictures(STATE), agent.first_memory(B))
-    images = agent.networks["generator"](action)
-    played = torch.cat([actor.discriminate(pictures(PLAYED))[0].detach() for actor in discriminators], dim=1)
-    return agent.update(seen, policy, images, played, REWARD, next_value, pictures(REAL), discriminators)
+    act = agent.act(pictures(STATE), agent.initial_recurrent(B))
+    return agent.update(batch_of(act, agent, discriminators, next_value), discriminators)
+
+
+def batch_of(act, agent, discriminators, next_value=None):
+    """The batch of the trainer in which `agent` has acted; of the generators before it nothing is in it."""
+    real, played, before = pictures(REAL), pictures(PLAYED), [None] * agent.index
+    outputs = [[actor.discriminate(real), *before, actor.discriminate(played)] for actor in discriminators]
+    return Batch(
+        fresh=B, transitions={}, state=pictures(STATE), real=real, r1=0.0, acts=[*before, act],
+        images=[*before, agent.networks["generator"](act.action)], outputs=outputs,
+        rewards={agent.name: REWARD}, next_values={agent.name: next_value},
+    )  # fmt: skip
 
 
 def mean_squared_td_error(agent, discriminators, next_value=None):
@@ -59,7 +69,7 @@ def expected_actors_step(agent, discriminators):
     config, actor = agent.config, agent.networks["actor"]
     noise = torch.randn(B, NZ, generator=agent.random)
     sigma = torch.rand(B, 1, generator=agent.random) * config.exploration
-    policy, _ = actor(pictures(STATE), actor.first_memory(B))
+    policy, _ = actor(pictures(STATE), actor.initial_recurrent(B))
     images = agent.networks["generator"]((1 - sigma**2).sqrt() * policy + sigma * noise)
     features = [one.stack(images) for one in discriminators]
     logits = [one.logit(f).squeeze(1) for one, f in zip(discriminators, features, strict=True)]
@@ -112,14 +122,14 @@ def check_update(discriminators, index=0, **changes):
 
 def test_without_exploration_the_action_is_the_policys():
     agent = new_generator(exploration=0.0)
-    action, policy, *_ = agent.act(pictures(STATE), agent.first_memory(B))
+    action, policy, *_ = agent.act(pictures(STATE), agent.initial_recurrent(B))
     assert torch.equal(action, policy)
 
 
 @pytest.mark.parametrize("largest", [0.3, 1.0])
 def test_actions_are_explored_with_a_sigma_each(largest):
     agent = new_generator(exploration=largest)
-    action, policy, *_ = agent.act(pictures(STATE), agent.first_memory(B))
+    action, policy, *_ = agent.act(pictures(STATE), agent.initial_recurrent(B))
     draw = stream(agent.config.seed, agent.name)
     noise, sigma = torch.randn(B, NZ, generator=draw), torch.rand(B, 1, generator=draw) * largest
     torch.testing.assert_close(action, (1 - sigma**2).sqrt() * policy + sigma * noise)
@@ -128,7 +138,7 @@ def test_actions_are_explored_with_a_sigma_each(largest):
 
 def test_memory_and_what_the_actor_sees_come_without_their_graph():
     agent, state = new_generator(), pictures(STATE)
-    zeros, actor = agent.first_memory(B), agent.networks["actor"]
+    zeros, actor = agent.initial_recurrent(B), agent.networks["actor"]
     *_, memory, seen = agent.act(state, zeros)
     assert torch.equal(memory, actor(state, zeros)[1].detach()) and not memory.requires_grad
     assert torch.equal(seen, actor.embed(actor.stack(state)).detach()) and not seen.requires_grad
@@ -198,7 +208,7 @@ def test_at_lambda_0_the_actor_follows_the_critic_and_not_the_return():
 
 def test_z_correlation_and_z_deviation_by_hand():
     agent, (discriminator,) = new_generator(), new_discriminators(1)
-    policy = agent.networks["actor"](pictures(STATE), agent.first_memory(B))[0]
+    policy = agent.networks["actor"](pictures(STATE), agent.initial_recurrent(B))[0]
     correlations = torch.corrcoef(policy.T).abs()
     with torch.no_grad():
         agent.networks["actor"].normalise.running_var.copy_(torch.arange(1.0, NZ + 1) ** 2)
@@ -228,14 +238,14 @@ def test_in_a_plain_gan_g_alone_ascends_the_return_of_images_of_noise(kind, disc
     agent, actors = new_generator(algorithm="gan", returns=kind), new_discriminators(discriminators)
     assert set(agent.networks) == set(agent.targets) == set(agent.optimizers) == {"generator"}
     z = torch.randn(B, NZ, generator=stream(agent.config.seed, agent.name))
-    action, policy, memory, seen = agent.act(pictures(STATE), agent.first_memory(B))
-    assert torch.equal(action, z) and policy is seen is None and memory.shape == (B, 0)
+    act = agent.act(pictures(STATE), agent.initial_recurrent(B))
+    assert torch.equal(act.action, z) and act.policy is act.embedding is None and act.recurrent.shape == (B, 0)
 
     images = agent.networks["generator"](z)
     earned = sum(REWARDS[kind](actor(images), actor(pictures(REAL)).detach()) for actor in actors) / discriminators
     expected = -gradient(earned.mean(), agent.networks["generator"])
     steps = watch_steps(agent)
-    metrics = agent.update(None, None, images, None, REWARD, None, pictures(REAL), actors)
+    metrics = agent.update(batch_of(act, agent, actors), actors)
     assert relative_error(steps["generator"], expected) < 1e-4
     assert set(metrics) == {"generator_gradient"}
 

@@ -89,7 +89,7 @@ ITEMS = [
     *(("agents", name, "random") for name in ("generator", "discriminator")),
     *(("environment", name) for name in ("random", "order", "cursor", "t", "state", "real")),
     *(("replay", name) for name in ("ring", "written", "random")),
-    ("memories",),
+    ("recurrent",),
     ("steps",),
 ]  # fmt: skip
 

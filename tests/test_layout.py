@@ -12,7 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import CPU, SEED, cases, leaves, same, saved, small_config, small_faces
+from conftest import SEED, cases, leaves, same, saved, small_config, small_faces, trainer_on
 
 import evaluate
 import sample
@@ -21,7 +21,6 @@ from magnet import checkpoint
 from magnet.config import restored_config
 from magnet.errors import UserError
 from magnet.layout import random_state
-from magnet.maddpg import MADDPG
 from magnet.runs import load_agents
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 3, 32, 32), np.uint8)
@@ -35,7 +34,7 @@ GAMES = {
 def whole(request, tmp_path_factory):
     """A whole checkpoint: its bytes, as a run leaves it."""
     config = small_config(device="cpu", **GAMES[request.param])
-    trainer = MADDPG(config, small_faces(), CPU)
+    trainer = trainer_on(config, small_faces())
     for _ in range(4):
         trainer.step()
     path = tmp_path_factory.mktemp("run") / "000004.pt"

@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 from conftest import (
-    CPU,
     FULL,
     PRECISIONS,
     differing,
@@ -16,12 +15,11 @@ from conftest import (
     small_config,
     small_faces,
     step_and_batch,
+    trainer_on,
     watch_steps,
     weights,
 )
 from torch.nn.functional import logsigmoid
-
-from magnet.maddpg import MADDPG
 
 TEAMS = pytest.mark.parametrize(("generators", "discriminators"), [(1, 1), (2, 2), (1, 2), (2, 1)])
 
@@ -84,7 +82,7 @@ def test_several_agents_of_a_kind_differ():
     assert [agent.name for agent in trainer.agents] == [
         "generator_0", "generator_1", "discriminator_0", "discriminator_1",
     ]  # fmt: skip
-    assert not torch.allclose(batch.policy[0], batch.policy[1], atol=0.1)
+    assert not torch.allclose(batch.acts[0].policy, batch.acts[1].policy, atol=0.1)
     logits = [torch.cat([one for _, one, _ in outputs]) for outputs in batch.outputs]
     assert not torch.allclose(*logits, atol=1e-3)
 
@@ -95,7 +93,7 @@ def test_each_discriminator_judges_real_images_and_those_that_every_generator_pl
     judges = networks_of(trainer)[2:]
     _, batch = step_and_batch(trainer)
     for judge, outputs in zip(judges, batch.outputs, strict=True):
-        for (features, logits, classes), images in zip(outputs, [batch.real, *batch.played], strict=True):
+        for (features, logits, classes), images in zip(outputs, [batch.real, *batch.fakes], strict=True):
             torch.testing.assert_close(features, judge["actor"].stack(images))
             torch.testing.assert_close(logits, judge["actor"](images))
             assert classes is None
@@ -108,11 +106,11 @@ def test_the_return_is_the_reward_of_the_states_played_now_before_any_agent_lear
     judges, fresh = networks_of(trainer)[generators:], slice(6)
     metrics, batch = step_and_batch(trainer)
     real = [judge["actor"](batch.real)[fresh] for judge in judges]
-    fake = [[judge["actor"](images)[fresh] for images in batch.played] for judge in judges]
+    fake = [[judge["actor"](images)[fresh] for images in batch.fakes] for judge in judges]
     for i, agent in enumerate(trainer.generators):
         expected = sum(logsigmoid(logits[i]).mean() for logits in fake) / discriminators
         assert metrics[f"{agent.name}/return"].item() == pytest.approx(expected.item(), rel=1e-4)
-        now = sum(logsigmoid(a.networks["actor"](batch.played[i])[fresh]).mean() for a in trainer.discriminators)
+        now = sum(logsigmoid(a.networks["actor"](batch.fakes[i])[fresh]).mean() for a in trainer.discriminators)
         assert abs(now / discriminators - expected) > 0.01
     for j, agent in enumerate(trainer.discriminators):
         expected = logsigmoid(real[j]).mean() + sum(logsigmoid(-one).mean() for one in fake[j]) / generators
@@ -135,7 +133,9 @@ def test_generators_learn_from_discriminators_and_critics_that_have_made_this_st
         outputs = [networks["actor"].discriminate(painter(z)) for networks in discriminators]
         objective = lam * sum(logsigmoid(logits) for _, logits, _ in outputs) / 2
         if critic:
-            objective = objective + (1 - lam) * critic(batch.seen[i], torch.cat([one for one, *_ in outputs], dim=1))
+            objective = objective + (1 - lam) * critic(
+                batch.acts[i].embedding, torch.cat([one for one, *_ in outputs], dim=1)
+            )
         return gradient(-objective.mean(), painter)
 
     learned = [agent.networks for agent in trainer.discriminators]
@@ -154,10 +154,11 @@ def test_a_discriminators_update_does_not_reach_the_generators():
     trainer.play(batch)
     (discriminator,), (generator,) = trainer.discriminators, trainer.generators
     before = weights(trainer.agents)
-    discriminator.update(batch.real, batch.played, batch.outputs[0], None, len(batch.real), 0.0)
+    batch.next_values = dict.fromkeys(("generator", "discriminator"))
+    discriminator.update(batch)
     assert differing(before, weights(trainer.agents)) == {"discriminator/actor", "discriminator/critic"}
     assert all(p.grad is None for network in generator.networks.values() for p in network.parameters())
-    assert not any(images.requires_grad for images in batch.played)
+    assert not any(images.requires_grad for images in batch.fakes)
 
 
 def test_targets_move_by_tau_after_all_agents_have_learned():
@@ -191,7 +192,7 @@ def test_r1_is_in_every_kth_step_alone_with_k_times_the_weight(every):
         metrics, batch = step_and_batch(trainer)
         real = batch.real.detach().requires_grad_()
         logits = judge(real)
-        loss = -(logsigmoid(logits) + logsigmoid(-judge(batch.played[0]))).mean()
+        loss = -(logsigmoid(logits) + logsigmoid(-judge(batch.fakes[0]))).mean()
         assert ("discriminator/r1" in metrics) == (t % every == 0)
         if t % every == 0:
             (slope,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
@@ -217,8 +218,8 @@ def test_memory_is_zero_where_an_episode_starts_and_carried_on_inside(fraction):
                 assert not before[:fresh].any()
             else:
                 assert torch.equal(before[:fresh], carried[i]) and before[:fresh].any()
-            torch.testing.assert_close(batch.memory[i], actor(batch.state, before)[1])
-        carried = [memory[:fresh] for memory in batch.memory]
+            torch.testing.assert_close(batch.acts[i].recurrent, actor(batch.state, before)[1])
+        carried = [act.recurrent[:fresh] for act in batch.acts]
 
 
 def test_a_step_plays_the_environments_state_and_real_next_state():
@@ -229,7 +230,7 @@ def test_a_step_plays_the_environments_state_and_real_next_state():
         _, batch = step_and_batch(trainer)
         assert torch.equal(batch.state, state) and torch.equal(batch.real, real)
         if t % 3 < 2:  # inside an episode
-            assert torch.equal(batch.next_real, game.real)
+            assert torch.equal(batch.transitions["next_real"], game.real)
             assert torch.equal(faces.batch(game.state), real)
 
 
@@ -244,4 +245,4 @@ def test_counters(fraction, fresh):
 
 def test_too_few_images_are_refused():
     with pytest.raises(ValueError, match="too few"):
-        MADDPG(small_config(), small_faces(15), CPU)
+        trainer_on(small_config(), small_faces(15))

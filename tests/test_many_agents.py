@@ -57,13 +57,13 @@ def test_critics_see_the_features_of_the_discriminators_as_they_were_and_whose_a
     _, batch = step_and_batch(trainer)
     features = trainer.config.features
     judged = [
-        [networks["actor"].discriminate(images) for images in (batch.real, *batch.played)] for networks in before[3:]
+        [networks["actor"].discriminate(images) for images in (batch.real, *batch.fakes)] for networks in before[3:]
     ]
     for i in range(3):
         (lesson,) = heard[i]
         assert lesson["actions"].shape == (8, 2 * features)
         torch.testing.assert_close(lesson["actions"], torch.cat([one[1 + i][0] for one in judged], dim=1).detach())
-        torch.testing.assert_close(lesson["features"], batch.seen[i])
+        torch.testing.assert_close(lesson["features"], batch.acts[i].embedding)
     labels = torch.tensor(8 * [1.0] + 3 * 8 * [-1.0])
     for (lesson,), outputs, state in zip(heard[3:], judged, states, strict=True):
         torch.testing.assert_close(lesson["features"], torch.cat([one for one, *_ in outputs]).detach())

@@ -35,7 +35,7 @@ def networks(size, width, bf16=False):
 @SIZES
 def test_shapes_dtypes_and_ranges(size):
     five = networks(size, WIDTH)
-    state, memory = pictures(size), five["G_a"].first_memory(B)
+    state, memory = pictures(size), five["G_a"].initial_recurrent(B)
     z, next_memory, seen = five["G_a"].act(state, memory)
     images = five["G"](z)
     features, logits, classes = five["D_a"].discriminate(images)
@@ -131,7 +131,7 @@ def test_weights_start_as_dcgans(size):
 
 def test_actions_have_zero_mean_and_unit_variance_over_the_batch():
     actor = GeneratorActor(*image_stack(32, WIDTH), NZ)
-    z, memory = actor(pictures(count=16), actor.first_memory(16))
+    z, memory = actor(pictures(count=16), actor.initial_recurrent(16))
     for _ in range(2):  # whatever the memory
         torch.testing.assert_close(z.mean(dim=0), torch.zeros(NZ), atol=1e-5, rtol=0)
         torch.testing.assert_close(z.var(dim=0, unbiased=False), torch.ones(NZ), atol=1e-2, rtol=0)
@@ -139,13 +139,13 @@ def test_actions_have_zero_mean_and_unit_variance_over_the_batch():
 
 
 def test_an_episode_starts_with_memory_of_zeros():
-    memory = GeneratorActor(*image_stack(32, WIDTH), NZ).first_memory(3)
+    memory = GeneratorActor(*image_stack(32, WIDTH), NZ).initial_recurrent(3)
     assert memory.shape == (3, 2, 2, 128) and not memory.any()
 
 
 def test_the_action_depends_on_the_memory_and_the_memory_on_the_state():
     actor = GeneratorActor(*image_stack(32, WIDTH), NZ).eval()
-    state, zeros = pictures(), actor.first_memory(B)
+    state, zeros = pictures(), actor.initial_recurrent(B)
     z, memory = actor(state, zeros)
     assert torch.equal(actor(state, zeros)[0], z)  # it remembers nothing on its own
     assert not torch.allclose(actor(state, memory)[0], z)
@@ -154,7 +154,7 @@ def test_the_action_depends_on_the_memory_and_the_memory_on_the_state():
 
 def test_h_and_c_of_both_layers_are_remembered():
     actor = GeneratorActor(*image_stack(32, WIDTH), NZ).eval()
-    state, zeros = pictures(), actor.first_memory(B)
+    state, zeros = pictures(), actor.initial_recurrent(B)
     z, memory = actor(state, zeros)
     for part in range(2):
         for layer in range(2):
@@ -166,7 +166,7 @@ def test_h_and_c_of_both_layers_are_remembered():
 
 def test_each_row_has_its_own_memory():
     actor = GeneratorActor(*image_stack(32, WIDTH), NZ).eval()
-    state, zeros = pictures(), actor.first_memory(B)
+    state, zeros = pictures(), actor.initial_recurrent(B)
     other = zeros.clone()
     other[1] = 1
     differs = (actor(state, other)[0] - actor(state, zeros)[0]).abs().amax(dim=1) > 1e-6
@@ -186,7 +186,7 @@ def test_memory_goes_through_torchs_own_lstm():
 def test_what_g_a_sees_is_what_its_lstm_is_shown():
     actor, shown = GeneratorActor(*image_stack(32, WIDTH), NZ), []
     actor.lstm.register_forward_hook(lambda _, inputs, __: shown.append(inputs[0][0]))
-    *others, seen = actor.act(pictures(), actor.first_memory(B))
+    *others, seen = actor.act(pictures(), actor.initial_recurrent(B))
     assert torch.equal(seen, shown[0]) and len(others) == 2
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import CPU, new_trainer, small_config, small_faces
+from conftest import new_trainer, small_config, small_faces, trainer_on
 from PIL import Image
 from torch import nn
 
@@ -32,7 +32,7 @@ from magnet.sampling import (
 
 @pytest.fixture(scope="module")
 def trainer():
-    trainer = MADDPG(small_config(lr=0.01), small_faces(), CPU)
+    trainer = trainer_on(small_config(lr=0.01), small_faces())
     for _ in range(5):
         trainer.step()
     return trainer
@@ -159,7 +159,7 @@ def test_the_averaged_networks_are_sampled_unless_said_otherwise(trainer):
 
 def test_drawing_grids_changes_nothing_of_the_run():
     def run(drawing):
-        trainer = MADDPG(small_config(gamma=0.5), small_faces(40), CPU)
+        trainer = trainer_on(small_config(gamma=0.5), small_faces(40))
         grids = FixedGrids(trainer.generators, trainer.faces, seed=0)
         for _ in range(4):
             if drawing:
@@ -261,7 +261,7 @@ def test_the_statistics_are_of_as_many_inputs_as_the_batches_hold(trainer):
 
 @pytest.mark.parametrize("length", [1, 6, 25])
 def test_the_generator_agent_is_sampled_in_the_middle_of_an_episode(length):
-    trainer = MADDPG(small_config(episode_length=length), small_faces(), CPU)
+    trainer = trainer_on(small_config(episode_length=length), small_faces())
     grids = FixedGrids(trainer.generators, trainer.faces, 0)
     with inputs_of(trainer, "actor") as passes:
         grids.draw()

@@ -17,6 +17,7 @@ from conftest import (
     saved,
     small_config,
     small_faces,
+    trainer_on,
     weights,
 )
 from test_train import TINY
@@ -26,7 +27,6 @@ from magnet.config import Config, check, complete, without_effect
 from magnet.errors import UserError
 from magnet.gaussians import Points, draw_points
 from magnet.layout import networks_fault, trainer_fault
-from magnet.maddpg import MADDPG
 from magnet.summary import refuse_too_large, summary
 
 FIELDS = dataclasses.fields(Config)
@@ -118,7 +118,7 @@ def test_any_parameters_together_are_refused_or_train_and_go_on(count):
         refuse_too_large(config)
         assert "replay" in summary(config, 40)
         faces = Points(draw_points(config.data, 40), CPU) if config.points else small_faces(40)
-        first, second = (MADDPG(config, faces, CPU) for _ in range(2))
+        first, second = (trainer_on(config, faces) for _ in range(2))
         assert trainer_fault(saved(first), second) is None
         run(first, 2)
         state = saved(first)

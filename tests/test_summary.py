@@ -8,13 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CPU, overhear, small_config, small_faces
+from conftest import overhear, small_config, small_faces, trainer_on
 from torch import nn
 
-from magnet.discriminator_agent import discriminator_networks
-from magnet.generator_agent import generator_networks
-from magnet.maddpg import MADDPG
 from magnet.memory import resident_peak
+from magnet.networks import discriminator_networks, generator_networks
 from magnet.summary import MIB, count, kept_bytes, summary
 
 
@@ -31,7 +29,7 @@ def test_kept_bytes_by_hand():
 def test_the_table_counts_what_the_agents_hold():
     config = small_config(replay_fraction=0.25, replay_size=30)
     text = summary(config, images=20).splitlines()
-    trainer = MADDPG(config, small_faces(), CPU)
+    trainer = trainer_on(config, small_faces())
     counts = [int(line.split()[-2].replace(",", "")) for line in text[:5]]
     generator, discriminator = trainer.generators[0].networks, trainer.discriminators[0].networks
     networks = [
@@ -45,7 +43,7 @@ def test_the_table_counts_what_the_agents_hold():
 
 
 def test_the_ring_and_the_array_are_counted_to_the_byte():
-    trainer = MADDPG(small_config(replay_fraction=0.25, replay_size=10), small_faces(), CPU)
+    trainer = trainer_on(small_config(replay_fraction=0.25, replay_size=10), small_faces())
     ring = sum(tensor.numel() * tensor.element_size() for tensor in trainer.replay.ring.values()) / 10 * 10**6
     config = small_config(replay_fraction=0.25, replay_size=10**6)
     lines = {
@@ -59,7 +57,7 @@ def test_several_agents_are_all_counted():
     config = small_config(
         replay_fraction=0.25, replay_size=10, generators=3, discriminators=2, specialise=1.0, width=16
     )
-    trainer = MADDPG(config, small_faces(), CPU)
+    trainer = trainer_on(config, small_faces())
     lines = summary(config, images=20).splitlines()
     held = sum(p.numel() for agent in trainer.agents for net in agent.networks.values() for p in net.parameters())
     assert sum(int(line.split()[-2].replace(",", "")) for line in lines[:5]) == held
@@ -84,7 +82,7 @@ def test_the_table_has_the_networks_that_there_are_and_no_others(changes, rows):
     config = small_config(**changes)
     parameters, needs = count(config, images=20)
     assert [name.split()[0] for name in parameters] == rows
-    trainer = MADDPG(config, small_faces(), CPU)
+    trainer = trainer_on(config, small_faces())
     held = sum(p.numel() for agent in trainer.agents for net in agent.networks.values() for p in net.parameters())
     assert sum(parameters.values()) == held and needs["weights, targets, gradients, optimizers"] == 4 * 5 * held
 
@@ -107,7 +105,7 @@ def test_more_agents_keep_more_and_spectral_norm_can_be_counted():
 
 def test_what_critics_keep_is_counted_at_the_size_of_what_the_trainer_shows_them():
     config = {"generators": 3, "discriminators": 2, "replay_fraction": 0.25}
-    trainer = MADDPG(small_config(batch_size=64, width=16, **config), small_faces(130), CPU)
+    trainer = trainer_on(small_config(batch_size=64, width=16, **config), small_faces(130))
     trainer.step()
     heard = {agent.name: overhear(agent) for agent in trainer.agents}
     trainer.step()

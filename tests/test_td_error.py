@@ -28,10 +28,10 @@ def test_td_errors_by_hand_with_gamma(generators, discriminators, returns):
         draw.set_state(agent.random.get_state())
     metrics, batch = step_and_batch(trainer)
     judges, target_judges = online[generators:], targets[generators:]
-    images = [batch.real.detach(), *batch.played]
+    images = [batch.real.detach(), *batch.fakes]
     judged = [[judge["actor"].discriminate(shown) for shown in images] for judge in judges]
 
-    next_images = [trainer.faces.batch(batch.next_real)]
+    next_images = [trainer.faces.batch(batch.transitions["next_real"])]
     next_seen = []
     for i in range(generators):
         actor, target = online[i]["actor"], targets[i]["actor"]
@@ -44,7 +44,7 @@ def test_td_errors_by_hand_with_gamma(generators, discriminators, returns):
         return logsigmoid(logits if returns == "log" else logits - others)
 
     for i, agent in enumerate(trainer.generators):
-        assert len(batch.played[i]) == 8
+        assert len(batch.fakes[i]) == 8
         reward = sum(paid(one[1 + i][1], one[0][1]) for one in judged) / discriminators
         next_value = targets[i]["critic"](next_seen[i], torch.cat([one[1 + i][0] for one in next_judged], dim=1))
         seen = online[i]["actor"].embed(online[i]["actor"].stack(batch.state))

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import CPU, small_config, small_faces
+from conftest import CPU, small_config, small_faces, trainer_on
 from PIL import Image
 
 import train
@@ -16,7 +16,6 @@ from magnet import checkpoint
 from magnet.config import Config, check, complete
 from magnet.errors import UserError
 from magnet.gaussians import Points, draw_points, mixture
-from magnet.maddpg import MADDPG
 from magnet.networks import Generator, PointGenerator
 from magnet.synthetic import FACTORS, render_faces, sample_factors
 
@@ -139,7 +138,7 @@ def a_run(folder, data, **changes):
     """The run folder of a new trainer, which has made no step, and the trainer."""
     config = small_config(data=data, device="cpu", **changes)
     faces = Points(draw_points(data, 60), CPU) if config.points else small_faces()
-    trainer = MADDPG(config, faces, CPU)
+    trainer = trainer_on(config, faces)
     (folder / "checkpoints").mkdir()
     save(folder, trainer)
     return folder, trainer

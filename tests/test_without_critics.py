@@ -17,17 +17,15 @@ def test_a_plain_gan_has_two_networks_that_ascend_their_returns_on_noise():
     g.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[0]))
     batch = trainer.act(trainer.replay.sample(trainer.replayed))
     trainer.play(batch)
-    (_, real, _), (features, fake, _) = batch.outputs[0]
+    (_, real, _), (_, fake, _) = batch.outputs[0]
     steps = watch_steps(discriminator), watch_steps(generator)
     expected = gradient(-(logsigmoid(real) + logsigmoid(-fake)).mean(), judge)
-    discriminator.update(batch.real, batch.played, batch.outputs[0], None, len(batch.real), 0.0)
+    discriminator.update(batch)
     torch.testing.assert_close(steps[0], {"actor": expected})
 
     (z,) = shown
     expected = gradient(-logsigmoid(judge(g(z))).mean(), g)
-    metrics = generator.update(
-        None, None, batch.images[0], features.detach(), logsigmoid(fake).detach(), None, batch.real, [judge]
-    )
+    metrics = generator.update(batch, [judge])
     torch.testing.assert_close(steps[1], {"generator": expected})
     assert set(metrics) == {"generator_gradient"}
 
@@ -35,7 +33,7 @@ def test_a_plain_gan_has_two_networks_that_ascend_their_returns_on_noise():
 def test_a_plain_gan_plays_standard_noise():
     trainer = new_trainer(algorithm="gan")
     (agent,) = trainer.generators
-    z = torch.cat([agent.act(trainer.observations["generator"], agent.first_memory(8))[0] for _ in range(500)])
+    z = torch.cat([agent.act(trainer.observations["generator"], agent.initial_recurrent(8))[0] for _ in range(500)])
     assert z.mean().abs() < 0.02 and abs(z.std() - 1) < 0.02
 
 
