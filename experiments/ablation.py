@@ -46,7 +46,7 @@ SETTINGS = {
     "r1-every-1": ("is R1 in every step better than in every eighth?", {"r1_every": 1}),
     "gamma-0.95": ("do later returns help or harm?", {"gamma": 0.95}),
     "diversity-0": ("must z be kept uncorrelated?", {"diversity_weight": 0.0}),
-    "exploration-0.1": ("is noise of 0.1 in z enough?", {"exploration": 0.1}),
+    "epsilon-0.1": ("are so few random actions enough?", {"epsilon": 0.1}),
     "replay-0": ("do old fakes help?", {"replay_fraction": 0.0}),
     "tau-0.01": ("may the targets follow faster?", {"tau": 0.01}),
     "batch-16": ("do smaller batches do?", {"batch_size": 16}),

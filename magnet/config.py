@@ -71,7 +71,8 @@ class Config:
         0.0, "what D_a ascends: 0 its critic [M], 1 the return itself, without a critic", low=0, high=1
     )
     diversity_weight: float = parameter(1.0, "weight of the return for uncorrelated z [D]; 0 in [M]", low=0, high=1e6)
-    exploration: float = parameter(1.0, "largest sigma of the noise in z [D]; 0.1 in [M]", low=0, high=1)
+    exploration: float = parameter(0.1, "sigma of the noise in z [M]", low=0, high=1)
+    epsilon: float = parameter(0.5, "chance that z is noise alone [D]; 0.1 in [M]", low=0, high=1)
     r1: float = parameter(0.1, "weight gamma of R1, the penalty on D_a's gradients at real images [D]", low=0, high=1e6)
     r1_every: int = parameter(8, "k: every k-th step has R1, with k times the weight [D]", low=1, high=1000)
     r2: float = parameter(0.0, "weight of R2, the same penalty at the generators' images", low=0, high=1e6)
@@ -115,6 +116,15 @@ class Config:
         return (2,) if self.points else (3, self.image_size, self.image_size)
 
 
+def agent_names(config) -> tuple[list[str], list[str]]:
+    """Of the generators and of the discriminators: generator, or generator_0, generator_1, ... of several."""
+
+    def names(kind: str, count: int) -> list[str]:
+        return [kind] if count == 1 else [f"{kind}_{i}" for i in range(count)]
+
+    return names("generator", config.generators), names("discriminator", config.discriminators)
+
+
 FREE_ON_RESUME = {
     "data", "epochs", "steps", "device", "sample_every", "checkpoint_every", "keep", "evaluate_every", "patience",
     "lr",  # the game stays: a run that diverged can go on with a lower one
@@ -123,13 +133,13 @@ FREE_ON_RESUME = {
 PRESETS = {
     "default": {},
     "original": {  # the published hyperparameters, as far as they have a counterpart here
-        "batch_size": 16, "gamma": 0.95, "tau": 0.01, "diversity_weight": 0.0, "exploration": 0.1,
+        "batch_size": 16, "gamma": 0.95, "tau": 0.01, "diversity_weight": 0.0, "epsilon": 0.1,
         "replay_fraction": 0.5, "r1": 0.0,
     },
     "cpu": {"image_size": 32, "width": 32, "nz": 64, "device": "cpu"},
     "gaussians": {
         "data": "gaussians-25", "device": "cpu", "batch_size": 128, "width": 128, "nz": 2, "lr": 1e-3, "r1": 0.01,
-        "tau": 0.01, "epochs": 6, "evaluate_every": 500,
+        "r1_every": 1, "tau": 0.01, "epochs": 6, "evaluate_every": 500,
     },
 }  # fmt: skip
 
@@ -190,7 +200,14 @@ def without_effect(config: Config) -> set[str]:
     """The parameters that change nothing in this combination."""
     idle = set()
     if config.algorithm == "gan":
-        idle |= {"lambda_generator", "lambda_discriminator", "exploration", "diversity_weight", "episode_length"}
+        idle |= {
+            "lambda_generator",
+            "lambda_discriminator",
+            "exploration",
+            "epsilon",
+            "diversity_weight",
+            "episode_length",
+        }
     if not config.r1:
         idle.add("r1_every")
     if not config.replay_fraction:

@@ -11,17 +11,9 @@ import torch
 from torch import Tensor
 
 from magnet import returns
+from magnet.config import agent_names
 from magnet.distributed import own
 from magnet.faces import Faces
-
-
-def agent_names(config) -> tuple[list[str], list[str]]:
-    """Of the generators and of the discriminators: generator, or generator_0, generator_1, ... of several."""
-
-    def names(kind: str, count: int) -> list[str]:
-        return [kind] if count == 1 else [f"{kind}_{i}" for i in range(count)]
-
-    return names("generator", config.generators), names("discriminator", config.discriminators)
 
 
 class FaceGame:

@@ -42,9 +42,9 @@ class GeneratorAgent(Agent):
         if "actor" not in self.networks:
             return Act(noise, None, recurrent, None)
         policy, recurrent, embedding = self.networks["actor"].act(state, recurrent)
-        sigma = self.drawn(torch.rand, len(state), 1) * self.config.exploration
-        action = returns.explore(policy, sigma=sigma, noise=noise)
-        return Act(action, policy, recurrent.detach(), embedding.detach())
+        explored = returns.explore(policy, sigma=self.config.exploration, noise=noise)
+        random = self.drawn(torch.rand, len(state), 1) < self.config.epsilon
+        return Act(torch.where(random, noise, explored), policy, recurrent.detach(), embedding.detach())
 
     def update(self, batch, discriminators: list[nn.Module]) -> Metrics:
         """Critic, then actor: G_a and G ascend Q of G_a's present actions (at lambda > 0 the return as well).

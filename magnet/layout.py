@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from magnet.environment import agent_names
+from magnet.config import agent_names
 from magnet.errors import UserError
 from magnet.maddpg import MADDPG
 from magnet.networks import discriminator_networks, generator_networks

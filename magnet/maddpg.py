@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from magnet.agent import Metrics
+from magnet.config import agent_names
 from magnet.discriminator_agent import DiscriminatorAgent, critic_inputs
 from magnet.distributed import average, own, size, whole
-from magnet.environment import agent_names
 from magnet.generator_agent import Act, GeneratorAgent
 from magnet.networks import Discrimination
 from magnet.randomness import derived_seed, stream

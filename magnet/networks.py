@@ -155,11 +155,11 @@ class Critic(nn.Module):
         return self.head(torch.cat([self.embed(features), self.embed_action(actions)], dim=1)).squeeze(1)
 
 
-def encoder(config, batch_norm: bool = True) -> tuple[nn.Module, int]:
+def encoder(config, width: int, batch_norm: bool = True) -> tuple[nn.Module, int]:
     """Layers from an image or a point to features (B, F), and F: what an actor begins with."""
     if config.points:
-        return point_stack(config.width)
-    return image_stack(config.image_size, config.width, config.precision == "bf16", batch_norm)
+        return point_stack(width)
+    return image_stack(config.image_size, width, config.precision == "bf16", batch_norm)
 
 
 def generator_networks(config) -> dict[str, Callable[[], nn.Module]]:
@@ -171,7 +171,7 @@ def generator_networks(config) -> dict[str, Callable[[], nn.Module]]:
         networks = {"generator": lambda: Generator(config.image_size, config.width, config.nz, bf16)}
     if config.algorithm == "gan":
         return networks
-    networks["actor"] = lambda: GeneratorActor(*encoder(config), config.nz)
+    networks["actor"] = lambda: GeneratorActor(*encoder(config, config.width // 2), config.nz)
     if config.lambda_generator < 1:
         networks["critic"] = lambda: Critic(config.nz, config.discriminators * config.features)
     return networks
@@ -182,7 +182,7 @@ def discriminator_networks(config) -> dict[str, Callable[[], nn.Module]]:
 
     def actor() -> nn.Module:
         # Spectral normalisation takes the place of BatchNorm, whose gains would undo it.
-        stack, features = encoder(config, batch_norm=not config.spectral_norm)
+        stack, features = encoder(config, config.width, batch_norm=not config.spectral_norm)
         return DiscriminatorActor(stack, features, config.spectral_norm, config.generators if config.specialise else 0)
 
     if config.algorithm == "gan" or config.lambda_discriminator == 1:

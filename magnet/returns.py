@@ -124,12 +124,12 @@ def gradient_penalty(gradient: Tensor, norm: float) -> Tensor:
     return (gradient.square().sum(dim=tuple(range(1, gradient.ndim))).add(1e-12).sqrt() - norm).square().mean()
 
 
-def explore(policy: Tensor, *, sigma: Tensor, noise: Tensor) -> Tensor:
+def explore(policy: Tensor, *, sigma: float, noise: Tensor) -> Tensor:
     """sqrt(1 - sigma^2) * policy + sigma * noise: exploration that keeps the policy's unit variance.
 
-    policy, noise (B, nz), each coordinate N(0, 1) or near; sigma (B, 1) in [0, 1]: 0 is the policy, 1 is noise alone.
+    policy, noise (B, nz), each coordinate N(0, 1) or near; sigma in [0, 1]: 0 is the policy, 1 is noise alone.
     """
-    return (1 - sigma.square()).sqrt() * policy + sigma * noise
+    return (1 - sigma**2) ** 0.5 * policy + sigma * noise
 
 
 def correlation(z: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ def test_what_was_played_is_stored_with_the_recurrent_state_from_before_the_acti
 
 
 def test_replayed_rows_are_transitions_of_the_buffer_on_which_the_present_policy_acts_anew():
-    trainer = new_trainer(2, 1, exploration=0.0, episode_length=10, **FULL)
+    trainer = new_trainer(2, 1, exploration=0.0, epsilon=0.0, episode_length=10, **FULL)
     run(trainer, 3)
     ring = {name: ring[: len(trainer.replay)].clone() for name, ring in trainer.replay.ring.items()}
     states, present, heard = trainer.faces.batch(ring["state"]), networks_of(trainer), memories_acted_on(trainer)
@@ -72,7 +72,7 @@ def test_replayed_rows_are_transitions_of_the_buffer_on_which_the_present_policy
 
 
 def test_the_policy_learns_on_all_rows_of_the_batch():
-    trainer = new_trainer(exploration=0.0, diversity_weight=0.0, replay_fraction=0.25, lr=0.01)
+    trainer = new_trainer(exploration=0.0, epsilon=0.0, diversity_weight=0.0, replay_fraction=0.25, lr=0.01)
     run(trainer, 2)
     (generator,), heard, (before, _) = trainer.generators, memories_acted_on(trainer), networks_of(trainer)
     steps = watch_steps(generator)

@@ -68,9 +68,10 @@ def expected_actors_step(agent, discriminators):
     """Of an agent like the one that learns: the gradients of G's and G_a's loss, and the values that enter it."""
     config, actor = agent.config, agent.networks["actor"]
     noise = torch.randn(B, NZ, generator=agent.random)
-    sigma = torch.rand(B, 1, generator=agent.random) * config.exploration
+    random, sigma = torch.rand(B, 1, generator=agent.random) < config.epsilon, config.exploration
     policy, _ = actor(pictures(STATE), actor.initial_recurrent(B))
-    images = agent.networks["generator"]((1 - sigma**2).sqrt() * policy + sigma * noise)
+    explored = (1 - sigma**2) ** 0.5 * policy + sigma * noise
+    images = agent.networks["generator"](torch.where(random, noise, explored))
     features = [one.stack(images) for one in discriminators]
     logits = [one.logit(f).squeeze(1) for one, f in zip(discriminators, features, strict=True)]
     reals = [one(pictures(REAL)).detach() for one in discriminators]
@@ -121,18 +122,21 @@ def check_update(discriminators, index=0, **changes):
 
 
 def test_without_exploration_the_action_is_the_policys():
-    agent = new_generator(exploration=0.0)
+    agent = new_generator(exploration=0.0, epsilon=0.0)
     action, policy, *_ = agent.act(pictures(STATE), agent.initial_recurrent(B))
     assert torch.equal(action, policy)
 
 
-@pytest.mark.parametrize("largest", [0.3, 1.0])
-def test_actions_are_explored_with_a_sigma_each(largest):
-    agent = new_generator(exploration=largest)
+@pytest.mark.parametrize("sigma", [0.1, 1.0])
+@pytest.mark.parametrize("epsilon", [0.0, 0.4, 1.0])
+def test_an_action_is_noise_with_chance_epsilon_and_else_has_noise_of_sigma(epsilon, sigma):
+    agent = new_generator(exploration=sigma, epsilon=epsilon)
     action, policy, *_ = agent.act(pictures(STATE), agent.initial_recurrent(B))
     draw = stream(agent.config.seed, agent.name)
-    noise, sigma = torch.randn(B, NZ, generator=draw), torch.rand(B, 1, generator=draw) * largest
-    torch.testing.assert_close(action, (1 - sigma**2).sqrt() * policy + sigma * noise)
+    noise, random = torch.randn(B, NZ, generator=draw), torch.rand(B, 1, generator=draw) < epsilon
+    assert random.any() == (epsilon > 0) and random.all() == (epsilon == 1)
+    explored = (1 - sigma**2) ** 0.5 * policy + sigma * noise
+    torch.testing.assert_close(action, torch.where(random, noise, explored))
     assert action.shape == policy.shape == (B, NZ) and action.requires_grad and policy.requires_grad
 
 

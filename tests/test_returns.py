@@ -104,17 +104,16 @@ def noise(rows, columns, seed=0):
 
 @pytest.mark.parametrize("sigma", [0.0, 0.1, 0.5, math.sqrt(0.5), 0.9, 1.0])
 def test_exploration_keeps_zero_mean_and_unit_variance(sigma):
-    explored = returns.explore(noise(40_000, 3), sigma=torch.full((40_000, 1), sigma), noise=noise(40_000, 3, seed=1))
+    explored = returns.explore(noise(40_000, 3), sigma=sigma, noise=noise(40_000, 3, seed=1))
     torch.testing.assert_close(explored.mean(dim=0), torch.zeros(3), atol=0.02, rtol=0)
     torch.testing.assert_close(explored.var(dim=0), torch.ones(3), atol=0.04, rtol=0)
 
 
-def test_each_rows_sigma_says_how_much_of_it_is_noise():
+def test_sigma_says_how_much_is_noise():
     policy, random = noise(3, 4), noise(3, 4, seed=1)
-    explored = returns.explore(policy, sigma=torch.tensor([[0.0], [1.0], [0.6]]), noise=random)
-    assert torch.equal(explored[0], policy[0])
-    assert torch.equal(explored[1], random[1])
-    torch.testing.assert_close(explored[2], 0.8 * policy[2] + 0.6 * random[2])
+    assert torch.equal(returns.explore(policy, sigma=0.0, noise=random), policy)
+    assert torch.equal(returns.explore(policy, sigma=1.0, noise=random), random)
+    torch.testing.assert_close(returns.explore(policy, sigma=0.6, noise=random), 0.8 * policy + 0.6 * random)
 
 
 def test_correlation_is_numpys():

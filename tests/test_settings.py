@@ -146,7 +146,14 @@ def test_any_parameters_together_are_refused_or_train_and_go_on(count):
         ({}, set()),
         (
             {"algorithm": "gan"},
-            {"lambda_generator", "lambda_discriminator", "exploration", "diversity_weight", "episode_length"},
+            {
+                "lambda_generator",
+                "lambda_discriminator",
+                "exploration",
+                "epsilon",
+                "diversity_weight",
+                "episode_length",
+            },
         ),
         ({"r1": 0.0}, {"r1_every"}),
         ({"replay_fraction": 0.0}, {"replay_size"}),
@@ -159,7 +166,14 @@ def test_settings_without_effect_are_known_by_the_game(changes, idle):
 
 
 @pytest.mark.parametrize(
-    "change", [{"exploration": 0.2}, {"diversity_weight": 3.0}, {"lambda_generator": 0.5}, {"episode_length": 2}]
+    "change",
+    [
+        {"exploration": 0.2},
+        {"epsilon": 0.2},
+        {"diversity_weight": 3.0},
+        {"lambda_generator": 0.5},
+        {"episode_length": 2},
+    ],
 )
 def test_what_a_plain_gan_is_said_to_ignore_it_ignores(change):
     trainers = [new_trainer(algorithm="gan", **some) for some in ({}, change)]
