@@ -30,8 +30,8 @@ from pathlib import Path
 import filelock
 import gdown
 
-from magnet.archive import FOLDER, MAX_UNPACKED, Archive, BadArchive, require_space, unpack, verify
-from magnet.errors import UserError, one_line
+from magnet.data.archives import FOLDER, MAX_UNPACKED, Archive, BadArchive, require_space, unpack, verify
+from magnet.support.errors import UserError, one_line
 
 CELEBA = Archive(
     url="https://drive.google.com/file/d/0B7EVK8r0v71pZjFTYXZWM3FlRnM/view?resourcekey=0-dYn9z10tMJOBAkviAcfdyQ",

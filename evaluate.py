@@ -19,7 +19,7 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from magnet.errors import UserError
+from magnet.support.errors import UserError
 
 # What imports torch is imported where it is needed: --help and a wrong word answer at once.
 
@@ -35,10 +35,10 @@ def evaluate(options: argparse.Namespace) -> dict:
     """
     import torch
 
-    from magnet.metrics import nearest
-    from magnet.randomness import stream
-    from magnet.runs import load_agents, load_checkpoint, only_pictures
-    from magnet.sampling import Guide, Sampler, draw
+    from magnet.evaluation.metrics import nearest
+    from magnet.evaluation.sampling import Guide, Sampler, draw
+    from magnet.run.saved_runs import load_agents, load_checkpoint, only_pictures
+    from magnet.support.random_streams import stream
     from sample import write
 
     picture = options.nearest or (options.run / "nearest.png" if options.run.is_dir() else Path("nearest.png"))
@@ -92,9 +92,9 @@ def equilibrium(options: argparse.Namespace, generators, discriminators, faces, 
     """The equilibrium report on `count` images of noise by the trained G, not by its average, which D_a never met; of
     several D_a's the first one's.
     """
-    from magnet.equilibrium import equilibrium_report
-    from magnet.runs import load_states
-    from magnet.sampling import Sampler, draw
+    from magnet.evaluation.equilibrium import equilibrium_report
+    from magnet.evaluation.sampling import Sampler, draw
+    from magnet.run.saved_runs import load_states
 
     config = generators[0].config
     samplers = [Sampler(agent, None, seed=options.seed, averaged=False) for agent in generators]
@@ -111,7 +111,7 @@ def equilibrium(options: argparse.Namespace, generators, discriminators, faces, 
 
 def feature_network(options: argparse.Namespace, device) -> tuple:
     """What turns images into features, and its name; None and None if none is wanted. Raises UserError."""
-    from magnet.metrics import exported_network, inception
+    from magnet.evaluation.metrics import exported_network, inception
 
     if options.no_features:
         return None, None
@@ -125,7 +125,7 @@ def load_images(options: argparse.Namespace, config, fingerprint: str) -> tuple:
 
     fingerprint: of the images that the run learned from. Raises UserError.
     """
-    from magnet.runs import load_states
+    from magnet.run.saved_runs import load_states
 
     if options.held_out and not config.hold_out:
         raise UserError(f"{options.run} held no images out of its training; `train.py --hold-out 0.1` does.")
@@ -146,14 +146,14 @@ def pick(faces, indices):
     """Images uint8 (n, 3, S, S) on the CPU, for indices (n,) as Faces.batch takes them."""
     import torch
 
-    from magnet.faces import to_uint8
+    from magnet.data.image_dataset import to_uint8
 
     return torch.cat([to_uint8(faces.batch(part)).cpu() for part in indices.split(256)])
 
 
 def described(images, embed) -> dict:
     """A set of images (N, 3, S, S), with their features (N, F) if there is a network."""
-    from magnet.metrics import features
+    from magnet.evaluation.metrics import features
 
     return {"images": images} | ({"features": features(embed, images)} if embed else {})
 
@@ -165,8 +165,8 @@ def rows(whole: dict, start: int, stop: int) -> dict:
 
 def compare(fakes: dict, reals: dict, frechet: str, device) -> dict[str, float]:
     """All scores of one set against another, the Frechet distance under the name `frechet`; and how many they are."""
-    from magnet.metrics import feature_scores, sliced_wasserstein
-    from magnet.randomness import stream
+    from magnet.evaluation.metrics import feature_scores, sliced_wasserstein
+    from magnet.support.random_streams import stream
 
     scores = {"samples": len(fakes["images"]), "references": len(reals["images"])}
     scores |= sliced_wasserstein(fakes["images"].to(device), reals["images"].to(device), stream(0, "patches"))
@@ -203,7 +203,7 @@ def table(scores: dict[str, dict[str, float]]) -> str:
 
 def at_equilibrium(key: str, returns: str) -> str:
     """A remark: which value a number of the equilibrium report has there, if it has one."""
-    from magnet.returns import equilibrium
+    from magnet.game.returns import equilibrium
 
     expected = {"accuracy": 0.5, "value": equilibrium(returns), "from": 0.0, "calibration": 0.0}
     kind = key.removeprefix("fresh_").split("_")[0]

@@ -18,7 +18,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from magnet.errors import UserError
+from magnet.support.errors import UserError
 
 ROW = 8  # pictures in a row of the grid
 FRAME = 60  # milliseconds
@@ -75,8 +75,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """The program; returns its exit status."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
-    from magnet.runs import load_agents, load_checkpoint, load_states, only_pictures
-    from magnet.sampling import Guide, Sampler, draw
+    from magnet.evaluation.sampling import Guide, Sampler, draw
+    from magnet.run.saved_runs import load_agents, load_checkpoint, load_states, only_pictures
 
     try:
         generators, discriminators, config = load_agents(*load_checkpoint(options.run), options.device)

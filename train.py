@@ -21,7 +21,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from magnet.config import CACHE, FREE_ON_RESUME, PRESETS, Config, check, complete, restored_config, settle
-from magnet.errors import Diverged, UserError
+from magnet.support.errors import Diverged, UserError
 
 # What imports torch is imported where it is needed: --help and a wrong word answer at once.
 
@@ -61,7 +61,7 @@ def resumed(run: Path, given: dict) -> tuple[Config, Path, dict]:
 
     Raises UserError if `given` asks for another game.
     """
-    from magnet import checkpoint
+    from magnet.run import checkpoint
 
     path, saved = checkpoint.latest(run / "checkpoints")
     config = restored_config(path, saved)
@@ -82,10 +82,10 @@ def train(config: Config, run: Path, trainer, evaluation, total: int, stop) -> N
 
     Raises Diverged and UserError.
     """
-    from magnet import checkpoint
-    from magnet.logbook import Logbook, write_progress
-    from magnet.sampling import FixedGrids
-    from magnet.stopping import goes_on
+    from magnet.evaluation.sampling import FixedGrids
+    from magnet.run import checkpoint
+    from magnet.run.logger import Logbook, write_progress
+    from magnet.run.signals import goes_on
 
     per_epoch, last_epoch = trainer.steps_per_epoch, math.ceil(total / trainer.steps_per_epoch)
     grids = FixedGrids(trainer.generators, trainer.faces, config.seed)
@@ -146,12 +146,12 @@ def build(config: Config, pixels, path: Path | None, saved: dict | None):
     """
     import torch
 
-    from magnet.environment import new_game
-    from magnet.evaluation import Evaluation
-    from magnet.faces import Faces
-    from magnet.gaussians import Points
-    from magnet.layout import first_fault, refuse, trainer_fault
+    from magnet.data.gaussians import Points
+    from magnet.data.image_dataset import Faces
+    from magnet.evaluation.scores import Evaluation
+    from magnet.game.environment import new_game
     from magnet.maddpg import MADDPG
+    from magnet.run.checkpoint_validation import first_fault, refuse, trainer_fault
 
     faces = Points(pixels, config.device) if config.points else Faces(pixels, config.device)
     if saved and saved["faces"] != faces.fingerprint:
@@ -175,8 +175,8 @@ def trial(config: Config, pixels) -> int | None:
 
     Images that stay in their file are not among them. None where the system does not tell. Raises UserError.
     """
-    from magnet.memory import peak
-    from magnet.sampling import FixedGrids
+    from magnet.evaluation.sampling import FixedGrids
+    from magnet.run.process_memory import peak
 
     trainer, _ = build(config, pixels, None, None)
     for _ in range(2):  # in the first the ring has nothing to be learned from
@@ -190,13 +190,14 @@ def start(given: dict, commands: argparse.Namespace, owned: ExitStack) -> int:
 
     owned: where the run's lock is held.
     """
-    from magnet import checkpoint, distributed
     from magnet.config import without_effect
-    from magnet.faces import load_faces
-    from magnet.gaussians import draw_points
-    from magnet.logbook import describe_environment, new_run, sole_owner, write_json
-    from magnet.stopping import Stop, goes_on
-    from magnet.summary import refuse_too_large, summary
+    from magnet.data.gaussians import draw_points
+    from magnet.data.image_dataset import load_faces
+    from magnet.run import checkpoint
+    from magnet.run.logger import describe_environment, new_run, sole_owner, write_json
+    from magnet.run.signals import Stop, goes_on
+    from magnet.run.summary import refuse_too_large, summary
+    from magnet.support import distributed
 
     run, path, saved, first = commands.resume, None, None, distributed.rank() == 0
     if run:
@@ -278,7 +279,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with ExitStack() as owned:
             if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's
-                from magnet.distributed import group
+                from magnet.support.distributed import group
 
                 owned.enter_context(group())
             given, commands = parse(sys.argv[1:] if arguments is None else arguments)
@@ -302,7 +303,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        from magnet.distributed import leave_after
+        from magnet.support.distributed import leave_after
 
         leave_after(main)
     sys.exit(main())

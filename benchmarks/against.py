@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train  # noqa: E402
 from benchmarks.options import new_parser, parse  # noqa: E402
 from magnet.config import PRESETS, Config  # noqa: E402
-from magnet.errors import UserError  # noqa: E402
+from magnet.support.errors import UserError  # noqa: E402
 
 # What imports torch is imported where it is needed: --help answers at once.
 
@@ -56,9 +56,9 @@ def program(config: Config, pixels, run: Path, owned: ExitStack, clock) -> tuple
     """
     from benchmarks.floor import period
     from benchmarks.measure import timed
-    from magnet import checkpoint
-    from magnet.logbook import Logbook, new_run
-    from magnet.sampling import FixedGrids
+    from magnet.evaluation.sampling import FixedGrids
+    from magnet.run import checkpoint
+    from magnet.run.logger import Logbook, new_run
 
     trainer = train.build(config, pixels, None, None)[0]
     run = new_run(run)
@@ -88,7 +88,7 @@ def measure(config: Config, folder: Path, repeats: int, workers: int, cpu_time: 
     from benchmarks.floor import period
     from benchmarks.measure import flops, in_turns, new_clock, ratios, spread
     from benchmarks.textbook import dcgan, five_networks
-    from magnet.faces import load_faces
+    from magnet.data.image_dataset import load_faces
 
     clock = new_clock(torch.device(config.device), cpu_time)
     pixels = load_faces(str(folder), config.image_size, cache_dir=folder.parent / "cache")
@@ -164,7 +164,7 @@ def main(arguments: list[str] | None = None) -> int:
         import torch
 
         from benchmarks.pictures import write_pictures
-        from magnet.logbook import describe_environment
+        from magnet.run.logger import describe_environment
 
         if options.threads:
             torch.set_num_threads(options.threads)

@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.options import new_parser, parse  # noqa: E402
 from magnet.config import CACHE, Config  # noqa: E402
-from magnet.errors import UserError  # noqa: E402
+from magnet.support.errors import UserError  # noqa: E402
 
 # What imports torch is imported where it is needed: --help answers at once.
 
@@ -39,7 +39,7 @@ FEW, MANY = 1_000, 200_000  # images, between which a step should take the same 
 
 def make_array(folder: Path, config: Config, workers: int | None = None) -> int:
     """Makes the array of a folder anew, and throws it away. Returns its bytes."""
-    from magnet.faces import load_faces
+    from magnet.data.image_dataset import load_faces
 
     with tempfile.TemporaryDirectory() as cache, contextlib.redirect_stderr(io.StringIO()):  # no progress bars
         pixels = load_faces(str(folder), config.image_size, cache_dir=Path(cache), workers=workers)
@@ -96,7 +96,7 @@ def until_first_step(words: list[str]) -> None:
 def measure_first_step(config: Config, words: list[str], repeats: int) -> dict:
     """Seconds from a program's start to the end of its first step, its array made before."""
     from benchmarks.measure import spread
-    from magnet.faces import load_faces
+    from magnet.data.image_dataset import load_faces
 
     if not config.points:
         load_faces(
@@ -143,7 +143,7 @@ def measure_steps(folder: Path, config: Config, options: argparse.Namespace) -> 
 
     from benchmarks.floor import period, steps
     from benchmarks.measure import in_turns, new_clock, ratios, spread
-    from magnet.faces import Faces
+    from magnet.data.image_dataset import Faces
 
     few, many = mapped(folder, FEW, config), mapped(folder, MANY, config)
     first, grown, late = (new_trainer(config, pixels) for pixels in (few, many, few))
@@ -221,7 +221,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from benchmarks.measure import peak_memory
     from benchmarks.pictures import write_pictures
-    from magnet.logbook import describe_environment
+    from magnet.run.logger import describe_environment
 
     if options.make:
         print(json.dumps(peak_memory(torch.device("cpu"), lambda: make_array(options.make, config))))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from magnet.discriminator_agent import critic_inputs
+from magnet.agents.discriminator import critic_inputs
 from magnet.maddpg import MADDPG, Batch
 
 FORWARD, TO_INPUTS, TO_PARAMETERS, DOUBLE = KINDS = "forward", "to inputs", "to parameters", "double backward"

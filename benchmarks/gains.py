@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.options import new_parser, parse  # noqa: E402
 from benchmarks.step import new_trainer  # noqa: E402
 from magnet.config import Config  # noqa: E402
-from magnet.errors import UserError  # noqa: E402
+from magnet.support.errors import UserError  # noqa: E402
 
 # What imports torch is imported where it is needed: --help answers at once.
 
@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
     import torch
 
     from benchmarks.measure import shown
-    from magnet.logbook import describe_environment
+    from magnet.run.logger import describe_environment
 
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from magnet.memory import resident_peak
+from magnet.run.process_memory import resident_peak
 
 BLOCK_SECONDS = 1.0  # about how long a block lasts, unless one call lasts longer
 Clock = Callable[[], float]

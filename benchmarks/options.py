@@ -4,7 +4,7 @@ import argparse
 
 import train
 from magnet.config import PRESETS, Config, check, complete, settle
-from magnet.errors import UserError
+from magnet.support.errors import UserError
 
 
 def new_parser(about: str, repeats: int) -> argparse.ArgumentParser:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from magnet.image_files import find_images
-from magnet.synthetic import draw_faces
+from magnet.data.image_files import find_images
+from magnet.data.synthetic import draw_faces
 
 CELEBA_SIZE = 178, 218
 

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train  # noqa: E402
 from benchmarks.options import new_parser, parse  # noqa: E402
 from magnet.config import Config, check  # noqa: E402
-from magnet.errors import UserError  # noqa: E402
+from magnet.support.errors import UserError  # noqa: E402
 
 # What imports torch is imported where it is needed: --help answers at once.
 
@@ -49,7 +49,7 @@ def new_trainer(config: Config):
     """A trainer of `config` on random images, or on points, that has made two steps, so that its targets differ."""
     import numpy as np
 
-    from magnet.gaussians import draw_points
+    from magnet.data.gaussians import draw_points
 
     if config.points:
         pixels = draw_points(config.data)
@@ -243,7 +243,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from benchmarks.measure import peak_memory
     from magnet import maddpg  # noqa: F401  (imported here, its size counts as taken before)
-    from magnet.logbook import describe_environment
+    from magnet.run.logger import describe_environment
 
     if options.threads:
         torch.set_num_threads(options.threads)

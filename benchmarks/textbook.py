@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, RandomSampler
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
+from magnet.agents.layers import image_stack
+from magnet.agents.networks import discriminator_networks, generator_networks, initialise
 from magnet.config import Config
-from magnet.layers import image_stack
-from magnet.networks import discriminator_networks, generator_networks, initialise
 
 NOISE = 0.1  # of exploration: the published value, as are gamma and tau
 GAMMA, TAU = 0.95, 0.01

@@ -15,15 +15,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from magnet.errors import UserError  # noqa: E402
+from magnet.support.errors import UserError  # noqa: E402
 
 
 def make_env(seed: int):
     """The game on 512 drawn faces of 32x32: states of 16, episodes of 25 states."""
-    from magnet.environment import FaceGame
-    from magnet.faces import Faces
-    from magnet.parallel_env import ParallelFaceGame
-    from magnet.synthetic import draw_faces
+    from magnet.data.image_dataset import Faces
+    from magnet.data.synthetic import draw_faces
+    from magnet.game.environment import FaceGame
+    from magnet.game.parallel_env import ParallelFaceGame
 
     faces = Faces(draw_faces(512, 32, seed)[0], "cpu")
     env = ParallelFaceGame(FaceGame(faces, 16, 25, ["generator"], ["discriminator"]))

@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from experiments import runs  # noqa: E402
 from magnet.config import PRESETS, Config, complete, settle  # noqa: E402
-from magnet.errors import UserError  # noqa: E402
+from magnet.support.errors import UserError  # noqa: E402
 
 BASE = ["--preset", "cpu", "--checkpoint-every", "5"]
 OF_IMAGES = ("data", "skip_bad_images", "hold_out", "image_size")
@@ -65,10 +65,10 @@ def scorer(features: Path, count: int) -> Callable[[Path], list[dict]]:
     import torch
 
     from evaluate import compare, described, pick
-    from magnet.metrics import exported_network
-    from magnet.randomness import stream
-    from magnet.runs import load_agents, load_checkpoint, load_states
-    from magnet.sampling import Sampler, draw
+    from magnet.evaluation.metrics import exported_network
+    from magnet.evaluation.sampling import Sampler, draw
+    from magnet.run.saved_runs import load_agents, load_checkpoint, load_states
+    from magnet.support.random_streams import stream
 
     device = settle(Config()).device
     embed, _ = exported_network(features, torch.device(device))
@@ -94,7 +94,7 @@ def scorer(features: Path, count: int) -> Callable[[Path], list[dict]]:
 
 def curve(run: Path, score: Callable[[Path], list[dict]]) -> list[dict]:
     """The scores of a run's checkpoints but that before step 1, by checkpoint and kind of sample."""
-    from magnet.checkpoint import listed
+    from magnet.run.checkpoint import listed
 
     minutes, batch = runs.minutes_at(run), Config(**json.loads((run / "config.json").read_text())).batch_size
     points = []
@@ -107,7 +107,7 @@ def curve(run: Path, score: Callable[[Path], list[dict]]) -> list[dict]:
 
 def ablate(options: argparse.Namespace, base: dict) -> None:
     """Trains and scores what options.out lacks; `base`: parameters of all runs. Raises UserError."""
-    from magnet.metrics import digest
+    from magnet.evaluation.metrics import digest
 
     if not options.features.is_file():
         raise UserError(f"There is no network {options.features}; make it with `python3 experiments/face_features.py`.")

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from magnet.config import CACHE, Config, settle  # noqa: E402
-from magnet.errors import UserError  # noqa: E402
+from magnet.support.errors import UserError  # noqa: E402
 
 SIZE, FEATURES = 64, 128
 HELD_OUT = 0.1  # share of the faces
@@ -56,8 +56,8 @@ def load_data(folder: str, attributes: Path):
     import numpy as np
     import torch
 
-    from magnet.faces import is_held_out, load_faces
-    from magnet.image_files import find_images
+    from magnet.data.image_dataset import is_held_out, load_faces
+    from magnet.data.image_files import find_images
 
     rows, values = read_attributes(attributes)
     names = [path.name for path in find_images(Path(folder))]
@@ -135,7 +135,7 @@ def learn(pixels, values, held_out, epochs: int, seed: int, device: str):
     import torch
     from torch import nn
 
-    from magnet.randomness import stream
+    from magnet.support.random_streams import stream
 
     torch.manual_seed(seed)
     torch.backends.cudnn.deterministic = True
@@ -169,7 +169,7 @@ def export(features, out: Path) -> None:
     """Writes the features' network, in evaluation on the CPU, to `out` as a program for any number of images."""
     import torch
 
-    from magnet.files import write_atomically
+    from magnet.support.atomic_files import write_atomically
 
     example = torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8)
     program = torch.export.export(features, (example,), dynamic_shapes=({0: torch.export.Dim("images")},))

@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from magnet import synthetic
-from magnet.errors import UserError
-from magnet.faces import from_uint8
-from magnet.files import write_atomically
-from magnet.randomness import stream
+from magnet.data import synthetic
+from magnet.data.image_dataset import from_uint8
+from magnet.support.atomic_files import write_atomically
+from magnet.support.errors import UserError
+from magnet.support.random_streams import stream
 
 # Those that can be seen at 32x32 (each is read rightly in over 98 % of unseen faces), and are discrete. So are the
 # eyes' four colours, but of 720 combinations 5,000 samples have too few each.

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import train
 from magnet.config import PRESETS, check, complete
-from magnet.errors import UserError
-from magnet.files import write_atomically
+from magnet.support.atomic_files import write_atomically
+from magnet.support.errors import UserError
 
 ROOT = Path(train.__file__).resolve().parent
 OWN = {"seed", "epochs", "steps", "keep", "name", "models_dir"}  # what a run gets from the table
@@ -123,8 +123,8 @@ def measure(options: argparse.Namespace, games: dict[tuple, dict], protocol: dic
 
     score: of a run's folder what is to stand in its line; protocol: how it does that.
     """
-    from magnet.checkpoint import prune
-    from magnet.logbook import sole_owner
+    from magnet.run.checkpoint import prune
+    from magnet.run.logger import sole_owner
 
     wanted = {key: {"flags": flags, "protocol": protocol} for key, flags in games.items()}
     options.models_dir.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@
     python3 experiments/variety.py --world synthetic --only 1x1 4x1 --steps 1500 --width 16
     python3 experiments/variety.py --world gaussians-25 --report        no training: the lines that there are
 
-Modes are the Gaussians of a mixture (magnet/gaussians.py), or combinations of the factors of drawn faces, which a
+Modes are the Gaussians of a mixture (magnet/data/gaussians.py), or combinations of the factors of drawn faces, which a
 network that is trained first, and kept beside the lines, reads off them (factors.py). All further words are train.py's
 flags, for every run. A line of the output is a run. Stop it at any time: the same command goes on, and leaves finished
 lines alone. At the end, a table in Markdown and a figure beside the lines (it needs matplotlib).
@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import figures, runs  # noqa: E402
 from magnet.config import Config, complete  # noqa: E402
-from magnet.errors import UserError  # noqa: E402
+from magnet.support.errors import UserError  # noqa: E402
 
 # name: steps, and the base.
 WORLDS = {
@@ -55,7 +55,7 @@ def size_of_generator(config: Config) -> int:
     """The parameters of one G."""
     import torch
 
-    from magnet.networks import generator_networks
+    from magnet.agents.networks import generator_networks
 
     with torch.device("meta"):
         return sum(p.numel() for p in generator_networks(config)["generator"]().parameters())
@@ -84,7 +84,7 @@ def counter(world: str, factors: Path) -> Counter:
     import torch
 
     if world != "synthetic":
-        from magnet import gaussians
+        from magnet.data import gaussians
 
         points = torch.from_numpy(gaussians.draw_points(world, gaussians.SHOWN, seed=1))
         data = gaussians.count_modes(points, world)
@@ -94,8 +94,8 @@ def counter(world: str, factors: Path) -> Counter:
         )  # fmt: skip
 
     from experiments.factors import count_combinations, drawn, trained_reader
-    from magnet.metrics import digest, sliced_wasserstein
-    from magnet.randomness import stream
+    from magnet.evaluation.metrics import digest, sliced_wasserstein
+    from magnet.support.random_streams import stream
 
     reader, known = trained_reader(factors)
     faces, others = (drawn(FACES, seed)[0] for seed in (2, 3))
@@ -115,8 +115,8 @@ def scored(run: Path, judge: Counter) -> dict:
 
     Prior samples of the running averages; the sizes of all G and of all D_a, in parameters.
     """
-    from magnet.runs import load_agents, load_checkpoint
-    from magnet.sampling import Sampler, draw
+    from magnet.evaluation.sampling import Sampler, draw
+    from magnet.run.saved_runs import load_agents, load_checkpoint
 
     generators, discriminators, config = load_agents(*load_checkpoint(run), "cpu")
     samplers = [Sampler(agent, None) for agent in generators]

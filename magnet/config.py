@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from magnet.errors import UserError
+from magnet.support.errors import UserError
 
 GAUSSIANS = ("gaussians-8", "gaussians-25")  # see gaussians.py
 
@@ -44,7 +44,7 @@ class Config:
     generators: int = parameter(1, "N, generator agents, who all answer the same states", low=1, high=64)
     discriminators: int = parameter(1, "M, discriminator agents, who all judge all images", low=1, high=64)
     returns: str = parameter(
-        "log", "what the players earn (magnet/returns.py)",
+        "log", "what the players earn (magnet/game/returns.py)",
         choices=("log", "minimax", "hinge", "least-squares", "wasserstein", "relativistic"),
     )  # fmt: skip
     specialise: float = parameter(0.0, "weight of generators' return for being told apart", low=0, high=1e6)

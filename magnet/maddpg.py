@@ -21,14 +21,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from magnet.agent import Metrics
+from magnet.agents.agent import Metrics
+from magnet.agents.discriminator import DiscriminatorAgent, critic_inputs
+from magnet.agents.generator import Act, GeneratorAgent
+from magnet.agents.networks import Discrimination
 from magnet.config import agent_names
-from magnet.discriminator_agent import DiscriminatorAgent, critic_inputs
-from magnet.distributed import average, own, size, whole
-from magnet.generator_agent import Act, GeneratorAgent
-from magnet.networks import Discrimination
-from magnet.randomness import derived_seed, stream
-from magnet.replay import Replay
+from magnet.game.replay_buffer import Replay
+from magnet.support.distributed import average, own, size, whole
+from magnet.support.random_streams import derived_seed, stream
 
 
 @dataclass

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from magnet.agent import Agent
+from magnet.agents.agent import Agent
 from magnet.config import Config
-from magnet.environment import new_game
-from magnet.faces import Faces
+from magnet.data.image_dataset import Faces
+from magnet.game.environment import new_game
 from magnet.maddpg import MADDPG
 
 pytest.register_assert_rewrite("downloads")  # fixtures of some test files

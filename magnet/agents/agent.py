@@ -1,0 +1,107 @@
+"""What both kinds of agent share: networks with targets and optimizers, how they step, and how a critic learns.
+
+DDPG (Lillicrap et al. 2015, arXiv 1509.02971) for each agent, as in MADDPG (Lowe et al. 2017, arXiv 1706.02275).
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from magnet.game import returns
+from magnet.support.distributed import average, own, size
+from magnet.support.random_streams import derived_seed, restore, stream
+
+Metrics = dict[str, Tensor]
+
+
+@torch.no_grad()
+def soft_update(target: nn.Module, online: nn.Module, tau: float) -> None:
+    """target <- tau * online + (1 - tau) * target; BatchNorm's statistics are copied, they are averages already."""
+    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), tau)
+    for moved, source in zip(target.buffers(), online.buffers(), strict=True):
+        moved.copy_(source)
+
+
+class Agent:
+    """What both kinds share: networks by name, a target and an optimizer for each, random numbers of their own."""
+
+    def __init__(
+        self, name: str, config, device: torch.device, makers: dict[str, Callable[[], nn.Module]], index: int = 0
+    ):  # fmt: skip
+        """makers: what makes each network. Its first weights follow from the run's seed and its name alone, so that all
+        games of one seed, plain GANs too, start from the same G and D_a. index: its place among the agents of its kind.
+        """
+        self.name, self.config, self.device, self.index = name, config, device, index
+        self.random = stream(config.seed, name, device)
+        place = {"device": device, "memory_format": torch.channels_last}
+        self.networks = {}
+        for key, make in makers.items():
+            with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
+                torch.default_generator.manual_seed(derived_seed(config.seed, f"{name}/{key}"))
+                self.networks[key] = make().to(**place)
+        self.targets = {key: copy.deepcopy(net).requires_grad_(False).to(**place) for key, net in self.networks.items()}
+        self.optimizers = {
+            key: torch.optim.Adam(net.parameters(), lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+            for key, net in self.networks.items()
+        }
+
+    @property
+    def critic(self) -> nn.Module | None:
+        """The critic; None where the actor follows the return itself (lambda 1, a plain GAN)."""
+        return self.networks.get("critic")
+
+    def drawn(self, how: Callable[..., Tensor], rows: int, *shape: int) -> Tensor:
+        """Random numbers (rows, *shape) by `how`, torch.randn or torch.rand.
+
+        Of several processes each draws those of the whole batch, so that their generators stay alike.
+        """
+        return own(how(size() * rows, *shape, generator=self.random, device=self.device))
+
+    def descend(self, key: str) -> Tensor:
+        """One optimizer step on the gradients that `key` holds, which are then cleared. Returns their norm, ().
+
+        Of several processes each holds the gradient of its rows' mean; the step is on the mean over all.
+        """
+        parameters = list(self.networks[key].parameters())
+        average(p.grad for p in parameters)
+        norm = nn.utils.get_total_norm(p.grad for p in parameters)
+        self.optimizers[key].step()
+        self.optimizers[key].zero_grad()
+        return norm
+
+    def update_targets(self) -> None:
+        """Every target moves by tau: the last line of Algorithm 1."""
+        for key, target in self.targets.items():
+            soft_update(target, self.networks[key], self.config.tau)
+
+    def update_critic(self, features: Tensor, actions: Tensor, reward: Tensor, next_value: Tensor | None) -> Metrics:
+        """Alg. 1, line 12: one step of the critic by the squared TD error.
+
+        features (B, F) and actions (B, A), as the critic takes them, reward (B,), next_value Q'(s', a') (B,) or None if
+        gamma = 0: all without a graph.
+        """
+        target = returns.td_target(reward, next_value, self.config.gamma)
+        loss = (self.critic(features, actions) - target).square().mean()
+        loss.backward()
+        return {"td_error": loss.detach(), "critic_gradient": self.descend("critic")}
+
+    def state_dict(self) -> dict:
+        """Networks, targets, optimizers and random state: the live tensors, to be written before the next step."""
+        parts = {"networks": self.networks, "targets": self.targets, "optimizers": self.optimizers}
+        saved = {part: {key: one.state_dict() for key, one in members.items()} for part, members in parts.items()}
+        return saved | {"random": self.random.get_state()}
+
+    def load_state_dict(self, saved: dict) -> None:
+        """Takes over what `state_dict` gave."""
+        self.load_networks(saved)
+        for key, optimizer in self.optimizers.items():  # learning rate and decays are the config's
+            optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizers"][key]["state"]})
+        restore(self.random, saved["random"])
+
+    def load_networks(self, saved: dict) -> None:
+        """Of what `state_dict` gave takes the networks and targets alone, which is enough for sampling."""
+        for key in self.networks:
+            self.networks[key].load_state_dict(dict(saved["networks"][key]))  # without what PyTorch hides beside it
+            self.targets[key].load_state_dict(dict(saved["targets"][key]))

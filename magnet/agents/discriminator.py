@@ -1,0 +1,113 @@
+"""The discriminator agent: D_a, which tells real images from generated ones, and D_c, which values its answers."""
+
+import torch
+from torch import Tensor
+
+from magnet.agents.agent import Agent, Metrics
+from magnet.agents.networks import Discrimination, discriminator_networks
+from magnet.game import returns
+from magnet.support.distributed import whole
+
+
+def critic_inputs(outputs: list[Discrimination]) -> tuple[Tensor, Tensor]:
+    """What D_c sees of D_a's outputs on real images (B, ...), then on each of N generators': features ((1 + N) B, F),
+    without their graph, and actions ((1 + N) B, 2): label * logit, and the label, 1 for real images and -1 for
+    generated ones.
+
+    MADDPG's critic knows the other agents' actions (Lowe et al. 2017, eq. 6): here, which images are a generator's.
+    label * logit is the logit of the right answer. With the logit itself beside the label the critic has to learn their
+    product, and D_a may run away before it has (docs/results.md).
+    """
+    features, logits, _ = zip(*outputs, strict=True)
+    labels = [torch.ones_like(logits[0]), *[-torch.ones_like(one) for one in logits[1:]]]
+    labels = torch.cat(labels)
+    return torch.cat(features).detach(), torch.stack([labels * torch.cat(logits), labels], dim=1)
+
+
+def per_kind(values: Tensor, real: int) -> Tensor:
+    """The mean of the first `real` values, which are of real images, plus that of the others: a scalar.
+
+    The discriminator's return is such a sum, whatever the number of generators.
+    """
+    return values[:real].mean() + values[real:].mean()
+
+
+class DiscriminatorAgent(Agent):
+    """D_a and D_c. Its action on an image is the logit l of the chance that the image is real."""
+
+    def __init__(self, name: str, config, device: torch.device, index: int = 0):
+        """index: its place among the discriminators."""
+        super().__init__(name, config, device, discriminator_networks(config), index)
+
+    def update(self, batch) -> Metrics:
+        """Critic, then actor, on real and generated images. batch: maddpg.Batch, all of it known."""
+        config, metrics, outputs, real = self.config, {}, batch.outputs[self.index], batch.real
+        _, logits, classes = zip(*outputs, strict=True)
+        real_logits, fake_logits = logits[0], torch.stack(logits[1:])
+        earned = returns.discriminator_return(real_logits=real_logits, fake_logits=fake_logits, kind=config.returns)
+        loss = -earned.mean()
+        if self.critic:
+            features, actions = critic_inputs(outputs)
+            actions.retain_grad()
+
+            def reward(right: Tensor) -> Tensor:
+                """What logits of the right answers would earn, ((1 + N) B,) each, were all others as D_a gave them."""
+                logits = actions[:, 1].detach() * right
+                real, fake = logits[: len(real_logits)], logits[len(real_logits) :].view_as(fake_logits)
+                on_real = returns.judgement_return(real.expand_as(fake), 1.0, config.returns, fake_logits.detach())
+                on_fake = returns.judgement_return(fake, -1.0, config.returns, real_logits.detach())
+                return torch.cat([on_real.mean(dim=0), on_fake.flatten()])
+
+            explored = actions.detach().clone()
+            explored[:, 0] += self.drawn(torch.randn, len(explored))
+            next_value = batch.next_values[self.name]
+            metrics = self.update_critic(features, explored, reward(explored[:, 0]), next_value)
+            value = self.critic(features, actions)  # Alg. 1, line 13
+            loss = config.lambda_discriminator * loss - (1 - config.lambda_discriminator) * per_kind(value, len(real))
+        if config.specialise:
+            named = [returns.classification_return(c, i) for i, c in enumerate(classes[1:])]
+            loss = loss - config.specialise * torch.stack(named).mean()
+            right = [(c.argmax(dim=1) == i).float().mean() for i, c in enumerate(classes[1:])]
+            metrics["classified_rightly"] = torch.stack(right).mean()
+        if batch.r1:  # at the gradient of the pass that judged the real images
+            (gradient,) = torch.autograd.grad(real_logits.sum(), real, create_graph=True)
+            penalty = returns.gradient_penalty(gradient, 0.0)
+            loss = loss + batch.r1 / 2 * penalty
+            metrics["r1"] = penalty.detach()
+        loss.backward(inputs=[*self.networks["actor"].parameters(), *([actions] if self.critic else [])])
+        real = real.detach()
+        if config.r2:
+            metrics["r2"] = self.penalise(batch.fakes, 0.0, config.r2 / 2)
+        if config.gradient_penalty:
+            place = self.drawn(torch.rand, len(real), *[1] * (real.ndim - 1))
+            between = torch.cat([torch.lerp(real, fake, place) for fake in batch.fakes])
+            metrics["gradient_penalty"] = self.penalise([between], 1.0, config.gradient_penalty)
+        metrics["actor_gradient"] = self.descend("actor")
+        if self.critic:
+            leaf = actions[:, 0].detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(per_kind(reward(leaf), len(real)), leaf)
+            metrics["gradient_cosine"] = returns.gradient_cosine(whole(-actions.grad[:, 0]), whole(gradient))
+
+        fresh = batch.fresh  # accuracies are of the game as it was played
+        real_logits, fake_logits = whole(real_logits.detach()[:fresh]), whole(fake_logits.detach().T[:fresh]).T
+        border = returns.border(real_logits, fake_logits, config.returns)
+        return metrics | {
+            "accuracy_real": (real_logits > border).float().mean(),
+            "accuracy_fake": (fake_logits <= border).float().mean(),
+        }
+
+    def penalise(self, batches: list[Tensor], norm: float, weight: float) -> Tensor:
+        """Adds to D_a's gradient that of `weight` times the penalty on its gradient in images; returns the penalty.
+
+        batches: images (B, 3, S, S) that are judged together; the penalty is their mean. The gradient is that of the
+        batch's summed logits: with BatchNorm an image moves its neighbours' too, a little. With spectral_norm, which
+        has no BatchNorm, it is the image's own.
+        """
+        penalties = []
+        for images in batches:
+            images = images.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self.networks["actor"](images).sum(), images, create_graph=True)
+            penalty = returns.gradient_penalty(gradient, norm)
+            (weight / len(batches) * penalty).backward(inputs=list(self.networks["actor"].parameters()))
+            penalties.append(penalty.detach())
+        return torch.stack(penalties).mean()

@@ -1,0 +1,97 @@
+"""The generator agent: G_a, which answers states, G, which makes images of its actions, and G_c, which values them."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from magnet.agents.agent import Agent, Metrics
+from magnet.agents.networks import generator_networks
+from magnet.game import returns
+from magnet.support.distributed import whole
+
+
+class Act(NamedTuple):
+    """A generator agent's answer to states. Of a plain GAN there is neither a policy nor an embedding."""
+
+    action: Tensor  # z (B, nz), with exploration
+    policy: Tensor | None  # mu(s, h) (B, nz), the policy's own action
+    recurrent: Tensor  # the next recurrent state, without a graph
+    embedding: Tensor | None  # of the states (B, nz), as the LSTM takes them, without a graph
+
+
+class GeneratorAgent(Agent):
+    """G_a, G and G_c. Its action on a state is the hidden state z, of which G makes an image.
+
+    In a plain GAN (Goodfellow et al. 2014) there is G alone: its actions are noise, whatever the state.
+    """
+
+    def __init__(self, name: str, config, device: torch.device, index: int = 0):
+        """index: its place among the generators."""
+        super().__init__(name, config, device, generator_networks(config), index)
+
+    def initial_recurrent(self, batch: int) -> Tensor:
+        """The recurrent state at the start of an episode: zeros (B, 2, layers, hidden), or (B, 0) of a plain GAN."""
+        if "actor" not in self.networks:
+            return torch.zeros(batch, 0, device=self.device)
+        return self.networks["actor"].initial_recurrent(batch)
+
+    def act(self, state: Tensor, recurrent: Tensor) -> Act:
+        """Alg. 1, line 5, on states (B, 3, S, S); of a plain GAN noise, whatever the state."""
+        noise = self.drawn(torch.randn, len(state), self.config.nz)
+        if "actor" not in self.networks:
+            return Act(noise, None, recurrent, None)
+        policy, recurrent, embedding = self.networks["actor"].act(state, recurrent)
+        explored = returns.explore(policy, sigma=self.config.exploration, noise=noise)
+        random = self.drawn(torch.rand, len(state), 1) < self.config.epsilon
+        return Act(torch.where(random, noise, explored), policy, recurrent.detach(), embedding.detach())
+
+    def update(self, batch, discriminators: list[nn.Module]) -> Metrics:
+        """Critic, then actor: G_a and G ascend Q of G_a's present actions (at lambda > 0 the return as well).
+
+        batch: maddpg.Batch, all of it known. discriminators: the M D_a's.
+        """
+        config, metrics = self.config, {}
+        policy, embedding = batch.acts[self.index].policy, batch.acts[self.index].embedding
+        if self.critic:  # G_c's view of the images that were played, the M discriminators' features: (B, M F)
+            played = torch.cat([one[1 + self.index].features.detach() for one in batch.outputs], dim=1)
+            metrics = self.update_critic(embedding, played, batch.rewards[self.name], batch.next_values[self.name])
+        outputs = [discriminator.discriminate(batch.images[self.index]) for discriminator in discriminators]
+        features, logits, classes = zip(*outputs, strict=True)
+        beside = None
+        if config.returns == "relativistic":
+            with torch.no_grad():
+                beside = torch.stack([discriminator(batch.real) for discriminator in discriminators])
+        objective = earned = returns.generator_return(torch.stack(logits), config.returns, beside).mean(dim=0)
+        if self.critic:  # Alg. 1, line 13
+            actions = torch.cat(features, dim=1)
+            actions.retain_grad()
+            gradients = torch.autograd.grad(earned.sum(), features, retain_graph=True)
+            value = self.critic(embedding, actions)
+            objective = config.lambda_generator * earned + (1 - config.lambda_generator) * value
+        loss = -objective.mean()
+        if config.specialise:
+            classified = torch.stack([returns.classification_return(c, self.index) for c in classes]).mean()
+            loss = loss - config.specialise * classified
+            metrics["classified"] = classified.detach()
+        if policy is not None:
+            policy = whole(policy)
+            diversity = returns.diversity_return(policy)
+            loss = loss - config.diversity_weight * diversity
+        learners = [network for key, network in self.networks.items() if key != "critic"]  # nor do discriminators learn
+        inputs = [p for network in learners for p in network.parameters()]
+        loss.backward(inputs=[*inputs, *([actions] if self.critic else [])])
+        metrics["generator_gradient"] = self.descend("generator")
+        if self.critic:
+            gradient = torch.cat(gradients, dim=1)
+            metrics["gradient_cosine"] = returns.gradient_cosine(whole(-actions.grad), whole(gradient))
+        if policy is None:
+            return metrics
+        metrics["actor_gradient"] = self.descend("actor")
+        policy = policy.detach()
+        return metrics | {
+            "diversity": diversity.detach(),
+            "z_correlation": returns.mean_correlation(policy),
+            # Normalised, z always has unit deviation: what tells of a collapse is the deviation before.
+            "z_deviation": self.networks["actor"].normalise.running_var.sqrt().mean(),
+        }

@@ -1,0 +1,112 @@
+"""Layers that the networks are built of: convolutions in bfloat16 or float32, BatchNorm over all processes, stacks.
+
+A stack of layers turns an image (B, 3, S, S), or a point (B, 2), into features (B, F).
+"""
+
+import torch
+from torch import nn
+
+from magnet.support.distributed import size, whole
+
+SMALLEST_MAP = 4  # pixels: the stacks of convolutions end, and the generator begins, at 4x4
+
+
+def feature_maps(image_size: int, width: int) -> list[int]:
+    """Number of maps after each halving, from S/2 down to 4x4: 64-128-256-512 at S = 64 and width 64."""
+    halvings = (image_size // SMALLEST_MAP).bit_length() - 1
+    return [min(width * 2**level, width * 8) for level in range(halvings)]
+
+
+class Convolutions(nn.Sequential):
+    """Layers that compute in bfloat16 if so told; float32 goes in and comes out, forward and backward."""
+
+    def __init__(self, *layers: nn.Module, bf16: bool):
+        super().__init__(*layers)
+        self.bf16 = bf16
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """As nn.Sequential."""
+        if not self.bf16:
+            return super().forward(x)
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return super().forward(x).float()
+
+
+class Normalise(torch.autograd.Function):
+    """Mean 0 and variance 1 of each channel over all processes' rows (Ioffe and Szegedy 2015, arXiv 1502.03167).
+
+    PyTorch's SyncBatchNorm runs on GPUs alone, and cannot be differentiated twice, as R1 asks for. This can, because
+    its backward pass is made of its outputs.
+    """
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, eps: float) -> tuple[torch.Tensor, ...]:
+        """x (B, C, ...) float -> normalised; and, (C, ...) each, 1 / deviation, mean and variance."""
+        ctx.dims = [0, *range(2, x.ndim)]
+        mean = x.mean(ctx.dims, keepdim=True)
+        centred = x - mean
+        variance = centred.square().mean(ctx.dims, keepdim=True)
+        means, variances = whole(torch.cat([mean, variance])[None]).unbind(1)  # (processes, C, ...) each
+        own_mean, mean, variance = mean, means.mean(dim=0), variances.mean(dim=0) + means.var(dim=0, correction=0)
+        scale = (variance + eps).rsqrt()
+        normalised = (centred + (own_mean - mean)) * scale
+        ctx.save_for_backward(normalised, scale)
+        ctx.mark_non_differentiable(mean, variance)
+        return normalised, scale, mean, variance
+
+    @staticmethod
+    def backward(ctx, slope: torch.Tensor, scale_slope: torch.Tensor, *_) -> tuple[torch.Tensor, None]:
+        """The slope at x. scale_slope is other than 0 only when a backward pass is itself differentiated (R1)."""
+        normalised, scale = ctx.saved_tensors
+        sums = [one.sum(ctx.dims).view(scale.shape) for one in (slope, slope * normalised)]
+        sums = whole(torch.stack([*sums, scale_slope])[None]).sum(dim=0)
+        shift, along, scaled = sums / (size() * slope.numel() / slope.shape[1])
+        return scale * (slope - shift - normalised * (along + scale * scaled)), None
+
+
+class WholeBatchNorm:
+    """What makes a BatchNorm of PyTorch's one whose statistics in training are of all processes' rows."""
+
+    alone = False  # whether this process shows it rows that are no share of a batch
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C) or (B, C, H, W), shaped alike."""
+        if self.alone or size() == 1 or not self.training:
+            return super().forward(x)
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        normalised, _, mean, variance = Normalise.apply(exact, self.eps)
+        with torch.no_grad():
+            count = size() * x.numel() / x.shape[1]
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean.flatten(), self.momentum)
+            self.running_var.lerp_(variance.flatten() * (count / (count - 1)), self.momentum)
+        if self.affine:
+            normalised = torch.addcmul(self.bias.view(mean.shape), normalised, self.weight.view(mean.shape))
+        return normalised.to(x.dtype)
+
+
+class BatchNorm1d(WholeBatchNorm, nn.BatchNorm1d):
+    """nn.BatchNorm1d over all processes' rows."""
+
+
+class BatchNorm2d(WholeBatchNorm, nn.BatchNorm2d):
+    """nn.BatchNorm2d over all processes' rows."""
+
+
+def image_stack(image_size: int, width: int, bf16: bool = False, batch_norm: bool = True) -> tuple[Convolutions, int]:
+    """Strided convolutions (B, 3, S, S) -> (B, F), and F, which is 16 x the last number of maps."""
+    layers, channels = [], 3
+    for level, maps in enumerate(feature_maps(image_size, width)):
+        normalised = batch_norm and level > 0
+        layers.append(nn.Conv2d(channels, maps, 4, stride=2, padding=1, bias=not normalised))
+        if normalised:
+            layers.append(BatchNorm2d(maps))
+        layers.append(nn.LeakyReLU(0.2, inplace=True))
+        channels = maps  # (B, maps, S / 2^(level + 1), S / 2^(level + 1))
+    return Convolutions(*layers, nn.Flatten(), bf16=bf16), channels * SMALLEST_MAP**2
+
+
+def point_stack(width: int) -> tuple[nn.Sequential, int]:
+    """Linear layers, points (B, 2) -> (B, width), and width."""
+    layers = [nn.Linear(2, width), nn.LeakyReLU(0.2), nn.Linear(width, width), nn.LeakyReLU(0.2)]
+    return nn.Sequential(*layers, nn.Linear(width, width), nn.LeakyReLU(0.2)), width

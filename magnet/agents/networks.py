@@ -1,0 +1,190 @@
+"""The five networks of MAGNET, in the manner of DCGAN (Radford et al. 2015, arXiv 1511.06434).
+
+    G_a  GeneratorActor      state, recurrent state -> action z         which hidden state for the next picture
+    G    Generator           action z               -> image            the picture
+    G_c  Critic              state, G(z)            -> value Q(s, z)
+    D_a  DiscriminatorActor  image                  -> logit l          the chance that it is real is sigmoid(l)
+    D_c  Critic              image, l, label        -> value Q(x, l)
+
+Images are (B, 3, S, S) float in [-1, 1] with S = 32, 64 or 128. A network builds its layers and runs forward, no more.
+The two actors begin with a stack of layers (layers.py) that turns an image into features (B, F).
+All is float32; with bf16 the convolutions, and they alone, compute in bfloat16.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from magnet.agents.layers import BatchNorm1d, BatchNorm2d, Convolutions, feature_maps, image_stack, point_stack
+
+
+class Discrimination(NamedTuple):
+    """What D_a makes of images."""
+
+    features: torch.Tensor  # (B, F)
+    logits: torch.Tensor  # (B,), above 0 means real
+    classes: torch.Tensor | None  # (B, generators), the classifier's logits, where there is one
+
+
+def initialise(module: nn.Module) -> None:
+    """DCGAN's start: convolutions N(0, 0.02), BatchNorm gains N(1, 0.02). Linear and LSTM layers keep PyTorch's own."""
+    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)
+
+
+class GeneratorActor(nn.Module):
+    """G_a, the generator's policy: what it sees and remembers -> its action, the hidden state z for the next picture.
+
+    The recurrent state of the LSTM goes in and comes out as one tensor (B, 2, layers, hidden), its h and c.
+    """
+
+    def __init__(self, stack: nn.Module, features: int, nz: int, layers: int = 2, hidden: int = 128):
+        super().__init__()
+        self.stack = stack
+        # BatchNorm brings what tells states apart to unit deviation, by which policy samples win (docs/results.md).
+        self.embed = nn.Sequential(nn.Linear(features, nz), BatchNorm1d(nz))
+        self.lstm = nn.LSTM(nz, hidden, layers)
+        self.action = nn.Linear(hidden, nz)
+        # No gain and no bias: each coordinate of z has mean 0 and variance 1 over the batch, as noise N(0, I) has.
+        self.normalise = BatchNorm1d(nz, eps=1e-8, affine=False)  # eps: deviations start at about 0.01
+        self.recurrent_shape = (2, layers, hidden)
+        self.apply(initialise)
+
+    def initial_recurrent(self, batch: int) -> torch.Tensor:
+        """The recurrent state at the start of an episode: zeros (B, 2, layers, hidden)."""
+        return self.action.weight.new_zeros(batch, *self.recurrent_shape)
+
+    def forward(self, state: torch.Tensor, recurrent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """state (B, 3, S, S), recurrent (B, 2, layers, hidden) -> z (B, nz), the next recurrent state, shaped alike."""
+        return self.act(state, recurrent)[:2]
+
+    def act(self, state: torch.Tensor, recurrent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As `forward`; and the embedding of the state (B, nz), which is the LSTM's input and G_c's."""
+        h, c = recurrent.permute(1, 2, 0, 3).contiguous()  # each (layers, B, hidden)
+        embedding = self.embed(self.stack(state))
+        out, (h, c) = self.lstm(embedding.unsqueeze(0), (h, c))  # a sequence of one state
+        z = self.normalise(self.action(out.squeeze(0)))
+        return z, torch.stack([h, c]).permute(2, 0, 1, 3), embedding
+
+
+class Generator(nn.Module):
+    """G, from the hidden state to the picture: transposed convolutions, nz -> 512x4x4 -> ... -> 3xSxS."""
+
+    def __init__(self, image_size: int, width: int, nz: int, bf16: bool = False):
+        super().__init__()
+        maps = feature_maps(image_size, width)[::-1]
+        layers = [nn.ConvTranspose2d(nz, maps[0], 4, stride=1, padding=0, bias=False)]  # (B, 8 width, 4, 4)
+        for channels, wider in zip(maps[1:], maps[:-1], strict=True):  # each doubles the side
+            layers += [BatchNorm2d(wider), nn.ReLU(inplace=True)]
+            layers.append(nn.ConvTranspose2d(wider, channels, 4, stride=2, padding=1, bias=False))
+        layers += [BatchNorm2d(maps[-1]), nn.ReLU(inplace=True)]
+        layers += [nn.ConvTranspose2d(maps[-1], 3, 4, stride=2, padding=1), nn.Tanh()]  # (B, 3, S, S)
+        self.layers = Convolutions(*layers, bf16=bf16)
+        self.apply(initialise)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        """z (B, nz), about N(0, I) -> images (B, 3, S, S) in [-1, 1]."""
+        return self.layers(z[:, :, None, None])
+
+
+class PointGenerator(nn.Module):
+    """G of points in the plane: linear layers, nz -> width -> width -> width -> 2."""
+
+    def __init__(self, width: int, nz: int):
+        super().__init__()
+        layers = [nn.Linear(nz, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        """z (B, nz), about N(0, I) -> points (B, 2), without bounds."""
+        return self.layers(z)
+
+
+class DiscriminatorActor(nn.Module):
+    """D_a, the discriminator's policy: an image -> the logit of the chance that it is real.
+
+    With spectral_norm every layer has spectral norm 1 (Miyato et al. 2018, arXiv 1802.05957).
+    """
+
+    def __init__(self, stack: nn.Module, features: int, spectral_norm: bool = False, classes: int = 0):
+        """classes: how many generators a classifier beside the logit tells apart; 0: there is none."""
+        super().__init__()
+        self.stack = stack
+        self.logit = nn.Linear(features, 1)
+        self.classifier = nn.Linear(features, classes) if classes else None
+        self.apply(initialise)
+        if spectral_norm:
+            for layer in list(self.modules()):
+                if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                    nn.utils.parametrizations.spectral_norm(layer)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """images (B, 3, S, S) in [-1, 1] -> logits (B,); above 0 means real."""
+        return self.discriminate(images).logits
+
+    def discriminate(self, images: torch.Tensor) -> Discrimination:
+        """images (B, 3, S, S) in [-1, 1] -> features, logits and, where there is a classifier, its logits."""
+        features = self.stack(images)
+        classes = self.classifier(features) if self.classifier else None
+        return Discrimination(features, self.logit(features).squeeze(1), classes)
+
+
+class Critic(nn.Module):
+    """Q(observation, action), of features that actors have of either: a critic has no convolutions of its own.
+
+    G_c: what G_a sees of the state (B, nz), and D_a's features of G(z). D_c: D_a's features of an image, and the pair
+    (label * logit, label). Both are embedded at one width, or D's one logit is lost among the features. SiLU,
+    because an actor follows dQ/da.
+    """
+
+    def __init__(self, features: int, actions: int, hidden: int = 128):
+        super().__init__()
+        self.embed = nn.Linear(features, hidden)
+        self.embed_action = nn.Sequential(nn.Linear(actions, hidden), nn.SiLU())
+        self.head = nn.Sequential(
+            nn.Linear(2 * hidden, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 1)
+        )
+
+    def forward(self, features: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """features (B, F), actions (B, A) -> values (B,)."""
+        return self.head(torch.cat([self.embed(features), self.embed_action(actions)], dim=1)).squeeze(1)
+
+
+def encoder(config, width: int, batch_norm: bool = True) -> tuple[nn.Module, int]:
+    """Layers from an image or a point to features (B, F), and F: what an actor begins with."""
+    if config.points:
+        return point_stack(width)
+    return image_stack(config.image_size, width, config.precision == "bf16", batch_norm)
+
+
+def generator_networks(config) -> dict[str, Callable[[], nn.Module]]:
+    """What makes G_a, G and G_c; at lambda 1 no G_c, of a plain GAN G alone."""
+    if config.points:
+        networks = {"generator": lambda: PointGenerator(config.width, config.nz)}
+    else:
+        bf16 = config.precision == "bf16"
+        networks = {"generator": lambda: Generator(config.image_size, config.width, config.nz, bf16)}
+    if config.algorithm == "gan":
+        return networks
+    networks["actor"] = lambda: GeneratorActor(*encoder(config, config.width // 2), config.nz)
+    if config.lambda_generator < 1:
+        networks["critic"] = lambda: Critic(config.nz, config.discriminators * config.features)
+    return networks
+
+
+def discriminator_networks(config) -> dict[str, Callable[[], nn.Module]]:
+    """What makes D_a and D_c; at lambda 1, and of a plain GAN, D_a alone."""
+
+    def actor() -> nn.Module:
+        # Spectral normalisation takes the place of BatchNorm, whose gains would undo it.
+        stack, features = encoder(config, config.width, batch_norm=not config.spectral_norm)
+        return DiscriminatorActor(stack, features, config.spectral_norm, config.generators if config.specialise else 0)
+
+    if config.algorithm == "gan" or config.lambda_discriminator == 1:
+        return {"actor": actor}
+    return {"actor": actor, "critic": lambda: Critic(config.features, 2)}

@@ -1,0 +1,1 @@
+"""Data: images and points as data sets on a device."""

@@ -1,0 +1,1 @@
+"""Evaluation: samples of trained agents and their scores."""

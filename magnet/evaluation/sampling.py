@@ -1,0 +1,232 @@
+"""How a trained generator agent is sampled: its averaged networks, with statistics of BatchNorm of their own.
+
+Prior samples are G(z) of noise z ~ N(0, I), policy samples G(z) of the z with which G_a answers real states, guided
+samples G(z) of noise that was moved to where the discriminator takes G(z) for real.
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from magnet.agents.discriminator import DiscriminatorAgent
+from magnet.agents.generator import GeneratorAgent
+from magnet.agents.layers import Convolutions, WholeBatchNorm
+from magnet.data.image_dataset import Faces, to_uint8
+from magnet.support.random_streams import stream
+
+BATCHES, BATCH = 16, 128  # over which the statistics are taken
+GRID_BATCH = 32  # instead, for the grids of a run, which waits for them
+# States that G_a sees before it is sampled. In training z is normalised over a batch whose rows have all seen equally
+# many; over an episode the first answers lie nearer to each other, and with the statistics of the later ones they look
+# alike. After 8 states nothing changes any more (docs/results.md).
+WARM_UP = 8
+WAY = 8  # pictures from one point of an interpolation to the next
+LANGEVIN_STEPS, LANGEVIN_STEP = 10, 0.05  # of guided samples; steps of 0.02 and 0.1 scored alike (docs/results.md)
+
+
+def in_float32(network: nn.Module) -> nn.Module:
+    """A copy of `network` in training mode, for this process alone, without bfloat16.
+
+    So pictures do not depend on where they are made.
+    """
+    network = copy.deepcopy(network).train()
+    for module in network.modules():
+        if isinstance(module, WholeBatchNorm):
+            module.alone = True
+        elif isinstance(module, Convolutions):
+            module.bf16 = False
+    return network
+
+
+@torch.no_grad()
+def with_own_statistics(network: nn.Module, play: Callable[[nn.Module], None]) -> nn.Module:
+    """A float32 copy of `network` for evaluation, whose BatchNorms hold plain averages over what `play(copy)` shows it.
+
+    The running statistics were taken from the trained weights, not from their average; with them its pictures are
+    worse, early in a run by far (README). Compare the standing statistics of Brock et al. 2019 (BigGAN).
+    """
+    network = in_float32(network)
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.reset_running_stats()
+            module.momentum = None  # a plain average instead of a running one
+        elif isinstance(module, nn.LSTM):
+            module.flatten_parameters()  # a copy's weights lie scattered, which cuDNN warns of
+    play(network)
+    return network.eval()
+
+
+def spherical(a: Tensor, b: Tensor, share: float) -> Tensor:
+    """The point at `share` in [0, 1] of the way from a to b, both (B, nz), on the arc between them.
+
+    A straight line between two draws of N(0, I) passes through points shorter than any draw (White 2016,
+    arXiv 1609.04468); the arc does not.
+    """
+    cosine = torch.nn.functional.cosine_similarity(a, b, dim=1).clamp(-1 + 1e-6, 1 - 1e-6).unsqueeze(1)
+    angle = cosine.acos()
+    return (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / angle.sin()
+
+
+class Sampler:
+    """G and G_a of one agent, as they stand now, ready to be sampled. Draws nothing from the run's own generators."""
+
+    def __init__(
+        self, agent: GeneratorAgent, faces: Faces | None, seed: int = 0, averaged: bool = True, batch: int = BATCH
+    ):  # fmt: skip
+        """faces: whose states G_a answers; None if only prior samples are wanted, or there is no G_a (a plain GAN).
+
+        averaged: sample the targets, running averages of the trained networks; else these themselves. batch: inputs in
+        each of the batches over which the statistics are taken.
+        """
+        self.batch = batch
+        self.random = stream(seed, "sampler", agent.device)
+        self.config, self.device, self.faces = agent.config, agent.device, faces
+        networks = agent.targets if averaged else agent.networks
+        self.generator = with_own_statistics(networks["generator"], self._show_noise)
+        if faces:
+            # What G_a remembers in the middle of an episode (batch, 2, layers, hidden), seen as in training.
+            self.remembered = self._remember(in_float32(networks["actor"]), batch)
+            self.actor = with_own_statistics(networks["actor"], self._show_states)
+
+    def _show_noise(self, generator: nn.Module) -> None:
+        for _ in range(BATCHES):
+            generator(self.noise(self.batch))
+
+    def _show_states(self, actor: nn.Module) -> None:
+        left = self.config.episode_length - self._warm_up
+        for t in range(BATCHES):
+            if t % left == 0:
+                memory = self.remembered  # at first, and where an episode would end
+            _, memory = actor(self.state(self.batch), memory)
+
+    @property
+    def _warm_up(self) -> int:
+        return min(WARM_UP, self.config.episode_length - 1)
+
+    @torch.no_grad()
+    def _remember(self, actor: nn.Module, count: int) -> Tensor:
+        memory = actor.initial_recurrent(count)
+        for _ in range(self._warm_up):
+            _, memory = actor(self.state(count), memory)
+        return memory
+
+    def memory(self, count: int) -> Tensor:
+        """What G_a remembers (count, 2, layers, hidden) in the middle of an episode, after some random states."""
+        return self._remember(self.actor, count)
+
+    def noise(self, count: int) -> Tensor:
+        """z ~ N(0, I), (count, nz)."""
+        return torch.randn(count, self.config.nz, generator=self.random, device=self.device)
+
+    def state(self, count: int) -> Tensor:
+        """Real images (count, 3, S, S), drawn from the faces and their mirror images."""
+        indices = torch.randint(2 * len(self.faces), (count,), generator=self.random, device=self.device)
+        return self.faces.batch(indices)
+
+    @torch.no_grad()
+    def prior(self, z: Tensor) -> Tensor:
+        """G(z): (B, nz) -> images (B, 3, S, S) in [-1, 1]."""
+        return self.generator(z)
+
+    @torch.no_grad()
+    def policy(self, state: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """G_a's answer to states (B, 3, S, S): the images (B, 3, S, S) that it puts forward, and its next memory.
+
+        memory: as `memory` gives it, or the last call's in the same episode.
+        """
+        z, memory = self.actor(state, memory)
+        return self.generator(z), memory
+
+
+def logit_gradient(generator: nn.Module, discriminators: list[nn.Module], z: Tensor) -> Tensor:
+    """dl/dz (B, nz) of the discriminators' mean logit on G(z), z (B, nz). No parameter gets a gradient."""
+    z = z.detach().requires_grad_()
+    images = generator(z)
+    logits = torch.stack([discriminator(images) for discriminator in discriminators]).mean(dim=0)
+    return torch.autograd.grad(logits.sum(), z)[0]
+
+
+class Guide:
+    """Moves noise to where discriminators take G(z) for real."""
+
+    def __init__(self, discriminators: list[DiscriminatorAgent], averaged: bool = True):
+        """averaged: ask the targets of D_a, running averages; else D_a itself."""
+        chosen = [agent.targets if averaged else agent.networks for agent in discriminators]
+        self.judges = [in_float32(networks["actor"]) for networks in chosen]
+
+    def __call__(self, sampler: Sampler, z: Tensor) -> Tensor:
+        """z ~ N(0, I), (B, nz) -> z (B, nz), about from the density N(z; 0, I) exp(l(G(z))), with l the mean logit.
+
+        If D were optimal for G, G(z) of such z would be distributed as the data are: Langevin steps in z, Che et al.
+        2020 (DDLS, arXiv 2003.06060, algorithm 1). D_a judges as in training, by the statistics of the batch.
+        """
+        for _ in range(LANGEVIN_STEPS):
+            slope = logit_gradient(sampler.generator, self.judges, z)
+            noise = torch.randn(z.shape, generator=sampler.random, device=z.device)
+            z = z + LANGEVIN_STEP / 2 * (slope - z) + LANGEVIN_STEP**0.5 * noise
+        return z
+
+
+def draw(samplers: list[Sampler], kind: str, count: int, guide: Guide | None = None) -> tuple[Tensor, Tensor | None]:
+    """`count` images (count, 3, S, S) uint8 on the CPU, and for policy samples the states they answer, else None.
+
+    Of a run on points these, (count, 2) float32.
+
+    kind: prior, policy, guided or interpolation. Every generator makes its share, one after another. Policy samples are
+    from the middle of episodes: a batch at a time, the memory carried from state to state.
+    """
+    shares = [count // len(samplers) + (i < count % len(samplers)) for i in range(len(samplers))]
+    parts = [_drawn(*pair, kind, guide) for pair in zip(samplers, shares, strict=True) if pair[1]]
+    images, states = zip(*parts, strict=True)
+    return torch.cat(images), torch.cat(states) if kind == "policy" else None
+
+
+def _drawn(sampler: Sampler, count: int, kind: str, guide: Guide | None) -> tuple[Tensor, Tensor | None]:
+    images, states, batch = [], [], sampler.config.batch_size
+    pack = Tensor.detach if sampler.config.points else to_uint8
+    if kind == "interpolation":
+        points = sampler.noise(-(-count // WAY))
+        ways = [spherical(points, points.roll(-1, 0), step / WAY) for step in range(WAY)]  # the last leads to the first
+        z = torch.stack(ways, dim=1).flatten(0, 1)[:count]
+        return pack(torch.cat([sampler.prior(part) for part in z.split(batch)])).cpu(), None
+    for t in range(-(-count // batch)):
+        if kind == "policy":
+            if t % sampler.config.episode_length == 0:
+                memory = sampler.memory(batch)
+            state = sampler.state(batch)
+            answer, memory = sampler.policy(state, memory)
+            images.append(pack(answer).cpu())
+            states.append(pack(state).cpu())
+        else:
+            z = sampler.noise(batch)
+            images.append(pack(sampler.prior(guide(sampler, z) if kind == "guided" else z)).cpu())
+    return torch.cat(images)[:count], torch.cat(states)[:count] if states else None
+
+
+class FixedGrids:
+    """The grids of a run: 64 pictures of fixed noise, and G_a's answers to 32 fixed states, each beside its state.
+
+    Of points 2,500 of fixed noise, and the answers to 1,250 fixed states, over points of the data. Several generators
+    have the same noise and states, each in a part of the grid: rows of 8 pictures, as many as fit into 64, or one.
+    """
+
+    def __init__(self, agents: list[GeneratorAgent], faces: Faces, seed: int):
+        self.agents, self.faces = agents, faces
+        draw, count = stream(seed, "grid"), max(8, faces.shown // len(agents) // 8 * 8)
+        z = torch.randn(faces.shown, agents[0].config.nz, generator=draw)
+        state = faces.batch(torch.randperm(len(faces), generator=draw)[: faces.shown // 2].to(faces.device))
+        self.z, self.state = z[:count].to(agents[0].device), state[: count // 2]
+
+    def draw(self) -> dict[str, Tensor]:
+        """The grids of the present networks by name, "prior" and "policy": (N, 3, S, S) in [-1, 1] each."""
+        answering = "actor" in self.agents[0].networks
+        faces = self.faces if answering else None
+        samplers = [Sampler(agent, faces, batch=max(GRID_BATCH, len(self.state))) for agent in self.agents]
+        grids = {"prior": torch.cat([self.faces.grid(sampler.prior(self.z)) for sampler in samplers])}
+        if answering:
+            count = len(self.state)
+            answers = [sampler.policy(self.state, sampler.remembered[:count])[0] for sampler in samplers]
+            grids["policy"] = torch.cat([self.faces.grid(answer, self.state) for answer in answers])
+        return grids

@@ -1,0 +1,1 @@
+"""The game: environment, returns, replay buffer."""

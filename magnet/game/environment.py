@@ -1,0 +1,135 @@
+"""The game: states are random sets of real images, and an episode is T of them.
+
+At each step the generator sees the state s_t and puts forward images as the next state; the discriminator is shown the
+real next state x_t = s_{t+1} and the images put forward, and answers with its logits. Rewards are the two returns
+(`returns.py`). The next state is drawn whatever the agents did. `reset` and `step` have the shape of PettingZoo's
+parallel games: dicts keyed by the agents' names; `parallel_env.py` makes it one of them for other libraries. The
+environment owns its random generator.
+"""
+
+import torch
+from torch import Tensor
+
+from magnet.config import agent_names
+from magnet.data.image_dataset import Faces
+from magnet.game import returns
+from magnet.support.distributed import own
+
+
+class FaceGame:
+    """An endless supply of episodes over `faces`.
+
+    A state is B = `batch` indices in [0, 2N): i < N is image i, i >= N is image i - N mirrored (see `Faces.batch`).
+    States are taken from a shuffled order of all the images, so one pass over the data (an epoch) is N // B states, and
+    no image stands in two consecutive states. kind: see `returns.py`. Of several processes (distributed.py) each
+    observes its own rows; the indices are those of all. Raises ValueError if there are not images enough for two
+    states.
+    """
+
+    # What says which images a transition was made of: the indices, (B,) int64, of s_t, of x_t and of x_{t+1}.
+    fields = dict.fromkeys(("state", "real", "next_real"), ((), torch.int64))
+
+    def __init__(
+        self, faces: Faces, batch: int, episode_length: int, generators: list[str], discriminators: list[str],
+        kind: str = "log",
+    ):  # fmt: skip
+        if len(faces) < 2 * batch:
+            raise ValueError(f"{len(faces)} images are too few for two states of {batch} different images")
+        self.faces, self.batch, self.episode_length = faces, batch, episode_length
+        self.generators, self.discriminators, self.kind = generators, discriminators, kind
+        self.random = torch.Generator()
+
+    def reset(self, seed: int | None = None) -> dict[str, Tensor]:
+        """Begins an episode; with a seed (needed the first time), all episodes anew. Returns the first observations.
+
+        Every generator observes the state s_t, every discriminator the real next state x_t: (B, 3, S, S) in [-1, 1].
+        """
+        if seed is not None:
+            self.random.manual_seed(seed)
+            self.order = torch.empty(0, dtype=torch.int64)
+            self.cursor = 0
+            self.real = torch.empty(0, dtype=torch.int64)
+            self.real = self._draw()
+            self._advance()
+        self.t = 0  # what was drawn ahead for one episode begins the next, so that no image goes unseen
+        return self._observations()
+
+    def step(
+        self, actions: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, bool], dict[str, bool], dict[str, Tensor]]:
+        """Plays one step: observations, rewards, terminated, truncated, info.
+
+        actions: for each generator its images (B, 3, S, S); for each discriminator its logits (1 + generators, B), as
+        `rewards` takes them, which are (B,) each. Nothing terminates; all are truncated after T steps. info: the
+        transitions, with all of `fields`.
+        """
+        rewards = self.rewards(torch.stack([actions[name] for name in self.discriminators]))
+        info = {"state": self.state, "real": self.real}
+        self._advance()
+        info["next_real"] = self.real
+        self.t += 1
+        everyone = self.generators + self.discriminators
+        terminated = dict.fromkeys(everyone, False)
+        truncated = dict.fromkeys(everyone, self.t >= self.episode_length)
+        return self._observations(), rewards, terminated, truncated, info
+
+    def rewards(self, logits: Tensor) -> dict[str, Tensor]:
+        """The reward of each agent, (B,), by the discriminators' logits (discriminators, 1 + generators, B).
+
+        Of each discriminator first those on the real images, then those on each generator's. A generator's reward is
+        the mean over the discriminators, a discriminator's fake term the mean over the generators.
+        """
+        real, fake = logits[:, :1], logits[:, 1:]
+        generators = returns.generator_return(fake, self.kind, real).mean(dim=0)
+        discriminators = returns.discriminator_return(real_logits=real, fake_logits=fake, kind=self.kind).mean(dim=1)
+        return dict(zip(self.generators, generators, strict=True)) | dict(
+            zip(self.discriminators, discriminators, strict=True)
+        )
+
+    def recall(self, transitions: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """s_t and x_t (B, 3, S, S) of transitions: what generators and discriminators observed."""
+        return self.faces.batch(transitions["state"]), self.faces.batch(transitions["real"])
+
+    def following(self, transitions: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """s_{t+1} and x_{t+1} (B, 3, S, S): the next state is x_t, whatever the agents did."""
+        return self.faces.batch(transitions["real"]), self.faces.batch(transitions["next_real"])
+
+    def _advance(self) -> None:
+        """The real next state becomes the state, and a new one is drawn behind it."""
+        self.state, self.real = self.real, self._draw()
+
+    def _observations(self) -> dict[str, Tensor]:
+        state, real = self.faces.batch(own(self.state)), self.faces.batch(own(self.real))
+        return dict.fromkeys(self.generators, state) | dict.fromkeys(self.discriminators, real)
+
+    def _draw(self) -> Tensor:
+        """The indices (B,) of a new state, on the faces' device."""
+        if self.cursor + self.batch > len(self.order):
+            order = torch.randperm(len(self.faces), generator=self.random)
+            # The images of the latest state go to the end, so that none of them is drawn again at once.
+            latest = torch.isin(order, self.real.cpu() % len(self.faces))
+            order = torch.cat([order[~latest], order[latest]])
+            mirrored = torch.randint(2, order.shape, generator=self.random)
+            self.order = (order + mirrored * len(order)).to(self.faces.device)
+            self.cursor = 0
+        self.cursor += self.batch
+        return self.order[self.cursor - self.batch : self.cursor]
+
+    def state_dict(self) -> dict:
+        """All that the coming episodes depend on, tensors and plain types."""
+        saved = {name: getattr(self, name).clone() for name in ("order", "state", "real")}
+        return saved | {"random": self.random.get_state(), "cursor": self.cursor, "t": self.t}
+
+    def load_state_dict(self, saved: dict) -> dict[str, Tensor]:
+        """Goes on where `saved` stood, and returns the observations there."""
+        self.random.set_state(saved["random"].cpu())
+        for name in ("order", "state", "real"):
+            setattr(self, name, saved[name].to(self.faces.device))
+        self.cursor, self.t = saved["cursor"], saved["t"]
+        return self._observations()
+
+
+def new_game(config, faces: Faces) -> FaceGame:
+    """The game of `config`; its states are the rows of a batch that are not replayed. Raises ValueError."""
+    batch = config.batch_size - round(config.replay_fraction * config.batch_size)
+    return FaceGame(faces, batch, config.episode_length, *agent_names(config), config.returns)

@@ -1,0 +1,101 @@
+"""The game for other multi-agent libraries: a ParallelEnv of PettingZoo (Terry et al. 2021, arXiv 2009.14471).
+
+    game = FaceGame(faces, batch=16, episode_length=25, generators=["generator"], discriminators=["discriminator"])
+    env = ParallelFaceGame(game)
+    observations, infos = env.reset(seed=0)
+
+In PettingZoo all agents act at once, on what they observed. A discriminator must have seen the images that it judges,
+so here it judges them one step after they were put forward.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from magnet.game.environment import FaceGame
+from magnet.support.errors import UserError
+
+try:
+    from gymnasium.spaces import Box
+    from pettingzoo import ParallelEnv
+except ImportError:
+    raise UserError("magnet/game/parallel_env.py needs PettingZoo: `pip3 install pettingzoo` gets it.") from None
+
+
+class ParallelFaceGame(ParallelEnv):
+    """`game` as PettingZoo wants it: observations and actions are float32 arrays, rewards floats.
+
+    A generator observes the state (B, 3, S, S) in [-1, 1]; its action is as many images, put forward as the next state.
+    A discriminator observes (1 + generators, B, 3, S, S): the state, then what each generator put forward as this state
+    in the step before; its action is the logits (1 + generators, B) of these. In an episode's first step nothing has
+    been put forward: discriminators see grey images, and their answers do not count. Then come the T = `episode_length`
+    steps of the game. What is put forward in the last of them is not judged.
+    """
+
+    metadata = {"name": "magnet_faces_v0", "render_modes": []}
+    render_mode = None
+
+    def __init__(self, game: FaceGame):
+        """game: to be played through this object alone. It starts from a random seed, until `reset` is given one."""
+        self.game, self.agents, self.possible_agents = game, [], game.generators + game.discriminators
+        images = tuple(game.reset(seed=game.random.seed())[game.generators[0]].shape)
+        judged = (1 + len(game.generators), *images)
+        self.observation_spaces = {name: Box(-1, 1, images) for name in game.generators}
+        self.observation_spaces |= {name: Box(-1, 1, judged) for name in game.discriminators}
+        self.action_spaces = {name: Box(-1, 1, images) for name in game.generators}
+        self.action_spaces |= {name: Box(-np.inf, np.inf, judged[:2]) for name in game.discriminators}
+
+    def observation_space(self, agent: str) -> Box:
+        """What `agent` may see."""
+        return self.observation_spaces[agent]
+
+    def action_space(self, agent: str) -> Box:
+        """What `agent` may do."""
+        return self.action_spaces[agent]
+
+    def reset(self, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
+        """Begins an episode; with a seed, all episodes anew. Returns observations and empty infos. No options."""
+        seen = self.game.reset(seed)
+        self.agents = list(self.possible_agents)
+        self.put_forward = {}
+        state, self.next_state = seen[self.game.generators[0]], seen[self.game.discriminators[0]]
+        grey = dict.fromkeys(self.game.generators, torch.zeros_like(state))
+        return self._observations(state, grey), {name: {} for name in self.agents}
+
+    def step(self, actions: dict[str, np.ndarray]) -> tuple[dict, dict, dict, dict, dict]:
+        """A step of all agents: observations, rewards, terminations, truncations, infos.
+
+        rewards: means over the batch, a discriminator's for these logits, a generator's for its images of the step
+        before; 0 in an episode's first step. infos, empty after the first step: "rewards" (B,) float32, the agent's by
+        image, and (B,) int64 the indices that `FaceGame.step` gives: the "state" that was answered, the "real" images
+        that were judged, and "next_real". Nothing terminates, the last step truncates. Raises ValueError if the actions
+        are not of all agents, each in its action space, or if the episode has ended.
+        """
+        if not self.agents or set(actions) != set(self.agents):
+            raise ValueError(f"the agents to act are {self.agents}, not {list(actions)}; reset() begins an episode")
+        for name, action in actions.items():
+            if not self.action_spaces[name].contains(action):
+                raise ValueError(f"the action of {name} is not in its space {self.action_spaces[name]}")
+        actions = {name: torch.tensor(action, device=self.next_state.device) for name, action in actions.items()}
+        images = {name: actions.pop(name) for name in self.game.generators}
+
+        if self.put_forward:
+            seen, earned, terminated, truncated, indices = self.game.step(self.put_forward | actions)
+            self.next_state = seen[self.game.discriminators[0]]
+            rewards = {name: reward.mean().item() for name, reward in earned.items()}
+            infos = {name: _arrays(indices | {"rewards": reward}) for name, reward in earned.items()}
+        else:
+            rewards, infos = dict.fromkeys(self.agents, 0.0), {name: {} for name in self.agents}
+            terminated, truncated = dict.fromkeys(self.agents, False), dict.fromkeys(self.agents, False)
+        self.put_forward = images
+        self.agents = [name for name in self.agents if not truncated[name]]
+        return self._observations(self.next_state, images), rewards, terminated, truncated, infos
+
+    def _observations(self, state: Tensor, put_forward: dict[str, Tensor]) -> dict[str, np.ndarray]:
+        judged = torch.stack([state, *put_forward.values()])
+        return _arrays(dict.fromkeys(self.game.generators, state) | dict.fromkeys(self.game.discriminators, judged))
+
+
+def _arrays(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    # Copies, for agents that write into what they see: the game and the others go on with the tensors.
+    return {name: tensor.cpu().numpy().copy() for name, tensor in tensors.items()}

@@ -1,0 +1,52 @@
+"""The ring of past transitions, from which each update takes a share of its batch (Lowe et al. 2017, algorithm 1).
+
+It stores and samples, nothing more. Rewards are not stored: a stored log D is stale, so the update computes them anew.
+"""
+
+import torch
+from torch import Tensor
+
+from magnet.support.random_streams import restore
+
+
+class Replay:
+    """A ring of `capacity` transitions on `device`.
+
+    fields: name -> (shape, dtype) of what one transition holds. `random` is the ring's own generator, on `device`.
+    """
+
+    def __init__(self, capacity: int, fields: dict[str, tuple], device: torch.device, random: torch.Generator):
+        self.capacity, self.device, self.random = capacity, device, random
+        self.ring = {
+            name: torch.zeros(capacity, *shape, dtype=dtype, device=device) for name, (shape, dtype) in fields.items()
+        }
+        self.written = 0  # transitions ever added
+
+    def __len__(self) -> int:
+        return min(self.written, self.capacity)
+
+    def add(self, transitions: dict[str, Tensor]) -> None:
+        """Writes B <= capacity transitions, each tensor (B, ...), over the oldest ones when the ring is full."""
+        count = len(next(iter(transitions.values())))
+        places = torch.arange(self.written, self.written + count, device=self.device) % self.capacity
+        for name, ring in self.ring.items():
+            ring[places] = transitions[name]
+        self.written += count
+
+    def sample(self, count: int) -> dict[str, Tensor]:
+        """`count` transitions, drawn uniformly with replacement: tensors (count, ...); none from an empty ring."""
+        count = count if len(self) else 0
+        places = torch.randint(max(len(self), 1), (count,), generator=self.random, device=self.device)
+        return {name: ring[places] for name, ring in self.ring.items()}
+
+    def state_dict(self) -> dict:
+        """The filled part of the ring, its counter and its random state."""
+        filled = {name: ring[: len(self)].clone() for name, ring in self.ring.items()}
+        return {"ring": filled, "written": self.written, "random": self.random.get_state()}
+
+    def load_state_dict(self, saved: dict) -> None:
+        """Takes over what `state_dict` of a ring of the same capacity gave."""
+        self.written = saved["written"]
+        restore(self.random, saved["random"])
+        for name, ring in self.ring.items():
+            ring[: len(self)] = saved["ring"][name]

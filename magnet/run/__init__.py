@@ -1,0 +1,1 @@
+"""A run on disk: logs, checkpoints, signals, the summary before it starts."""

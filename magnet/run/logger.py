@@ -1,0 +1,205 @@
+"""A run on disk: its folder, its metrics (metrics.jsonl and TensorBoard) and its pictures (PNG grids, progress.gif).
+
+models/2026-11-22_14-03-59/
+    config.json  environment.json  metrics.jsonl  events.out.tfevents.*  progress.gif
+    samples/000500.png  samples/000500-policy.png     checkpoints/000500.pt  checkpoints/best.pt
+"""
+
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from filelock import FileLock, Timeout  # torch itself requires it
+from PIL import Image
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from magnet.data.image_dataset import to_uint8
+from magnet.support.atomic_files import remove_abandoned, write_atomically
+from magnet.support.errors import Diverged, UserError
+
+GIF_FRAMES, GIF_MILLISECONDS = 60, 100
+
+
+def new_run(models_dir: Path, name: str | None = None) -> Path:
+    """Makes a folder that no run has had: `name`, or the local time (2026-11-22_14-03-59); a clash gets -2, -3, ...
+
+    Raises UserError if the folder cannot be made.
+    """
+    name = name or datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    attempt = 1
+    while True:
+        run = models_dir / (name if attempt == 1 else f"{name}-{attempt}")
+        try:
+            run.mkdir(parents=True, exist_ok=False)  # exclusive: of two programs one gets it
+        except FileExistsError:
+            if not models_dir.is_dir():
+                raise UserError(f"{models_dir} is no folder; name another with `--models-dir FOLDER`.") from None
+            attempt += 1
+            continue
+        except OSError as error:
+            raise UserError(
+                f"Cannot make {run} ({error.strerror}); name another place with `--models-dir FOLDER`."
+            ) from error
+        (run / "samples").mkdir()
+        (run / "checkpoints").mkdir()
+        return run
+
+
+@contextmanager
+def sole_owner(run: Path) -> Iterator[None]:
+    """Within, no other process trains `run`. Raises UserError with its id if one does. The lock ends with its process.
+
+    The id stands in a file of its own: on Windows a locked file cannot be read.
+    """
+    lock, owner = FileLock(run / ".lock"), run / ".owner"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        process = owner.read_text() if owner.exists() else "which is just starting"
+        raise UserError(f"{run} is being trained by another process, {process}; stop that one first.") from None
+    try:
+        owner.write_text(str(os.getpid()))
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+
+def write_json(path: Path, contents: dict) -> None:
+    """Writes `contents` as indented JSON, whole or not at all."""
+    write_atomically(path, lambda file: file.write((json.dumps(contents, indent=2) + "\n").encode()))
+
+
+def describe_environment(device: torch.device) -> dict:
+    """Versions, device and git commit (None outside a checkout), for environment.json."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = None
+    versions = {module.__name__: str(module.__version__) for module in (torch, torchvision, np)}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "python": platform.python_version(), **versions, "cuda": torch.version.cuda, "platform": platform.platform(),
+        "device": str(device), "device_name": name, "threads": torch.get_num_threads(), "git_commit": commit,
+    }  # fmt: skip
+
+
+class Logbook:
+    """Writes what a run shows. Metrics wait on the device and are read back every `every` steps, in one transfer.
+
+    step: the step at which the run (re)starts; what a killed process wrote beyond it is taken back.
+    batch: images a step.
+    """
+
+    def __init__(self, run: Path, step: int, batch: int, every: int):
+        self.run, self.batch, self.every = run, batch, every
+        self.metrics = run / "metrics.jsonl"
+        self._take_back(step)
+        # TensorBoard drops what an earlier file of this run has from here on; step 0's grids are drawn again.
+        self.tensorboard = SummaryWriter(str(run), purge_step=step + 1 if step else 0)
+        self.waiting: list[dict[str, Tensor]] = []
+        self.step = step
+        self.since = time.perf_counter()
+
+    def _take_back(self, step: int) -> None:
+        """Drops the lines of metrics.jsonl after `step`, also one that was cut off, later grids, half written files."""
+        for folder in (self.run, self.run / "samples"):
+            remove_abandoned(folder)
+        if self.metrics.exists():
+            lines = self.metrics.read_bytes().splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step]
+            write_atomically(self.metrics, lambda file: file.writelines(kept))
+        for grid in (self.run / "samples").glob("*.png"):
+            made_at = grid.stem.removesuffix("-policy")
+            if made_at.isdigit() and int(made_at) > step:
+                grid.unlink()
+
+    def add(self, metrics: dict[str, Tensor], scores: dict[str, float] | None = None) -> dict[str, float] | None:
+        """Takes the metrics of the next step, scalars on any device. Returns `flush`'s line when it is due.
+
+        scores: numbers of this step alone, which are written at once, into the line with the means.
+        """
+        self.waiting.append(metrics)
+        self.step += 1
+        return self.flush(scores) if scores or len(self.waiting) >= self.every else None
+
+    def flush(self, scores: dict[str, float] | None = None) -> dict[str, float] | None:
+        """Writes one line with the means over the steps since the last; returns it. None if no step was made.
+
+        A metric's mean is over the steps that have it.
+
+        Raises Diverged if a value of any of those steps is not finite, or a score.
+        """
+        if not self.waiting:
+            return None
+        first, count = self.step - len(self.waiting) + 1, len(self.waiting)
+        entries = [(step, name) for step, metrics in enumerate(self.waiting, first) for name in metrics]
+        values = torch.stack([value.float() for metrics in self.waiting for value in metrics.values()]).cpu().tolist()
+        by_name: dict[str, list[float]] = {}  # not every step has all: R1 is of every k-th alone
+        for (step, name), value in zip(entries, values, strict=True):
+            if not math.isfinite(value):
+                raise Diverged(f"{name} was {value} at step {step}")
+            by_name.setdefault(name, []).append(value)
+        for name, score in (scores or {}).items():
+            if not math.isfinite(score):
+                raise Diverged(f"{name} was {score} at step {self.step}")
+        now = time.perf_counter()
+        line = {"step": self.step, "steps": count, "images": self.step * self.batch}
+        line |= {name: statistics.fmean(found) for name, found in by_name.items()} | (scores or {})
+        line["images_per_second"] = count * self.batch / (now - self.since)
+        with open(self.metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        for name, value in line.items():
+            if name not in ("step", "steps"):
+                self.tensorboard.add_scalar(name, value, self.step)
+        self.waiting, self.since = [], now
+        return line
+
+    def picture(self, kind: str, images: Tensor) -> None:
+        """Saves images (N, 3, S, S) in [-1, 1] as a grid with rows of 8, in TensorBoard and in samples/: STEP-KIND.png.
+
+        The grids of kind "prior" are plain STEP.png. Raises Diverged if an image is not finite.
+        """
+        if not images.isfinite().all():
+            raise Diverged(f"a {kind} sample was not finite at step {self.step}")
+        suffix = "" if kind == "prior" else f"-{kind}"
+        grid = torchvision.utils.make_grid(to_uint8(images).cpu(), nrow=8, padding=2)
+        pixels = Image.fromarray(grid.permute(1, 2, 0).numpy())
+        path = self.run / "samples" / f"{self.step:06d}{suffix}.png"
+        write_atomically(path, lambda file: pixels.save(file, "PNG"))
+        self.tensorboard.add_image(kind, grid, self.step)
+
+    def __enter__(self) -> "Logbook":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.tensorboard.close()
+
+
+def write_progress(run: Path) -> Path | None:
+    """progress.gif: the prior grids of the run in their order, at most 60 of them. None if there are none."""
+    grids = sorted((p for p in (run / "samples").glob("*.png") if p.stem.isdigit()), key=lambda p: int(p.stem))
+    if not grids:
+        return None
+    chosen = [grids[round(i)] for i in np.linspace(0, len(grids) - 1, min(len(grids), GIF_FRAMES))]
+    frames = [Image.open(path).convert("P", palette=Image.Palette.ADAPTIVE) for path in chosen]
+    durations = [GIF_MILLISECONDS] * (len(frames) - 1) + [20 * GIF_MILLISECONDS]
+    path = run / "progress.gif"
+    write_atomically(
+        path,
+        lambda file: frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0),
+    )
+    return path

@@ -1,0 +1,53 @@
+"""What the programs that look at a trained run read from it: its checkpoint, its agents, the images it learned from."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from magnet.agents.discriminator import DiscriminatorAgent
+from magnet.agents.generator import GeneratorAgent
+from magnet.config import CACHE, Config, restored_config, settle
+from magnet.data.image_dataset import Faces, load_faces
+from magnet.maddpg import new_agents
+from magnet.run import checkpoint
+from magnet.run.checkpoint_validation import networks_fault, refuse
+from magnet.support.errors import UserError
+
+
+def load_checkpoint(run: Path) -> tuple[Path, dict]:
+    """The last checkpoint of a run folder, or a checkpoint file, and its contents. Raises UserError."""
+    if run.is_file():
+        return run, checkpoint.load(run)
+    if (run / "checkpoints").is_dir():
+        return checkpoint.latest(run / "checkpoints")
+    raise UserError(f"There is no run or checkpoint {run}; `ls models` shows the runs.")
+
+
+def load_agents(path: Path, saved: dict, device: str) -> tuple[list[GeneratorAgent], list[DiscriminatorAgent], Config]:
+    """The agents of the checkpoint `saved`, read from `path`, with its config. Raises UserError."""
+    config = restored_config(path, saved)
+    refuse(path, networks_fault(saved["trainer"], config))
+    config = settle(dataclasses.replace(config, device=device))
+    generators, discriminators = new_agents(config, torch.device(config.device))
+    for agent in (*generators, *discriminators):
+        agent.load_networks(saved["trainer"]["agents"][agent.name])
+    return generators, discriminators, config
+
+
+def only_pictures(run: Path, config: Config) -> None:
+    """Raises UserError if `run` makes points, which are no pictures."""
+    if config.points:
+        raise UserError(
+            f"{run} makes points, not pictures: see the run's samples/, and in its metrics.jsonl the modes that "
+            f"`python3 train.py --data {config.data} --evaluate-every 500` counts."
+        )
+
+
+def load_states(config: Config, data: str | None, held_out: bool = False) -> Faces:
+    """The faces that G_a answers, those that it learned from, or those held out. Raises UserError if they are gone."""
+    pixels = load_faces(
+        data or config.data, config.image_size, cache_dir=CACHE, skip_bad_images=config.skip_bad_images,
+        hold_out=config.hold_out, held_out=held_out,
+    )  # fmt: skip
+    return Faces(pixels, config.device)

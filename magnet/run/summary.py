@@ -1,0 +1,100 @@
+"""What a run will need, told before it starts: parameters per network and memory, counted without computing."""
+
+import dataclasses
+import math
+import os
+
+import torch
+from torch import Tensor, nn
+
+from magnet.agents.networks import discriminator_networks, generator_networks
+from magnet.support.distributed import size
+from magnet.support.errors import UserError
+
+WEIGHT_COPIES = 5  # each weight with its target, its gradient and Adam's two moments
+MIB = 2**20
+
+
+def kept_bytes(network: nn.Module, *inputs: Tensor) -> int:
+    """Bytes of what a forward pass of `network` keeps for its backward pass, parameters not counted."""
+    own = {p.untyped_storage()._cdata for p in network.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()  # several views of one storage count once
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        outputs = network(*inputs)  # held until here, so that no storage is freed and its address given to another
+    del outputs
+    return sum(size for storage, size in kept.items() if storage not in own)
+
+
+def size_of(network: nn.Module) -> int:
+    """Its number of parameters."""
+    return sum(p.numel() for p in network.parameters())
+
+
+def summary(config, images: int) -> str:
+    """A table of the networks' parameters, and the memory that training on `images` images or points takes, in MiB."""
+    parameters, needs = count(config, images)
+    lines = [f"{name:<40} {number:>12,} parameters" for name, number in parameters.items()]
+    return "\n".join([*lines, *(f"{name:<40} {need / MIB:>12,.0f} MiB" for name, need in needs.items())])
+
+
+def refuse_too_large(config) -> None:
+    """Raises UserError if a run needs more memory than its device has; the images need none, they can stay on disk."""
+    needs, device = sum(count(config, images=0)[1].values()), torch.device(config.device)
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    else:  # Windows does not say
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+    if needs > memory:
+        raise UserError(
+            f"These settings need about {needs / MIB:,.0f} MiB of memory, {config.device} has {memory / MIB:,.0f}: "
+            f"give less --width, --batch-size, --replay-size or --nz, or fewer agents."
+        )
+
+
+def count(config, images: int) -> tuple[dict[str, int], dict[str, float]]:
+    """The networks' parameters, and the bytes that training on `images` images or points takes, by what for.
+
+    Memory is counted from the tensors themselves: weights with their copies, the array, the ring, and what the forward
+    passes of one step keep. Libraries' workspaces, and what penalties on D_a's slope keep, come on top. Of several
+    processes it is what each takes.
+    """
+    batch = config.batch_size // size()  # each process has its share
+    n, m = config.generators, config.discriminators
+    judged = torch.empty((1 + n) * batch, *config.shape, device="meta")  # real and fake
+    plain = dataclasses.replace(config, precision="fp32")  # there is no autocast on the meta device
+    with torch.device("meta"):
+        generator = {key: make() for key, make in generator_networks(plain).items()}
+        discriminator = {key: make() for key, make in discriminator_networks(plain).items()}
+        image, z = torch.empty(batch, *config.shape), torch.empty(batch, config.nz)
+        seen, others_features = z, torch.empty(batch, m * config.features)
+        features, actions = torch.empty(len(judged), config.features), torch.empty(len(judged), 2)
+        memory = generator["actor"].initial_recurrent(batch) if "actor" in generator else torch.empty(batch, 0)
+    rows = [
+        (f"{name} x {copies}" if copies > 1 else name, networks[key], inputs, copies)
+        for name, networks, key, inputs, copies in (
+            ("G_a generator actor", generator, "actor", (image, memory), n),
+            ("G   generator", generator, "generator", (z,), n),
+            ("G_c generator critic", generator, "critic", (seen, others_features), n),
+            ("D_a discriminator actor", discriminator, "actor", (judged,), m),
+            ("D_c discriminator critic", discriminator, "critic", (features, actions), m),
+        )
+        if key in networks
+    ]
+    bulk = 0.5 if config.precision == "bf16" else 1.0  # of float32, for what convolutions keep
+    weights = [copies * size_of(network) for _, network, _, copies in rows]
+    kept = sum(copies * bulk * kept_bytes(network, *inputs) for _, network, inputs, copies in rows)
+    stored = math.prod(config.shape) * (4 if config.points else 1)  # bytes of one, as the data and the ring hold it
+    transition = n * (stored + 4 * memory[0].numel()) + 3 * 8
+    needs = {
+        "weights, targets, gradients, optimizers": 4 * WEIGHT_COPIES * sum(weights),
+        "one step's activations": kept,
+        f"{images:,} {'points' if config.points else 'images'}": images * stored,
+        "replay": transition * config.replay_size if config.replay_fraction else 0,
+    }
+    return {name: number for (name, *_), number in zip(rows, weights, strict=True)}, needs

@@ -1,0 +1,302 @@
+"""Bad images: hundreds of damaged, foreign and hostile files, none of which stops the array's making unnamed."""
+
+import contextlib
+import io
+import os
+import random
+import struct
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SEED, cases
+from PIL import Image
+from test_image_files import equal, folder_of, picture, pillow
+
+import train
+from magnet.data import image_dataset as faces
+from magnet.data import image_files
+from magnet.data.image_dataset import load_faces
+from magnet.data.image_files import BadImage, find_images, load_image
+from magnet.support.errors import UserError, one_line
+
+SIDE = 16
+MODES = "1 L LA La P PA RGB RGBA RGBa RGBX CMYK YCbCr LAB HSV I F I;16".split()
+DECODED = ("JPEG", "MPO", "PNG")  # MPO is a JPEG with more pictures behind it
+
+
+def encoded(mode, kind, **options):
+    """The bytes of a picture in one of Pillow's modes and formats; none if the format has no such mode."""
+    try:
+        image = picture().convert(mode)
+    except ValueError:  # Pillow has the mode, but no way to it from RGB
+        image = Image.new(mode, picture().size)
+    file = io.BytesIO()
+    try:
+        image.save(file, kind, **options)
+    except (OSError, ValueError, KeyError, AttributeError):
+        return b""
+    return file.getvalue()
+
+
+def png(width, height, *chunks, rows=b"\0" * 100):
+    """A PNG whose header claims a size, whatever its rows are."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n"
+    for kind, content in ((b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+        data += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return data
+
+
+def many_scans():
+    """A progressive JPEG that repeats its last scan: each passes over all pixels and takes some twenty bytes."""
+    data = encoded("L", "JPEG", progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + (image_files.MAX_SCANS + 1) * last + data[-2:]
+
+
+GOOD = encoded("RGB", "JPEG")
+TURN = Image.Exif()
+TURN[0x0112] = 6
+SOUND = [
+    *(encoded(mode, "JPEG", quality=90) for mode in ("L", "RGB", "CMYK")),
+    *(encoded(mode, "PNG") for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")),
+    encoded("RGB", "JPEG", progressive=True, exif=TURN, icc_profile=bytes(500)),
+    encoded("P", "PNG", transparency=bytes(range(256)), exif=TURN),
+]
+NAMES = [
+    "", " ", "a b", "\u00fc\u4eba\U0001f600", "a\nb", "a\rb", "\x1b[2J", "\u202e", "\u2028", "'\"", "-", "--name",
+    "%s{}", "$(exit 1)", "x" * 200, os.fsdecode(b"\xff\xfe") if os.name == "posix" else "\ud800",
+]  # fmt: skip
+GIANT = struct.pack(">HH", 65500, 65500)
+BAD = {
+    "text": (b"no picture", "no JPEG or PNG"),
+    "empty": (b"", "the file is empty"),
+    "many bytes": (GOOD + bytes(20_000_001 - len(GOOD)), "20,000,001 bytes"),
+    "bomb": (png(30000, 30000), "exceeds limit"),
+    "many pixels": (png(3200, 3200), "3200 x 3200 pixels"),
+    "strip": (png(1, 5000), "1 x 5000 pixels"),
+    "no pixels": (png(0, 0), "no JPEG or PNG"),
+    "few rows": (png(40, 48), "truncated"),
+    "bomb in a comment": (png(40, 48, (b"zTXt", b"a\0\0" + zlib.compress(bytes(2**21)))), "too large"),
+    "bomb in a profile": (png(40, 48, (b"iCCP", b"a\0\0" + zlib.compress(bytes(2**21)))), "too large"),
+    "giant jpeg": (GOOD.replace(struct.pack(">HH", 48, 40), GIANT), "exceeds limit"),
+    "scans": (many_scans(), "507 scans, more than 500"),
+    "truncated": (GOOD[:-200], "truncated"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_file_is_named_with_the_reason(tmp_path, kind):
+    path = tmp_path / "000002.jpg"
+    path.write_bytes(BAD[kind][0])
+    with pytest.raises(BadImage) as error:
+        load_image(path, SIDE)
+    assert str(error.value).startswith(f"{path}: ") and BAD[kind][1] in str(error.value)
+
+
+def test_formats_but_jpeg_and_png_meet_no_decoder_under_any_ending(tmp_path, monkeypatch):
+    """In every mode that Pillow can write; JPEG and PNG become RGB as Pillow converts them."""
+    Image.init()
+    formats = {kind: list(filter(None, (encoded(mode, kind) for mode in MODES))) for kind in Image.SAVE}
+    for kind in Image.OPEN.keys() - {"JPEG", "PNG"}:
+        monkeypatch.setitem(Image.OPEN, kind, (lambda *_: pytest.fail("decoded"), None))
+    chance = random.Random(SEED)
+    for kind, files in formats.items():
+        for data in files:
+            path = tmp_path / chance.choice(("a.jpg", "a.JPEG", "a.png"))
+            path.write_bytes(data)
+            if kind in DECODED:
+                with Image.open(path, formats=("JPEG", "PNG")) as image:
+                    expected = pillow(image, 32) * (image.mode != "I;16")  # whose upper byte is 0 here
+                    assert equal(load_image(path, 32), expected), (kind, image.mode)
+            else:
+                with pytest.raises(BadImage, match="no JPEG or PNG image"):
+                    load_image(path, SIDE)
+    assert sum(map(bool, formats.values())) > 15 and all(len(formats[kind]) > 4 for kind in DECODED)
+
+
+def mangled(chance) -> bytes:
+    """A good file with bits flipped, parts overwritten, left out, put in, or taken from another one; or crafted."""
+    if chance.random() < 0.1:
+        return chance.choice(list(BAD.values()))[0]
+    data = bytearray(chance.choice(SOUND))
+    for _ in range(chance.choice((0, 1, 1, 2, 10))):
+        kind = chance.choice(("flip", "overwrite", "insert", "leave out", "splice", "cut"))
+        at = chance.randrange(chance.choice((len(data), min(len(data), 200))))  # the half of them in the header
+        if kind == "flip":
+            data[at] ^= 1 << chance.randrange(8)
+        elif kind == "overwrite":
+            data[at : at + 8] = chance.randbytes(8)
+        elif kind == "insert":
+            data[at:at] = chance.randbytes(chance.randrange(1, 40))
+        elif kind == "leave out":
+            del data[at : at + chance.randrange(1, 40)]
+        elif kind == "splice":
+            data[at:] = chance.choice(SOUND)[at:]
+        else:
+            del data[at + 1 :]
+    return bytes(data)
+
+
+@cases(short=500, long=10000)
+def test_mangled_images_under_wild_names_are_named_and_counted_or_whole(tmp_path, monkeypatch, capsys, count):
+    """The array holds what load_image takes, in its order; all others are counted, the first five named, in a line."""
+    monkeypatch.setattr(faces, "MAX_BAD_SHARE", 1.0)
+    chance, images = random.Random(SEED), tmp_path / "a b\u4eba"
+    images.mkdir()
+    for i in range(count):
+        name = f"{chance.choice(NAMES)}{i}{chance.choice(('.jpg', '.JPG', '.jpeg', '.png'))}"
+        with contextlib.suppress(OSError, ValueError):  # Windows takes few of these names
+            (images / name).write_bytes(mangled(chance))
+    good, bad = [], []
+    for path in find_images(images):
+        try:
+            good.append(load_image(path, SIDE))
+        except BadImage as error:
+            assert str(error).startswith(one_line(str(path))) and str(error).isprintable()
+            bad.append(str(error))
+    assert min(len(good), len(bad)) > count / 10
+    assert all(image.shape == (3, SIDE, SIDE) and image.dtype == np.uint8 for image in good)
+    found = load_faces(str(images), SIDE, cache_dir=tmp_path / "cache", skip_bad_images=True)
+    assert np.array_equal(found, good)
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if line.startswith("left out")] == [f"left out {error}" for error in bad[:5]]
+    assert said[-1] == f"{len(bad)} of {len(good) + len(bad)} images in {images} are left out (--skip-bad-images)"
+    with pytest.raises(UserError) as error:
+        load_faces(str(images), SIDE, cache_dir=tmp_path / "cache")
+    assert bad[0] in str(error.value) and str(error.value).isprintable()
+
+
+def test_an_image_cut_off_anywhere_is_refused(tmp_path):
+    """Pillow would fill the rest with grey."""
+    path = tmp_path / "a.jpg"
+    for whole in SOUND:
+        for size in range(0, len(whole) - 20, 97):  # less than 20 bytes short all pixels may be there
+            path.write_bytes(whole[:size])
+            with pytest.raises(BadImage):
+                load_image(path, SIDE)
+
+
+def make(path, kind):
+    """Something with the name of an image that is none."""
+    if kind == "link to itself":
+        path.symlink_to(path.name)
+    elif kind == "links in a ring":
+        path.symlink_to("ring")
+        (path.parent / "ring").symlink_to(path.name)
+    elif kind == "link to nowhere":
+        path.symlink_to("nowhere")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "unreadable":
+        path.write_bytes(GOOD)
+        path.chmod(0)
+
+
+NO_FILES = {
+    "link to itself": "Too many levels of symbolic links",
+    "links in a ring": "Too many levels of symbolic links",
+    "link to nowhere": "No such file",
+    "pipe": "no file, but a pipe",
+    "device": "no file, but a pipe",
+    "unreadable": "Permission denied",
+}
+
+
+@contextlib.contextmanager
+def not_root():
+    """Within, files that belong to others are read as their modes say, also where the tests run as root."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such things")
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_what_is_no_readable_file_is_named(place, kind):
+    make(place / "faces" / "00.jpg", kind)
+    place.chmod(0o777)
+    with not_root(), pytest.raises(UserError) as error:
+        load_faces("faces", SIDE, cache_dir=Path("data"))
+    assert f"bad image faces/00.jpg: {NO_FILES[kind]}" in str(error.value)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+def test_a_folder_that_may_not_be_read_is_named(place):
+    place.chmod(0o777)
+    (place / "faces" / "more.jpg").mkdir(mode=0)
+    with not_root(), pytest.raises(UserError, match=r"cannot read the folder faces/more.jpg \(Permission denied\)"):
+        find_images(Path("faces"))
+
+
+def test_a_folder_with_the_name_of_an_image_is_a_folder(tmp_path):
+    folder_of(tmp_path / "a.jpg" / "b.png", 2)
+    assert find_images(tmp_path) == [tmp_path / "a.jpg" / "b.png" / f"00000{i}.jpg" for i in range(2)]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows allows no path so long")
+def test_folders_deep_in_one_another_are_refused_or_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(500):
+        os.mkdir("d")
+        os.chdir("d")
+    Path("a.jpg").touch()
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(500)
+    try:
+        assert len(find_images(tmp_path)) == 1  # from Python 3.12 on
+    except UserError as error:
+        assert "too deep in one another" in str(error)
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+def test_the_program_ends_with_one_sentence(place, capsys):
+    for name in NAMES:
+        with contextlib.suppress(OSError, ValueError):
+            (place / "faces" / f"{name}.png").write_bytes(b"no picture")
+    assert train.main(["--data", "faces", "--image-size", "32", "--dry-run"]) == 2
+    sentence = capsys.readouterr().err.splitlines()[-1]
+    assert sentence.startswith("train.py: bad image ") and ".png: no JPEG or PNG image; delete it" in sentence
+    assert sentence.isprintable()
+    assert train.main(["--data", "faces", "--image-size", "32", "--dry-run", "--skip-bad-images"]) == 2
+    assert "train.py: more than 1% of " in capsys.readouterr().err
+    assert not list((place / "data").rglob("*.npy*"))
+
+
+@pytest.mark.parametrize("kind", ["text", "truncated"])
+def test_a_bad_file_stops_the_making_and_leaves_nothing(tmp_path, kind):
+    folder_of(tmp_path / "images", 5)
+    (tmp_path / "images" / "000002.jpg").write_bytes(BAD[kind][0])
+    (tmp_path / "images" / "000003.jpg").write_bytes(BAD[kind][0])
+    with pytest.raises(UserError, match="000002.jpg.*--skip-bad-images"):
+        load_faces(str(tmp_path / "images"), 16, cache_dir=tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*.npy*"))
+
+
+def test_skipping_leaves_bad_files_out_and_says_so_up_to_one_percent(tmp_path, capsys):
+    images = folder_of(tmp_path / "images", 200)
+    whole = load_faces(str(images), 8, cache_dir=tmp_path / "cache")
+    (images / "000003.jpg").write_bytes(BAD["text"][0])
+    (images / "000150.jpg").write_bytes(BAD["truncated"][0])
+    capsys.readouterr()
+    pixels = load_faces(str(images), 8, cache_dir=tmp_path / "cache", skip_bad_images=True)
+    said = capsys.readouterr().err
+    assert "2 of 200 images" in said and "000003.jpg" in said and "000150.jpg" in said
+    assert np.array_equal(pixels, np.delete(whole, [3, 150], axis=0))
+    load_faces(str(images), 8, cache_dir=tmp_path / "cache", skip_bad_images=True)
+    assert "2 of 200 images" in capsys.readouterr().err  # said again when the array is there already
+
+    (images / "000199.jpg").write_bytes(BAD["empty"][0])
+    with pytest.raises(UserError, match="more than 1% of 200 images.*000199.jpg"):
+        load_faces(str(images), 8, cache_dir=tmp_path / "cache", skip_bad_images=True)

@@ -1,0 +1,264 @@
+"""Points instead of pictures: the mixtures, what is counted of them, and the same game, trainer and run on them."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from conftest import CPU, differing, small_config, step_and_batch, trainer_on, weights
+from PIL import Image
+
+import evaluate
+import sample
+import train
+from magnet.agents.discriminator import DiscriminatorAgent
+from magnet.data.gaussians import BLUE, GREY, WHITE, Points, count_modes, draw_points, mixture, paint
+from magnet.evaluation.sampling import FixedGrids
+from magnet.evaluation.scores import Evaluation
+from magnet.run import checkpoint
+
+NAMES = pytest.mark.parametrize(("name", "modes"), [("gaussians-8", 8), ("gaussians-25", 25)])
+FULL = {"gamma": 0.9, "replay_fraction": 0.25, "lambda_generator": 0.5, "lambda_discriminator": 0.5}
+PENALTIES = {"r1": 0.1, "r1_every": 2, "gradient_penalty": 10.0}
+
+
+def new_trainer(count=60, **changes):
+    config = small_config(data="gaussians-25", **changes)
+    return trainer_on(config, Points(draw_points(config.data, count), CPU))
+
+
+# The mixtures
+
+
+@NAMES
+def test_the_points_have_the_mixtures_modes_in_equal_shares_and_its_deviation(name, modes):
+    centres, deviation = mixture(name)
+    points = draw_points(name, 50_000)
+    assert points.shape == (50_000, 2) and points.dtype == np.float32 and len(np.unique(centres, axis=0)) == modes
+    offsets = points[:, None] - centres
+    nearest = np.linalg.norm(offsets, axis=2).argmin(axis=1)
+    shares = np.bincount(nearest, minlength=modes) / len(points)
+    assert abs(shares * modes - 1).max() < 0.12  # four standard deviations of a share of 1/25
+    noise = offsets[np.arange(len(points)), nearest]
+    assert noise.std(axis=0) == pytest.approx([deviation] * 2, rel=0.02)
+    assert np.corrcoef(noise.T)[0, 1] == pytest.approx(0, abs=0.02)
+    assert points.mean(axis=0) == pytest.approx([0, 0], abs=0.02)
+    assert points.var(axis=0) == pytest.approx([0.5, 0.5], rel=0.02)
+
+
+def test_the_mixtures_have_the_proportions_of_the_literature():
+    ring, deviation = mixture("gaussians-8")
+    assert np.linalg.norm(ring, axis=1) == pytest.approx(1) and deviation == 0.01
+    assert np.diff(np.unwrap(np.arctan2(ring[:, 1], ring[:, 0]))) == pytest.approx(np.pi / 4)
+    grid, deviation = mixture("gaussians-25")
+    expected = {(x, y) for x in (-4, -2, 0, 2, 4) for y in (-4, -2, 0, 2, 4)}  # there with deviation 0.05
+    assert {tuple(centre) for centre in grid * 0.05 / deviation} == expected
+
+
+def test_a_seed_draws_the_same_points_again_and_another_others():
+    assert np.array_equal(draw_points("gaussians-8", 9), draw_points("gaussians-8", 9))
+    assert not np.array_equal(draw_points("gaussians-8", 9), draw_points("gaussians-8", 9, seed=1))
+    assert len({Points(draw_points(name, 9), CPU).fingerprint for name in ("gaussians-8", "gaussians-25")}) == 2
+
+
+@NAMES
+def test_mirrored_points_are_of_the_same_mixture(name, modes):
+    points = Points(draw_points(name, 20_000), CPU)
+    plain, mirrored = points.batch(torch.arange(40_000)).chunk(2)
+    assert torch.equal(plain, torch.from_numpy(draw_points(name, 20_000)))
+    assert torch.equal(mirrored, plain * torch.tensor([-1.0, 1.0]))
+    counted = count_modes(mirrored, name)
+    assert counted["modes"] == modes and counted["high_quality"] == pytest.approx(1 - math.exp(-4.5), abs=0.004)
+
+
+# What is counted
+
+
+@NAMES
+def test_modes_by_hand(name, modes):
+    centres, deviation = map(torch.as_tensor, mixture(name))
+    assert count_modes(centres.repeat(3, 1), name) == {
+        "modes": modes, "high_quality": 1.0, "kl": pytest.approx(0, abs=1e-6)
+    }  # fmt: skip
+    one = centres[2] + deviation * torch.tensor([[2.9, 0.0], [0.0, -2.9], [2.2, 2.2], [3.1, 0.0]])
+    assert count_modes(one, name) == {"modes": 1, "high_quality": 0.5, "kl": pytest.approx(math.log(modes))}
+    nothing = count_modes(torch.full((5, 2), 9.0), name)
+    assert nothing == {"modes": 0, "high_quality": 0.0, "kl": pytest.approx(math.log(modes))}
+
+
+def test_the_histogram_is_of_the_points_near_a_centre_alone():
+    centres = torch.from_numpy(mixture("gaussians-8")[0])
+    points = torch.cat([centres[[0, 0, 0, 5]], torch.zeros(4, 2)])
+    kl = 0.75 * math.log(0.75 * 8) + 0.25 * math.log(0.25 * 8)
+    assert count_modes(points, "gaussians-8") == {"modes": 2, "high_quality": 0.5, "kl": pytest.approx(kl)}
+
+
+def test_a_picture_shows_each_point_in_its_place_over_those_behind():
+    picture = paint(torch.tensor([[0.0, 1.0], [9.0, 0.0]]), behind=torch.tensor([[0.0, 1.0], [-1.0, 0.0]]))
+    assert picture.shape == (3, 256, 256) and picture.min() >= -1 and picture.max() <= 1
+    for colour, row, column in ((BLUE, 25, 128), (BLUE, 128, 255), (GREY, 128, 25), (WHITE, 0, 0)):  # y points up
+        assert picture[:, row, column].tolist() == pytest.approx(colour)
+    assert ((picture < 1).any(dim=0)).sum() == 3
+
+
+# The game on points
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [FULL, PENALTIES | {"spectral_norm": True}, PENALTIES | {"algorithm": "gan"}],
+    ids=["critics", "penalties", "gan"],
+)
+def test_every_network_learns_from_points_and_all_metrics_are_finite(changes):
+    trainer = new_trainer(**changes)
+    assert trainer.observations["generator"].shape == (trainer.environment.batch, 2)
+    for _ in range(3):
+        before = weights(trainer.agents)
+        metrics = trainer.step()
+        assert differing(before, weights(trainer.agents)) == set(before)
+        assert all(value.isfinite() for value in metrics.values())
+
+
+def test_penalties_on_points_are_those_that_autograd_gives_row_by_row():
+    agent = DiscriminatorAgent("discriminator", small_config(data="gaussians-25"), CPU)
+    points = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
+    judge = agent.networks["actor"]
+    slopes = torch.func.vmap(torch.func.grad(lambda point: judge(point[None]).squeeze()))(points)
+    assert agent.penalise([points], 0.0, 1.0).item() == pytest.approx(
+        slopes.square().sum(dim=1).mean().item(), rel=1e-4
+    )
+
+
+def test_the_gradient_penalty_lies_between_each_real_point_and_its_fake(monkeypatch):
+    seen, penalise = [], DiscriminatorAgent.penalise
+    note = lambda agent, batches, *rest: seen.extend(batches) or penalise(agent, batches, *rest)  # noqa: E731
+    monkeypatch.setattr(DiscriminatorAgent, "penalise", note)
+    _, batch = step_and_batch(new_trainer(gradient_penalty=1.0))
+    (between,), real, fake = seen, batch.real, batch.fakes[0]
+    share = (between - real) / (fake - real)
+    assert between.shape == real.shape == (8, 2) and ((share > 0) & (share < 1)).all()
+    torch.testing.assert_close(share[:, 0], share[:, 1], rtol=1e-3, atol=1e-4)  # on the line from one to the other
+    assert share[:, 0].std() > 0.1
+
+
+def test_the_ring_keeps_points_to_the_last_bit():
+    trainer = new_trainer(replay_fraction=0.25)
+    shown, play = [], trainer.play
+    trainer.play = lambda batch: shown.append(batch.fakes[0][:6].clone()) or play(batch)
+    trainer.step()
+    assert torch.equal(trainer.faces.unpack(trainer.replay.ring["image"][:6, 0]), shown[0])
+    old = trainer.replay.sample(50)
+    assert {tuple(point) for point in old["image"][:, 0].tolist()} <= {tuple(point) for point in shown[0].tolist()}
+
+
+def test_grids_are_pictures_of_many_points_and_draw_nothing_from_the_run():
+    trainer, other = new_trainer(3000), new_trainer(3000)
+    for agent in (trainer.generators[0], other.generators[0]):
+        with torch.no_grad():
+            agent.targets["generator"].layers[-1].weight.mul_(50)  # or all its points lie on few pixels
+    grids = FixedGrids(trainer.generators, trainer.faces, seed=0)
+    pictures = grids.draw()
+    assert {kind: tuple(picture.shape) for kind, picture in pictures.items()} == dict.fromkeys(
+        ("prior", "policy"), (1, 3, 256, 256)
+    )
+    for picture in pictures.values():
+        assert (picture[0].permute(1, 2, 0) == torch.tensor(GREY)).all(dim=2).sum() > 500
+        assert (picture[0].permute(1, 2, 0) == torch.tensor(BLUE)).all(dim=2).sum() > 100
+    trainer.step(), other.step()
+    assert differing(weights(trainer.agents), weights(other.agents)) == set()
+
+
+def test_scores_are_the_modes_of_the_averaged_generators_samples():
+    trainer = new_trainer(evaluate_every=1)
+    scoring = Evaluation(trainer.generators, trainer.faces, trainer.config)
+    with torch.no_grad():
+        for network in (trainer.generators[0].networks["generator"], trainer.generators[0].targets["generator"]):
+            network.layers[-1].weight.zero_()
+            network.layers[-1].bias.zero_()
+    assert scoring.after(1) == {"modes": 1, "high_quality": 1.0, "kl": pytest.approx(math.log(25))}
+    assert scoring.best == {"kl": pytest.approx(math.log(25)), "step": 1, "worse_since": 0}
+    with torch.no_grad():
+        trainer.generators[0].targets["generator"].layers[-1].bias.fill_(7.0)
+    assert scoring.after(2)["modes"] == 0 and scoring.best["step"] == 1
+
+
+# The whole program
+
+RUN = [
+    *("--preset", "gaussians", "--width", "8", "--batch-size", "8", "--replay-size", "20", "--gamma", "0.5"),
+    *("--sample-every", "5", "--evaluate-every", "4"),
+]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A folder with a run of 9 steps, models/straight."""
+    place = tmp_path_factory.mktemp("place")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        assert train.main([*RUN, "--steps", "9", "--name", "straight"]) == 0
+    return place
+
+
+def test_the_preset_trains_from_the_command_line_and_counts_modes(whole):
+    run = whole / "models" / "straight"
+    config = json.loads((run / "config.json").read_text())
+    assert config["data"] == "gaussians-25" and config["precision"] == "fp32"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    scores = [line for line in lines if "kl" in line]
+    assert [line["step"] for line in scores] == [4, 8] and all(0 <= line["modes"] <= 25 for line in scores)
+    assert checkpoint.load(run / "checkpoints" / "best.pt")["best"]["kl"] == min(line["kl"] for line in scores)
+    grids = sorted(path.name for path in (run / "samples").iterdir())
+    assert grids == sorted(f"{step:06d}{kind}.png" for step in (0, 5, 9) for kind in ("", "-policy"))
+    assert Image.open(run / "samples" / "000009.png").size == (256, 256)
+    assert Image.open(run / "progress.gif").n_frames == 3
+
+
+def test_a_run_on_points_goes_on_bit_for_bit(whole, monkeypatch):
+    monkeypatch.chdir(whole)
+    assert train.main([*RUN, "--steps", "6", "--name", "parts"]) == 0
+    assert train.main(["--resume", "models/parts", "--steps", "9"]) == 0
+    ends = [checkpoint.newest(whole / "models" / name / "checkpoints")[1] for name in ("straight", "parts")]
+    first, second = (torch.utils._pytree.tree_flatten(end["trainer"])[0] for end in ends)
+    assert len(first) == len(second) and len(first) > 100
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+    assert ends[0]["best"] == ends[1]["best"]
+
+
+def test_a_dry_run_counts_points(whole, monkeypatch, capsys):
+    monkeypatch.chdir(whole)
+    assert train.main(["--preset", "gaussians", "--dry-run"]) == 0
+    output = capsys.readouterr().out
+    assert re.search(r"100,000 points +1 MiB", output) and "G_c" in output  # 800,000 bytes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--hold-out", "0.1"], ["gaussians-25", "--hold-out"]),
+        (["--skip-bad-images"], ["gaussians-25", "--skip-bad-images"]),
+        (["--precision", "bf16"], ["gaussians-25", "--precision fp32"]),
+    ],
+)
+def test_what_points_do_not_have_is_refused(whole, monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(whole)
+    assert train.main(["--preset", "gaussians", "--dry-run", *arguments]) == 2
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert all(word in error for word in words)
+
+
+def test_another_mixture_is_not_what_a_run_learned_from(whole, monkeypatch, capsys):
+    monkeypatch.chdir(whole)
+    assert train.main(["--resume", "models/straight", "--steps", "12", "--data", "gaussians-8"]) == 2
+    assert "gaussians-8 are not those" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("program", [sample.main, lambda words: evaluate.main([*words, "--no-features"])])
+def test_programs_for_pictures_say_that_there_are_none(whole, monkeypatch, capsys, program):
+    monkeypatch.chdir(whole)
+    assert program(["models/straight"]) == 2
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert "points, not pictures" in error

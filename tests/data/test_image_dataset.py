@@ -1,0 +1,288 @@
+"""From folders to batches: arrays are made once and whole, some images are held out, batches are rows."""
+
+import os
+import subprocess
+import sys
+import time
+import warnings
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_image_files import equal, folder_of, picture, pillow
+
+from magnet.data import image_dataset as faces
+from magnet.data import synthetic
+from magnet.data.image_dataset import Faces, from_uint8, load_faces, to_uint8
+from magnet.data.image_files import find_images, load_image
+from magnet.support import atomic_files as files
+from magnet.support.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+REAL_FACES = ROOT.parent / "shared" / "celeba" / "full_size_sample.zip"
+
+
+# The array file
+
+
+def test_the_array_equals_pillow_image_by_image(tmp_path):
+    count = 2 * faces.CHUNK + 3
+    images = folder_of(tmp_path / "images", count)
+    for workers in (1, 3):
+        cache = tmp_path / f"cache{workers}"
+        pixels = load_faces(str(images), 16, cache_dir=cache, workers=workers)
+        assert pixels.shape == (count, 3, 16, 16) and pixels.dtype == np.uint8
+        assert isinstance(pixels, np.memmap) and not pixels.flags.writeable
+        assert [len(path.name) for path in cache.glob("*.npy*")] == [16 + len(".npy")]
+        for i in range(count):
+            assert equal(pixels[i], pillow(Image.open(images / f"{i:06d}.jpg"), 16))
+
+
+def test_the_array_is_made_once(tmp_path, monkeypatch):
+    images = folder_of(tmp_path / "images", 3)
+    first = load_faces(str(images), 16, cache_dir=tmp_path / "cache")
+    monkeypatch.setattr(faces, "load_image", lambda *_: pytest.fail("decoded again"))
+    second = load_faces(str(images), 16, cache_dir=tmp_path / "cache")
+    assert np.array_equal(first, second)
+
+
+def test_a_change_of_the_images_gives_another_array(tmp_path):
+    images, cache, made = folder_of(tmp_path / "images", 3), tmp_path / "cache", 0
+
+    def load(size=16, **options):
+        nonlocal made
+        pixels, made = load_faces(str(images), size, cache_dir=cache, **options), made + 1
+        assert len(list(cache.glob("*.npy"))) == made
+        return pixels
+
+    load()
+    load(size=8)
+    load(skip_bad_images=True)
+    os.utime(images / "000001.jpg", ns=(0, 1_000_000_001))  # the time alone
+    load()
+    (images / "000001.jpg").rename(images / "0000015.jpg")  # the name alone
+    load()
+    with open(images / "0000015.jpg", "ab") as file:  # the size alone
+        file.write(b"\0")
+    os.utime(images / "0000015.jpg", ns=(0, 1_000_000_001))
+    load()
+    folder_of(images, 1, start=3)
+    assert len(load()) == 4
+    picture(20, 24, seed=9).save(images / "000000.jpg")
+    assert equal(load()[0], pillow(Image.open(images / "000000.jpg"), 16))
+
+
+def test_a_killed_making_leaves_no_array_and_the_next_clears_up(tmp_path):
+    images = folder_of(tmp_path / "images", 3 * faces.CHUNK)
+    cache = tmp_path / "cache"
+    slow = (
+        "import time; from pathlib import Path; from magnet import faces; load = faces.load_image\n"
+        "faces.load_image = lambda path, size: (time.sleep(60 if path.name > '000070' else 0), load(path, size))[1]\n"
+        f"faces.load_faces({str(images)!r}, 16, cache_dir=Path({str(cache)!r}), workers=1)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", slow], cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(cache.glob("*.tmp")) and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert len(list(cache.glob("*.tmp"))) == 1 and not list(cache.glob("*.npy"))
+    pixels = load_faces(str(images), 16, cache_dir=cache)
+    assert len(pixels) == 3 * faces.CHUNK
+    assert len(list(cache.glob("*.npy"))) == 1 and not list(cache.glob("*.tmp"))
+
+
+def test_a_failing_write_removes_its_file_and_is_a_user_error(tmp_path, monkeypatch):
+    images = folder_of(tmp_path / "images", 3)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        load_faces(str(images), 16, cache_dir=tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*.npy*"))
+
+
+def test_a_damaged_array_is_named(tmp_path):
+    images = folder_of(tmp_path / "images", 3)
+    load_faces(str(images), 16, cache_dir=tmp_path / "cache")
+    (array,) = (tmp_path / "cache").glob("*.npy")
+    for size in (1000, 60, 0):
+        os.truncate(array, size)
+        with pytest.raises(UserError, match=f"{array.name}.*delete it"):
+            load_faces(str(images), 16, cache_dir=tmp_path / "cache")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no lock here: both make the array")
+def test_two_at_once_make_the_array_once(tmp_path, monkeypatch):
+    images, decoded = folder_of(tmp_path / "images", 40), []
+    monkeypatch.setattr(faces, "load_image", lambda path, size: (decoded.append(path), load_image(path, size))[1])
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(load_faces, str(images), 16, cache_dir=tmp_path / "cache") for _ in range(2)]
+    assert np.array_equal(both[0].result(), both[1].result())
+    assert len(decoded) == 40
+
+
+def test_synthetic_faces_are_cached(tmp_path, monkeypatch):
+    monkeypatch.setattr(faces, "SYNTHETIC_FACES", faces.CHUNK + 2)
+    pixels = load_faces("synthetic", 16, cache_dir=tmp_path)
+    assert np.array_equal(pixels, synthetic.draw_faces(faces.CHUNK + 2, 16, seed=0)[0])
+    monkeypatch.setattr(synthetic, "draw_faces", lambda *_, **__: pytest.fail("drawn again"))
+    assert np.array_equal(load_faces("synthetic", 16, cache_dir=tmp_path), pixels)
+    (array,) = tmp_path.glob("*.npy")
+    assert f"v{synthetic.VERSION}-" in array.name and "-16" in array.name
+
+
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_real_faces_equal_pillow(tmp_path, size):
+    if not REAL_FACES.exists():
+        pytest.skip("no sample of CelebA beside the repository")
+    with zipfile.ZipFile(REAL_FACES) as archive:
+        archive.extractall(tmp_path / "celeba", sorted(n for n in archive.namelist() if n.endswith(".jpg"))[:50])
+    pixels, differences = load_faces(str(tmp_path / "celeba"), size, cache_dir=tmp_path / "cache"), []
+    paths = sorted((tmp_path / "celeba" / "img_align_celeba").glob("*.jpg"))
+    assert len(pixels) == len(paths) == 50
+    for path, row in zip(paths, pixels, strict=True):
+        with Image.open(path) as image:
+            assert image.size == (178, 218)
+            differences.append(np.abs(row - pillow(image, size).astype(int)).mean())
+    assert (0 < np.mean(differences) < 2) if size < 89 else max(differences) < 0.1  # decoded at half the size or less
+
+
+# Images that training never sees
+
+
+def test_what_is_held_out_is_a_share_of_names_and_a_larger_share_holds_out_more():
+    names = [f"img_align_celeba/{i:06d}.jpg" for i in range(1, 20_001)]
+    before = set()
+    for share in (0.0, 0.1, 0.2, 0.5, 1.0):
+        apart = {name for name in names if faces.is_held_out(name, share)}
+        assert before <= apart
+        assert len(apart) == pytest.approx(share * len(names), abs=4 * (len(names) * share * (1 - share)) ** 0.5)
+        before = apart
+
+
+def test_what_is_held_out_never_changes():
+    """As `printf 11.jpg | b2sum -l 64` says: the first digits below a fifth of all. Runs rely on it ever after."""
+    assert [i for i in range(40) if faces.is_held_out(f"{i}.jpg", 0.2)] == [11, 12, 30, 38]
+
+
+def test_training_and_held_out_images_are_all_images_and_have_an_array_each(tmp_path, capsys):
+    images, cache = folder_of(tmp_path / "images", 60), tmp_path / "cache"
+    every = load_faces(str(images), 16, cache_dir=cache)
+    assert capsys.readouterr().err.count("--hold-out") == 0
+    apart = [faces.is_held_out(path.name, 0.2) for path in find_images(images)]
+    training = load_faces(str(images), 16, cache_dir=cache, hold_out=0.2)
+    assert f"keeps {sum(apart)} of 60 images" in capsys.readouterr().err
+    held_out = load_faces(str(images), 16, cache_dir=cache, hold_out=0.2, held_out=True)
+    assert np.array_equal(training, every[~np.array(apart)]) and np.array_equal(held_out, every[apart])
+    assert len(list(cache.glob("*.npy"))) == 3
+
+    folder_of(images, 20, start=60)  # others beside them change nothing of where these fall
+    more = load_faces(str(images), 16, cache_dir=cache, hold_out=0.2, held_out=True)
+    assert np.array_equal(more[: len(held_out)], held_out)
+    elsewhere = images.rename(tmp_path / "moved")
+    assert np.array_equal(load_faces(str(elsewhere), 16, cache_dir=cache, hold_out=0.2, held_out=True), more)
+
+
+def test_drawn_faces_are_held_out_by_their_index(tmp_path, monkeypatch):
+    monkeypatch.setattr(faces, "SYNTHETIC_FACES", 2 * faces.CHUNK + 2)
+    every = load_faces("synthetic", 8, cache_dir=tmp_path)
+    apart = np.array([faces.is_held_out(str(i), 0.2) for i in range(len(every))])
+    parts = [load_faces("synthetic", 8, cache_dir=tmp_path, hold_out=0.2, held_out=part) for part in (False, True)]
+    assert np.array_equal(parts[0], every[~apart]) and np.array_equal(parts[1], every[apart])
+    assert load_faces("synthetic", 8, cache_dir=tmp_path, hold_out=0.4).shape < parts[0].shape
+
+
+@pytest.mark.parametrize(("share", "held_out"), [(1e-9, False), (1e-9, True), (0.0, True)])
+def test_a_part_without_an_image_is_named(tmp_path, share, held_out):
+    images = folder_of(tmp_path / "images", 3)
+    with pytest.raises(UserError, match=f"--hold-out {share} keeps 0 of 3 images in .*images from training"):
+        load_faces(str(images), 16, cache_dir=tmp_path / "cache", hold_out=share, held_out=held_out)
+
+
+# Batches
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_batch_scales_and_mirrors(device):
+    pixels = np.arange(2 * 3 * 2 * 2, dtype=np.uint8).reshape(2, 3, 2, 2)
+    pixels[1, 0, 0] = 0, 255
+    batch = Faces(pixels, device).batch(torch.tensor([1, 3, 0, 2], device=device))
+    assert batch.shape == (4, 3, 2, 2) and batch.dtype == torch.float32 and batch.device.type == device
+    batch = batch.cpu()
+    assert batch[0, 0, 0].tolist() == [-1.0, 1.0]
+    assert batch[1, 0, 0].tolist() == [1.0, -1.0]
+    assert torch.equal(batch[1], batch[0].flip(2))
+    by_hand = torch.tensor([[[0, 1], [2, 3]], [[4, 5], [6, 7]], [[8, 9], [10, 11]]]) / 127.5 - 1
+    assert torch.allclose(batch[2], by_hand, atol=1e-6) and torch.equal(batch[3], batch[2].flip(2))
+
+
+@pytest.mark.parametrize("indices", [[4], [-1]])
+def test_an_index_out_of_range_is_an_error(indices):
+    with pytest.raises(IndexError):
+        Faces(np.zeros((2, 3, 2, 2), np.uint8), "cpu").batch(torch.tensor(indices))
+
+
+def test_read_only_pixels_are_used_in_place_without_a_warning(tmp_path):
+    np.save(tmp_path / "a.npy", np.full((2, 3, 4, 4), 7, np.uint8))
+    pixels = np.load(tmp_path / "a.npy", mmap_mode="r")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        some = Faces(pixels, "cpu")
+    assert some._pixels.data_ptr() == pixels.ctypes.data
+    assert len(some) == 2 and some.device == torch.device("cpu")
+
+
+def test_other_arrays_are_refused():
+    for wrong in (np.zeros((2, 3, 4, 4)), np.zeros((2, 4, 4, 3), np.uint8), np.zeros((0, 3, 4, 4), np.uint8)):
+        with pytest.raises(ValueError, match="must be"):
+            Faces(wrong, "cpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_pixels_lie_on_the_gpu_only_where_they_fit(monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 3, 16, 16), np.uint8)
+    fits = Faces(pixels, "cuda")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (2 * pixels.nbytes - 1, 10**9))
+    too_large = Faces(pixels, "cuda")
+    assert fits._pixels.is_cuda and not too_large._pixels.is_cuda
+    indices = torch.randint(16, (32,))
+    expected = Faces(pixels, "cpu").batch(indices)
+    for some in (fits, too_large):
+        for where in ("cpu", "cuda"):
+            images = some.batch(indices.to(where))
+            assert images.is_cuda and torch.allclose(images.cpu(), expected, atol=1e-6)  # a GPU rounds otherwise
+
+
+def test_to_uint8_is_the_inverse_and_rounds_and_clamps():
+    every = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_uint8(from_uint8(every)), every)
+    assert from_uint8(every).min() == -1 and from_uint8(every).max() == 1
+    near = to_uint8(torch.tensor([0.4, 0.6, 254.6, -50.0, 300.0, 127.6], requires_grad=True) / 127.5 - 1)
+    assert near.tolist() == [0, 1, 255, 0, 255, 128] and near.dtype == torch.uint8
+
+
+def test_a_fingerprint_counts_the_images_that_it_does_not_read():
+    some, more = (np.zeros((count, 3, 2, 2), np.uint8) for count in (1500, 1600))
+    assert faces.fingerprint(some) != faces.fingerprint(more)
+
+
+def test_a_fingerprint_tells_sets_of_images_apart_by_what_they_show(tmp_path):
+    images = folder_of(tmp_path / "images", 3)
+    first = faces.fingerprint(load_faces(str(images), 16, cache_dir=tmp_path / "cache"))
+    elsewhere = images.rename(tmp_path / "moved")
+    for path in elsewhere.iterdir():
+        os.utime(path, (1, 1))
+    assert faces.fingerprint(load_faces(str(elsewhere), 16, cache_dir=tmp_path / "cache")) == first
+    assert faces.fingerprint(load_faces(str(elsewhere), 8, cache_dir=tmp_path / "cache")) != first
+    next(elsewhere.iterdir()).unlink()
+    assert faces.fingerprint(load_faces(str(elsewhere), 16, cache_dir=tmp_path / "cache")) != first

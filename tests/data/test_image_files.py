@@ -1,0 +1,164 @@
+"""Image files: every layout is found, and pixels equal Pillow's own."""
+
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from magnet.data.image_files import MAX_SCANS, find_images, load_image
+from magnet.support.errors import UserError
+
+
+def picture(width=40, height=48, seed=0):
+    """A smooth coloured picture, no two corners alike."""
+    noise = np.random.default_rng(seed).integers(0, 256, (5, 4, 3), np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def pillow(image, size):
+    """What load_image should give for a Pillow image, said another way: integers for the scale, numpy for the crop."""
+    image = image.convert("RGB")
+    w, h = image.size
+    short = min(w, h)
+    pixels = np.asarray(image.resize((round(w * size / short), round(h * size / short)), Image.Resampling.BILINEAR))
+    top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
+    return pixels[top : top + size, left : left + size].transpose(2, 0, 1)
+
+
+def equal(pixels, expected):
+    """But for one grey level: load_image resamples the part that it keeps, whose places are rounded otherwise."""
+    return pixels.shape == expected.shape and np.abs(pixels - expected.astype(int)).max() <= 1
+
+
+def folder_of(path, count, start=0):
+    path.mkdir(parents=True, exist_ok=True)
+    for i in range(start, start + count):
+        picture(20, 24, seed=i).save(path / f"{i:06d}.jpg")
+    return path
+
+
+# Finding images
+
+
+def test_every_layout_of_celeba_is_found_in_order(tmp_path):
+    for layout in ("", "img_align_celeba", "img_align_celeba/img_align_celeba", "Img/img_align_celeba"):
+        root = tmp_path / f"root{layout.count('/')}{len(layout)}"
+        folder_of(root / layout, 3)
+        assert find_images(root) == [root / layout / f"00000{i}.jpg" for i in range(3)]
+
+
+def test_images_are_sorted_by_relative_name_and_other_files_left_out(tmp_path):
+    for name in ("b.JPG", "a/z.png", "a.jpeg", "c/d/e.Png", "notes.txt", "x.gif", "__MACOSX/._b.jpg", ".hidden/h.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)]
+    assert found == ["a.jpeg", "a/z.png", "b.JPG", "c/d/e.Png"]
+
+
+def test_links_to_folders_are_followed_and_cycles_end(tmp_path):
+    folder_of(tmp_path / "elsewhere", 2)
+    root = tmp_path / "root"
+    root.mkdir()
+    try:
+        (root / "img_align_celeba").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+        (tmp_path / "elsewhere" / "loop").symlink_to(root, target_is_directory=True)
+    except OSError:
+        pytest.skip("this system lets the user make no symbolic links")
+    assert len(find_images(root)) == 2
+
+
+@pytest.mark.parametrize("make", [lambda p: None, lambda p: p.mkdir(), lambda p: p.write_text("x")])
+def test_missing_or_empty_folder_is_named_with_the_remedy(tmp_path, make):
+    folder = tmp_path / "celeba"
+    make(folder)
+    with pytest.raises(UserError) as error:
+        find_images(folder)
+    for word in (str(folder), "python3 download_celeba.py", "--data synthetic"):
+        assert word in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+# Decoding
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "LA", "P", "RGBA", "1"])
+@pytest.mark.parametrize("size", [16, 64])
+def test_png_modes_equal_pillow(tmp_path, mode, size):
+    image = picture()
+    if mode in ("LA", "RGBA"):
+        image = image.convert(mode)
+        image.putalpha(Image.linear_gradient("L").resize(image.size))
+    image.convert(mode).save(tmp_path / "a.png")
+    stored = Image.open(tmp_path / "a.png")
+    assert stored.mode == mode
+    assert equal(load_image(tmp_path / "a.png", size), pillow(stored, size))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_jpeg_modes_equal_pillow(tmp_path, mode):
+    original = picture().convert(mode)
+    original.save(tmp_path / "a.jpg")
+    stored = Image.open(tmp_path / "a.jpg")
+    assert stored.mode == mode
+    pixels = load_image(tmp_path / "a.jpg", 32)
+    assert equal(pixels, pillow(stored, 32))
+    assert np.abs(pixels - pillow(original, 32).astype(int)).mean() < 12  # CMYK is not inverted
+
+
+@pytest.mark.parametrize("width, height", [(178, 218), (177, 219), (400, 130), (90, 333)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_that_is_decoded_smaller_is_the_same_picture(tmp_path, mode, width, height):
+    picture(width, height).convert(mode).save(tmp_path / "a.jpg", quality=95)
+    difference = load_image(tmp_path / "a.jpg", 32) - pillow(Image.open(tmp_path / "a.jpg"), 32).astype(int)
+    assert np.abs(difference).mean() < 2 and np.abs(difference.mean(axis=(1, 2))).max() < 0.5
+
+
+def test_palette_with_transparency_is_read_without_a_warning(tmp_path):
+    picture().quantize(16).save(tmp_path / "a.png", transparency=bytes(range(0, 256, 16)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pixels = load_image(tmp_path / "a.png", 32)
+    assert equal(pixels, pillow(Image.open(tmp_path / "a.png").convert("RGBA"), 32))
+
+
+def test_a_png_that_holds_the_bytes_of_a_jpegs_scans_is_none(tmp_path):
+    pixels = np.tile(np.array([255, 218], np.uint8), (100, 50))
+    picture = Image.fromarray(pixels)
+    picture.putpalette([i for i in range(256) for _ in range(3)])
+    picture.save(tmp_path / "a.png", compress_level=0)
+    assert (tmp_path / "a.png").read_bytes().count(b"\xff\xda") > MAX_SCANS
+    assert equal(load_image(tmp_path / "a.png", 32), pillow(Image.open(tmp_path / "a.png"), 32))
+
+
+def test_16_bit_grey_keeps_its_upper_byte(tmp_path):
+    ramp = np.linspace(0, 65535, 32 * 32).astype(np.uint16).reshape(32, 32)
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    assert np.array_equal(load_image(tmp_path / "a.png", 32), np.stack([(ramp // 256).astype(np.uint8)] * 3))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path, orientation):
+    turns = {  # what a viewer does to the stored rows, from the EXIF standard, as numpy on (H, W, 3)
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: np.rot90(a, -1),
+        7: lambda a: a.transpose(1, 0, 2)[::-1, ::-1],
+        8: lambda a: np.rot90(a),
+    }
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture().save(tmp_path / "a.jpg", exif=exif)
+    upright = np.ascontiguousarray(turns[orientation](np.asarray(Image.open(tmp_path / "a.jpg"))))
+    assert equal(load_image(tmp_path / "a.jpg", 24), pillow(Image.fromarray(upright), 24))
+
+
+@pytest.mark.parametrize("width, height", [(178, 218), (218, 178), (89, 109), (33, 33), (100, 10), (3, 5), (1, 1)])
+def test_any_shape_is_resized_by_its_short_side_and_cut_out_of_the_middle(tmp_path, width, height):
+    picture(width, height).save(tmp_path / "a.png")
+    pixels = load_image(tmp_path / "a.png", 32)
+    assert pixels.shape == (3, 32, 32) and pixels.dtype == np.uint8 and pixels.flags.c_contiguous
+    assert equal(pixels, pillow(Image.open(tmp_path / "a.png"), 32))

@@ -1,0 +1,274 @@
+"""Samplers: exact statistics of their own, the run untouched."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import new_trainer, small_config, small_faces, trainer_on
+from PIL import Image
+from torch import nn
+
+import sample
+import train
+from magnet.evaluation.sampling import (
+    BATCHES,
+    LANGEVIN_STEP,
+    LANGEVIN_STEPS,
+    WARM_UP,
+    FixedGrids,
+    Guide,
+    Sampler,
+    in_float32,
+    logit_gradient,
+    spherical,
+    with_own_statistics,
+)
+from magnet.maddpg import MADDPG
+
+
+@pytest.fixture(scope="module")
+def trainer():
+    trainer = trainer_on(small_config(lr=0.01), small_faces())
+    for _ in range(5):
+        trainer.step()
+    return trainer
+
+
+@contextmanager
+def inputs_of(trainer: MADDPG, name: str) -> Iterator[list[tuple]]:
+    """What is given to copies of a generator's averaged network that are made inside."""
+    given = []
+    hook = trainer.generators[0].targets[name].register_forward_pre_hook(lambda _, inputs: given.append(inputs))
+    try:
+        yield given
+    finally:
+        hook.remove()
+
+
+def test_the_statistics_are_plain_averages_over_what_is_shown():
+    network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    before = copy.deepcopy(network.state_dict())
+    batches = torch.randn(5, 7, 3) * 4 + 2
+    own = with_own_statistics(network, lambda shown: [shown(batch) for batch in batches])
+    seen = network[0](batches)
+    torch.testing.assert_close(own[1].running_mean, seen.mean(dim=(0, 1)))
+    torch.testing.assert_close(own[1].running_var, seen.var(dim=1).mean(dim=0))
+    assert not own.training and network.training
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+
+
+def test_samples_have_a_range_and_depend_on_what_they_should(trainer):
+    sampler = Sampler(trainer.generators[0], trainer.faces)
+    z = sampler.noise(6)
+    images = sampler.prior(z)
+    assert images.shape == (6, 3, 32, 32) and images.dtype == torch.float32 and images.abs().max() <= 1
+    assert torch.equal(images[:1], sampler.prior(z[:1])), "a sample depends on no other of its batch"
+    state = sampler.state(6)
+    memory = sampler.memory(6)
+    first, after = sampler.policy(state, memory)
+    again, _ = sampler.policy(state, memory)
+    later, _ = sampler.policy(state, after)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, later), "the policy remembers"
+    assert not torch.allclose(first[0], first[1]), "the policy answers the state"
+
+
+def test_guided_noise_follows_langevins_equation_for_its_density():
+    """With G(z) = z and l = w z the density is N(w, I), and after k steps from N(0, I) mean and variance are known."""
+
+    class Discriminator(nn.Linear):
+        def forward(self, images):
+            return super().forward(images).squeeze(1)
+
+    discriminators, w = [], torch.tensor([3.0, -1.0])
+    for weight in ([5.0, -3.0], [1.0, 1.0]):  # whose mean is w
+        actor = Discriminator(2, 1, bias=False)
+        actor.weight.data = torch.tensor([weight])
+        discriminators.append(SimpleNamespace(targets={"actor": actor}))
+    world = SimpleNamespace(generator=nn.Identity(), random=torch.Generator().manual_seed(0))
+    z = Guide(discriminators)(world, torch.randn(100_000, 2, generator=world.random))
+    mean, variance = torch.zeros(2), 1.0
+    for _ in range(LANGEVIN_STEPS):
+        mean = mean + LANGEVIN_STEP / 2 * (w - mean)
+        variance = (1 - LANGEVIN_STEP / 2) ** 2 * variance + LANGEVIN_STEP
+    torch.testing.assert_close(z.mean(dim=0), mean, atol=0.015, rtol=0)
+    torch.testing.assert_close(z.var(dim=0), torch.full((2,), variance), atol=0.02, rtol=0)
+
+
+def test_the_logits_gradient_is_that_of_the_discriminators_mean_and_no_parameter_gets_one():
+    trainer = new_trainer(discriminators=2)
+    generator = in_float32(trainer.generators[0].networks["generator"])
+    actors = [in_float32(agent.networks["actor"]) for agent in trainer.discriminators]
+    z = torch.randn(8, 6)
+    found = logit_gradient(generator, actors, z)
+    assert not any(p.grad is not None or not p.requires_grad for net in (generator, *actors) for p in net.parameters())
+    z.requires_grad_()
+    images = generator(z)
+    expected = sum(torch.autograd.grad(actor(images).sum() / 2, z, retain_graph=True)[0] for actor in actors)
+    torch.testing.assert_close(found, expected)
+    assert found.abs().max() > 0
+
+
+def test_guided_samples_are_taken_for_real_more_often_and_leave_the_run_untouched(trainer):
+    generator, discriminator = trainer.generators[0], trainer.discriminators[0]
+    before = copy.deepcopy(trainer.state_dict())
+    sampler, judge = Sampler(generator, None), in_float32(discriminator.targets["actor"])
+    z = sampler.noise(200)
+    prior, guided = sampler.prior(z), sampler.prior(Guide([discriminator])(sampler, z))
+    assert judge(guided).mean() > judge(prior).mean()
+    after = trainer.state_dict()
+    for name, agent in after["agents"].items():
+        for part in ("networks", "targets"):
+            for key, network in agent[part].items():
+                old = before["agents"][name][part][key]
+                assert all(torch.equal(old[entry], value) for entry, value in network.items())
+        assert torch.equal(before["agents"][name]["random"], agent["random"])
+
+
+def test_policy_samples_are_spread_as_those_that_g_learned_from():
+    """Over the states of an episode after its beginning, z has mean 0 and variance 1 in every coordinate."""
+    trainer = new_trainer(lr=0.01, episode_length=25)
+    for _ in range(5):
+        trainer.step()
+    sampler = Sampler(trainer.generators[0], trainer.faces)
+    memory, actions = sampler.memory(400), []
+    sampler.actor.register_forward_hook(lambda module, inputs, outputs: actions.append(outputs[0]))
+    for _ in range(25 - WARM_UP):
+        _, memory = sampler.policy(sampler.state(400), memory)
+    z = torch.cat(actions)
+    torch.testing.assert_close(z.mean(dim=0), torch.zeros(z.shape[1]), atol=0.15, rtol=0)
+    torch.testing.assert_close(z.std(dim=0), torch.ones(z.shape[1]), atol=0.15, rtol=0)
+
+
+def test_the_averaged_networks_are_sampled_unless_said_otherwise(trainer):
+    agent = trainer.generators[0]
+    z = torch.randn(4, agent.config.nz)
+    averaged, trained = Sampler(agent, None).prior(z), Sampler(agent, None, averaged=False).prior(z)
+    assert not torch.allclose(averaged, trained)
+    for sampler, networks in (
+        (Sampler(agent, None), agent.targets),
+        (Sampler(agent, None, averaged=False), agent.networks),
+    ):
+        for ours, theirs in zip(sampler.generator.parameters(), networks["generator"].parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_drawing_grids_changes_nothing_of_the_run():
+    def run(drawing):
+        trainer = trainer_on(small_config(gamma=0.5), small_faces(40))
+        grids = FixedGrids(trainer.generators, trainer.faces, seed=0)
+        for _ in range(4):
+            if drawing:
+                assert [grid.shape for grid in grids.draw().values()] == [(64, 3, 32, 32)] * 2
+            metrics = trainer.step()
+        return metrics
+
+    with_grids, without = run(True), run(False)
+    assert all(torch.equal(with_grids[name], without[name]) for name in without)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished tiny run, and the folder of its faces."""
+    place = tmp_path_factory.mktemp("sampled")
+    (place / "faces").mkdir()
+    for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)):
+        Image.fromarray(pixels).save(place / "faces" / f"{i:02d}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        tiny = ["--data", str(place / "faces"), "--image-size", "32", "--width", "4", "--nz", "4", "--batch-size", "8"]
+        assert train.main([*tiny, "--device", "cpu", "--steps", "2", "--models-dir", str(place / "models")]) == 0
+    return next((place / "models").iterdir())
+
+
+@pytest.mark.parametrize("kind", ["prior", "policy"])
+def test_an_array_for_fid_tools(run, tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    command = [str(run), "--kind", kind, "--count", "21", "--seed", "3", "--npz", "a.npz", "--images", "pictures"]
+    assert sample.main(command) == 0
+    array = np.load("a.npz")["arr_0"]
+    assert array.shape == (21, 32, 32, 3) and array.dtype == np.uint8
+    pictures = sorted((tmp_path / "pictures").iterdir())
+    assert all(np.array_equal(np.asarray(Image.open(p)), a) for p, a in zip(pictures, array, strict=True))
+    assert len(np.unique(array.reshape(21, -1), axis=0)) == 21
+    assert sample.main([*command[:-4], "--npz", "b.npz"]) == 0
+    assert np.array_equal(array, np.load("b.npz")["arr_0"]), "the same seed, the same samples"
+    assert sample.main([*command[:-6], "--seed", "4", "--npz", "c.npz"]) == 0
+    assert not np.array_equal(array, np.load("c.npz")["arr_0"])
+
+
+def test_an_interpolation_keeps_the_length_of_noise_and_ends_where_it_began():
+    a, b = torch.randn(2, 5, 400)
+    assert torch.allclose(spherical(a, b, 0.0), a, atol=1e-4) and torch.allclose(spherical(a, b, 1.0), b, atol=1e-4)
+    middle = spherical(a, b, 0.5)
+    assert torch.allclose(middle.norm(dim=1), torch.stack([a, b]).norm(dim=2).mean(dim=0), rtol=0.05)
+    assert ((a + b) / 2).norm(dim=1).max() < 0.8 * middle.norm(dim=1).min(), "a straight line cuts the corner"
+
+
+def test_an_interpolation_is_a_strip_and_a_loop(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = [str(run), "--kind", "interpolation", "--count", "24"]
+    assert sample.main([*command, "--out", "walk.gif", "--npz", "walk.npz"]) == 0
+    assert Image.open("walk.gif").n_frames == 24 and Image.open("walk.gif").info["loop"] == 0
+    walk = np.load("walk.npz")["arr_0"].astype(float)
+    steps = np.abs(walk - np.roll(walk, -1, axis=0)).mean(axis=(1, 2, 3))  # the last to the first too
+    assert steps.max() < np.abs(walk[::8] - np.roll(walk, -8, axis=0)[::8]).mean(axis=(1, 2, 3)).min()
+    assert sample.main([*command, "--out", "strip.png"]) == 0
+    assert Image.open("strip.png").size == (8 * 34 + 2, 3 * 34 + 2)
+
+
+def test_a_bare_checkpoint_copied_elsewhere(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.pt").write_bytes((run / "checkpoints" / "000002.pt").read_bytes())
+    assert sample.main(["mine.pt"]) == 0
+    assert Image.open("samples.png").size == (8 * 34 + 2, 8 * 34 + 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere"], "ls models"),
+        (["RUN", "--kind", "policy", "--data", "gone"], "gone"),
+        (["RUN", "--device", "tpu"], "tpu"),
+        (["RUN", "--out", "nowhere/a.png"], "nowhere"),
+        (["RUN", "--out", "a.xyz"], "xyz"),
+    ],
+)
+def test_mistakes_are_a_sentence(run, tmp_path, monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    assert sample.main([str(run) if word == "RUN" else word for word in arguments]) == 2
+    assert words in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_ending_that_pillow_reads_but_cannot_write_is_one_sentence(run, capsys):
+    assert sample.main([str(run), "--count", "2", "--out", "faces.psd"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("end faces.psd in .png.")
+
+
+def test_the_statistics_are_of_as_many_inputs_as_the_batches_hold(trainer):
+    for batch in (4, 6):
+        with inputs_of(trainer, "generator") as noise, inputs_of(trainer, "actor") as states:
+            sampler = Sampler(trainer.generators[0], trainer.faces, batch=batch)
+        assert {len(inputs[0]) for inputs in noise + states} == {batch}
+        for network in (sampler.generator, sampler.actor):
+            counts = {int(value) for key, value in network.state_dict().items() if "num_batches" in key}
+            assert counts == {BATCHES}
+
+
+@pytest.mark.parametrize("length", [1, 6, 25])
+def test_the_generator_agent_is_sampled_in_the_middle_of_an_episode(length):
+    trainer = trainer_on(small_config(episode_length=length), small_faces())
+    grids = FixedGrids(trainer.generators, trainer.faces, 0)
+    with inputs_of(trainer, "actor") as passes:
+        grids.draw()
+    memories, before = [memory for _, memory in passes], min(WARM_UP, length - 1)
+    assert len(passes) == before + BATCHES + 1
+    assert not memories[0].any() and all(memory.any() for memory in memories[1:before])
+    starts = [t for t in range(before, before + BATCHES) if torch.equal(memories[t], memories[before])]
+    assert starts == list(range(before, before + BATCHES, length - before)), "no more states than an episode has"
+    assert torch.equal(memories[-1], memories[before][: len(grids.state)]), "a grid's states come after those before"
+    assert torch.equal(passes[-1][0], grids.state)

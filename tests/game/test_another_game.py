@@ -1,0 +1,55 @@
+"""Another game is one new class: here the images that a generator makes are its next state."""
+
+import torch
+from conftest import CPU, run, small_config, small_faces, step_and_batch
+
+from magnet.game.environment import FaceGame, new_game
+from magnet.maddpg import MADDPG
+
+PIXELS = ((3, 32, 32), torch.float32)
+
+
+class OwnImages(FaceGame):
+    """Its states are real images at first, then what the generator answered to the state before."""
+
+    fields = FaceGame.fields | {"state": PIXELS, "next_state": PIXELS}
+
+    def step(self, actions):
+        before = self.seen
+        observations, rewards, terminated, truncated, info = super().step(actions)
+        self.seen = actions["generator"]
+        return self._observations(), rewards, terminated, truncated, info | {"state": before, "next_state": self.seen}
+
+    def reset(self, seed=None):
+        self.seen = None
+        self.seen = super().reset(seed)["generator"]
+        return self._observations()
+
+    def recall(self, transitions):
+        return transitions["state"], self.faces.batch(transitions["real"])
+
+    def following(self, transitions):
+        return transitions["next_state"], self.faces.batch(transitions["next_real"])
+
+    def _observations(self):
+        return super()._observations() | ({} if self.seen is None else {"generator": self.seen})
+
+
+def test_a_game_whose_next_state_is_the_generators_action_is_played_and_learned():
+    config = small_config(gamma=0.9, episode_length=4, replay_fraction=0.25)
+    names = new_game(config, small_faces())
+    game = OwnImages(small_faces(), names.batch, 4, names.generators, names.discriminators)
+    trainer = MADDPG(config, game, CPU)
+    run(trainer, 2)
+    (generator,), fresh = trainer.generators, trainer.fresh
+    answered = trainer.observations["generator"]
+    assert (trainer.faces.batch(game.real) != answered).any()
+    shown = []  # of the next states to the target policy, for the TD target
+    generator.targets["actor"].stack.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[0].clone()))
+    _, batch = step_and_batch(trainer)
+    assert torch.equal(batch.state[:fresh], answered)
+    assert torch.equal(batch.transitions["next_state"][:fresh], batch.fakes[0][:fresh])
+    assert torch.equal(shown[0], batch.transitions["next_state"])
+    buffer = trainer.replay.ring["state"][: len(trainer.replay)]
+    assert all((buffer == old).flatten(1).all(dim=1).any() for old in batch.state[fresh:])
+    run(trainer, 8)  # over the end of an episode

@@ -1,0 +1,262 @@
+"""evaluate.py as a whole: what it scores, on which images, what it says and writes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CPU
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import evaluate
+import sample
+import train
+from magnet.config import CACHE
+from magnet.data.image_dataset import Faces, fingerprint, load_faces
+from magnet.data.synthetic import draw_faces
+from magnet.evaluation.equilibrium import judge
+from magnet.evaluation.metrics import exported_network, feature_scores, features, sliced_wasserstein
+from magnet.evaluation.sampling import Sampler, draw
+from magnet.run import checkpoint
+from magnet.run.saved_runs import load_agents, load_checkpoint
+from magnet.support.random_streams import stream
+
+TINY = [
+    *("--data", "faces", "--image-size", "32", "--width", "4", "--nz", "4", "--batch-size", "8", "--device", "cpu"),
+    *("--steps", "2", "--replay-size", "20"),
+]
+KINDS = {
+    "default": [], "original": ["--preset", "original"], "cpu": ["--preset", "cpu"], "gan": ["--algorithm", "gan"],
+    "apart": ["--hold-out", "0.5"],
+    "team": ["--generators", "2", "--discriminators", "2", "--returns", "hinge"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A working folder with 90 images in faces/, and a tiny run of each of KINDS in models/."""
+    place = tmp_path_factory.mktemp("evaluated")
+    (place / "faces").mkdir()
+    for i, pixels in enumerate(draw_faces(90, 32, seed=0)[0]):
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(place / "faces" / f"{i:02d}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        for name, flags in KINDS.items():
+            assert train.main([*TINY, *flags, "--name", name]) == 0
+    return place
+
+
+@pytest.fixture
+def place(runs, monkeypatch):
+    monkeypatch.chdir(runs)
+    return runs
+
+
+def report(capsys, *arguments):
+    """What evaluate.py --json prints: one line."""
+    capsys.readouterr()
+    assert evaluate.main([*arguments, "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    return json.loads(line)
+
+
+def samples(run, kind):
+    """90 samples of a run, made by sample.py: (90, 3, 32, 32) uint8."""
+    assert sample.main([run, "--kind", kind, "--count", "90", "--npz", "samples.npz"]) == 0
+    return torch.from_numpy(np.load("samples.npz")["arr_0"]).permute(0, 3, 1, 2).contiguous()
+
+
+def real(**part):
+    return load_faces("faces", 32, cache_dir=CACHE, **part)
+
+
+def test_the_scores_are_those_of_sample_py_against_all_images(place, thumbnail, capsys):
+    pytest.importorskip("torch_fidelity")
+    found = report(capsys, "models/default", "--features", str(thumbnail))["scores"]
+    embed, _ = exported_network(thumbnail, CPU)
+    pixels = torch.from_numpy(real().copy())
+    shuffled = pixels[torch.randperm(90, generator=stream(0, "reference"))]
+    pairs = {kind: (samples("models/default", kind), shuffled) for kind in ("prior", "policy")}
+    pairs["real"] = shuffled[:45], shuffled[45:]
+    assert found.keys() == pairs.keys()
+    for kind, (fakes, reals) in pairs.items():
+        assert found[kind]["samples"] == len(fakes) and found[kind]["references"] == len(reals)
+        expected = feature_scores(features(embed, fakes), features(embed, reals))
+        expected = {"fd": expected.pop("frechet")} | expected | sliced_wasserstein(fakes, reals, stream(0, "patches"))
+        assert {key: found[kind][key] for key in expected} == pytest.approx(expected, rel=1e-4), kind
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_run_has_a_table(place, thumbnail, capsys, kind):
+    pytest.importorskip("torch_fidelity")
+    assert evaluate.main([f"models/{kind}", "--features", str(thumbnail), "--count", "32"]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["samples", "against", "SWD", "FD", "KID", "x", "1000", "precision", "recall"]
+    end = lines.index("")
+    table = {line.split()[0]: [float(number) for number in line.split()[1:]] for line in lines[:end]}
+    policy = [] if kind == "gan" else ["policy"]
+    assert list(table) == ["prior", *policy, "real/real"]
+    assert all(row[0] == row[1] <= 32 and len(row) == 7 for row in table.values())
+    assert table["real/real"][2] < table["prior"][2] and table["real/real"][3] < table["prior"][3]
+    protocol = ("step            2", "images seen     16", "seed 0", "32x32", "thumbnail.pt2", "reference set   tr")
+    for words in protocol:
+        assert any(words in line for line in lines[end:]), words
+
+
+def test_the_protocol_and_what_stays_in_the_run_folder(place, capsys):
+    found = report(capsys, "models/default", "--no-features", "--count", "40")
+    protocol = found["protocol"]
+    assert protocol["reference"] == "faces" and protocol["reference_set"] == "training, 90 images"
+    assert protocol["fingerprint"] == fingerprint(real())
+    assert protocol["checkpoint"].endswith("000002.pt") and protocol["features"] is None
+    assert (protocol["step"], protocol["images_seen"]) == (2, 16)
+    assert found["scores"]["prior"].keys() == {"samples", "references", "swd_32", "swd_16", "swd"}
+    assert found["scores"]["prior"]["samples"] == 40 and found["scores"]["real"]["samples"] == 40
+    board = EventAccumulator("models/default").Reload()
+    for kind in ("prior", "policy", "real"):
+        last = board.Scalars(f"evaluate/{kind}/swd")[-1]
+        assert last.step == 2 and last.value == pytest.approx(found["scores"][kind]["swd"])
+
+
+def test_the_equilibrium_is_reported_of_the_trained_generator_and_the_held_out_images(place, capsys):
+    found = report(capsys, "models/apart", "--no-features", "--count", "40", "--equilibrium", "--guided")
+    assert list(found["scores"]) == ["prior", "policy", "guided", "real"]
+    assert found["scores"]["guided"] != found["scores"]["prior"]
+    balance = found["equilibrium"]
+    (generator,), (discriminator,), _ = load_agents(*load_checkpoint(Path("models/apart")), "cpu")
+    fakes = draw([Sampler(generator, None, averaged=False)], "prior", 40)[0]
+    assert balance["accuracy_fake"] == (judge(discriminator, fakes) <= 0).float().mean().item()
+    assert {"accuracy_real", "accuracy_held_out", "fresh_accuracy"} <= balance.keys()
+    assert evaluate.main(["models/gan", "--no-features", "--count", "40", "--equilibrium"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("fresh accuracy") and line.endswith("(0.500 at equilibrium)") for line in lines)
+    assert any(line.startswith("fresh value") and line.endswith("(-1.386 at equilibrium)") for line in lines)
+    assert not any("held out" in line for line in lines)
+
+
+def test_held_out_images_are_the_reference_and_training_images_the_nearest(place, capsys, tmp_path):
+    apart, pixels = real(hold_out=0.5, held_out=True), real(hold_out=0.5)
+    assert len(apart) + len(pixels) == 90
+    picture = tmp_path / "near.png"
+    found = report(capsys, "models/apart", "--no-features", "--held-out", "--nearest", str(picture))
+    assert found["protocol"]["reference_set"] == f"held out, {len(apart)} images"
+    assert found["protocol"]["fingerprint"] == fingerprint(apart) != fingerprint(pixels)
+    assert found["scores"]["prior"]["references"] == len(apart)
+    assert found["scores"]["real"]["references"] == len(apart) // 2
+    training = report(capsys, "models/apart", "--no-features")
+    assert training["protocol"]["fingerprint"] == fingerprint(pixels)
+    assert found["scores"]["prior"]["swd"] != training["scores"]["prior"]["swd"]
+    tags = EventAccumulator("models/apart").Reload().Tags()["scalars"]
+    assert {"evaluate/prior/swd", "evaluate-held-out/prior/swd"} <= set(tags)
+
+    grid = np.asarray(Image.open(picture))
+    assert grid.shape == (4 * 34 + 2, 8 * 34 + 2, 3)
+    cells = [grid[2 + 34 * y :, 2 + 34 * x :][:32, :32].transpose(2, 0, 1) for y in range(4) for x in range(8)]
+    both = Faces(pixels, CPU).batch(torch.arange(2 * len(pixels)))
+    known = {image.tobytes() for image in ((both + 1) * 127.5).round().to(torch.uint8).numpy()}
+    assert all(cell.tobytes() in known for cell in cells[1::2]), "on the right what training saw"
+    assert not any(cell.tobytes() in known for cell in cells[::2])
+
+
+def test_a_bare_checkpoint_elsewhere(place, tmp_path, monkeypatch, capsys):
+    shutil.copy("models/default/checkpoints/000002.pt", tmp_path / "mine.pt")
+    before = report(capsys, "models/default", "--no-features", "--count", "32")["scores"]
+    monkeypatch.chdir(tmp_path)
+    found = report(capsys, "mine.pt", "--no-features", "--count", "32", "--data", str(place / "faces"))
+    assert found["scores"] == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "mine.pt", "nearest.png"]
+
+
+def test_the_seed_is_used_and_reproduces(place, capsys):
+    def scored(seed):
+        found = report(capsys, "models/gan", "--no-features", "--count", "32", "--seed", seed)
+        return found["scores"], (place / found["nearest"]).read_bytes()
+
+    (first, drawn), (again, drawn_again), (other, drawn_otherwise) = map(scored, "112")
+    assert first == again and drawn == drawn_again
+    assert first["real"] != other["real"], "other real images"
+    assert drawn != drawn_otherwise, "other samples"
+
+
+def test_other_images_than_those_of_training_are_named_so(place, tmp_path, capsys):
+    shutil.copytree("faces", tmp_path / "others")
+    (tmp_path / "others" / "00.png").unlink()
+    found = report(capsys, "models/gan", "--no-features", "--data", str(tmp_path / "others"))
+    assert found["protocol"]["reference_set"] == "not those of training, 89 images"
+    assert evaluate.main(["models/gan", "--no-features", "--equilibrium", "--data", str(tmp_path / "others")]) == 2
+    assert "is not what models/gan learned from" in capsys.readouterr().err  # D_a would be asked about strangers
+
+
+def test_damaged_checkpoints_are_told_on_stderr(place, tmp_path, capsys):
+    shutil.copytree("models/gan", tmp_path / "damaged")
+    (tmp_path / "damaged" / "checkpoints" / "000009.pt").write_text("cut off")
+    found = report(capsys, str(tmp_path / "damaged"), "--no-features", "--count", "32")
+    assert found["protocol"]["step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere"], "ls models"),
+        (["models/default", "--no-features", "--held-out"], "train.py --hold-out 0.1"),
+        (["models/default", "--no-features", "--data", "gone"], "gone"),
+        (["models/default", "--no-features", "--data", "few"], "too few"),
+        (["models/apart", "--no-features", "--data", "few", "--held-out"], "--data"),
+        (["models/default", "--device", "tpu"], "tpu"),
+        (["models/default", "--nearest", "nowhere/a.png"], "nowhere"),
+        (["models/default", "--features", "gone.pt2"], "gone.pt2"),
+        (["models/default", "--inception-weights", "gone.pth"], "gone.pth"),
+    ],
+)
+def test_mistakes_are_a_sentence(place, capsys, arguments, words):
+    pytest.importorskip("torch_fidelity")
+    (place / "few").mkdir(exist_ok=True)
+    for i in range(10):
+        shutil.copy(f"faces/{i:02d}.png", "few")
+    options = (
+        arguments if "--features" in arguments or "--inception-weights" in arguments else [*arguments, "--no-features"]
+    )
+    capsys.readouterr()
+    assert evaluate.main(options) == 2
+    shown = capsys.readouterr()
+    assert words in shown.err.splitlines()[-1] and shown.err.splitlines()[-1].startswith("evaluate.py: ")
+    assert shown.out == ""
+
+
+@pytest.mark.parametrize(
+    "flags", [["--count", "3"], ["--nearest", "a.gif"], ["--features", "a", "--no-features"], ["--count", "many"]]
+)
+def test_bad_words_are_refused_before_any_work(flags):
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main(["nowhere", *flags])
+    assert stopped.value.code == 2
+
+
+def test_the_checkpoint_that_is_named_is_scored(place, capsys):
+    first, last = (f"models/default/checkpoints/{step:06d}.pt" for step in (0, 2))
+    assert checkpoint.load(first)["trainer"]["steps"] == 0
+    scores = [
+        report(capsys, path, "--no-features", "--count", "32")["scores"]["prior"]["swd"] for path in (first, last)
+    ]
+    assert scores[0] != scores[1]
+
+
+def test_a_team_is_scored_together(place, thumbnail, capsys):
+    found = report(capsys, "models/team", "--no-features", "--equilibrium", "--count", "40")
+    generators, discriminators, _ = load_agents(*load_checkpoint(Path("models/team")), "cpu")
+    both = draw([Sampler(agent, None) for agent in generators], "prior", 40)[0]
+    pixels = torch.from_numpy(real().copy())
+    shuffled = pixels[torch.randperm(90, generator=stream(0, "reference"))][:40]
+    expected = sliced_wasserstein(both, shuffled, stream(0, "patches"))["swd"]
+    assert len(generators) == len(discriminators) == 2
+    assert found["scores"]["prior"]["swd"] == pytest.approx(expected, rel=1e-5)
+    protocol = found["protocol"]
+    assert (protocol["step"], protocol["images_seen"]) == (2, 16)
+    assert (protocol["returns"], protocol["generators"]) == ("hinge", 2)
+    equilibrium = found["equilibrium"]
+    assert equilibrium["from_equilibrium"] == pytest.approx(equilibrium["value"] + 2, abs=1e-5)
+    assert evaluate.main(["models/team", "--no-features", "--equilibrium", "--count", "40"]) == 0
+    assert "(-2.000 at equilibrium)" in capsys.readouterr().out

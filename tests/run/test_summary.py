@@ -1,0 +1,151 @@
+"""What a run needs: counts that agree with the tensors themselves."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import overhear, small_config, small_faces, trainer_on
+from torch import nn
+
+from magnet.agents.networks import discriminator_networks, generator_networks
+from magnet.run.process_memory import resident_peak
+from magnet.run.summary import MIB, count, kept_bytes, summary
+
+
+def test_kept_bytes_by_hand():
+    x = torch.empty(5, 3, device="meta")
+    linear = nn.Linear(3, 2, device="meta")
+    assert kept_bytes(linear, x) == 4 * 5 * 3  # its input, for the weight's gradient
+    assert kept_bytes(nn.Sequential(linear, nn.Tanh()), x) == 4 * (5 * 3 + 5 * 2)  # and tanh's output
+    assert kept_bytes(nn.Sequential(linear, nn.Identity()), x) == 4 * 5 * 3
+    second = nn.Linear(2, 7, device="meta")  # the pass keeps its weight too, for its input's gradient
+    assert kept_bytes(nn.Sequential(linear, second), x) == 4 * (5 * 3 + 5 * 2)
+
+
+def test_the_table_counts_what_the_agents_hold():
+    config = small_config(replay_fraction=0.25, replay_size=30)
+    text = summary(config, images=20).splitlines()
+    trainer = trainer_on(config, small_faces())
+    counts = [int(line.split()[-2].replace(",", "")) for line in text[:5]]
+    generator, discriminator = trainer.generators[0].networks, trainer.discriminators[0].networks
+    networks = [
+        generator["actor"],
+        generator["generator"],
+        generator["critic"],
+        discriminator["actor"],
+        discriminator["critic"],
+    ]
+    assert counts == [sum(p.numel() for p in network.parameters()) for network in networks]
+
+
+def test_the_ring_and_the_array_are_counted_to_the_byte():
+    trainer = trainer_on(small_config(replay_fraction=0.25, replay_size=10), small_faces())
+    ring = sum(tensor.numel() * tensor.element_size() for tensor in trainer.replay.ring.values()) / 10 * 10**6
+    config = small_config(replay_fraction=0.25, replay_size=10**6)
+    lines = {
+        line[:40].strip(): float(line.split()[-2].replace(",", "")) for line in summary(config, 10**6).splitlines()[5:]
+    }
+    assert lines["replay"] == pytest.approx(ring / MIB, abs=0.5)
+    assert lines["1,000,000 images"] == pytest.approx(3 * 32**2 * 1e6 / MIB, abs=0.5)
+
+
+def test_several_agents_are_all_counted():
+    config = small_config(
+        replay_fraction=0.25, replay_size=10, generators=3, discriminators=2, specialise=1.0, width=16
+    )
+    trainer = trainer_on(config, small_faces())
+    lines = summary(config, images=20).splitlines()
+    held = sum(p.numel() for agent in trainer.agents for net in agent.networks.values() for p in net.parameters())
+    assert sum(int(line.split()[-2].replace(",", "")) for line in lines[:5]) == held
+    assert next(iter(count(config, 20)[1].values())) == 4 * 5 * held  # with targets, gradients and Adam's moments
+    assert "x 3" in lines[0] and "x 2" in lines[4]
+    ring = sum(tensor.numel() * tensor.element_size() for tensor in trainer.replay.ring.values()) / 10 * 10**6
+    config = small_config(replay_fraction=0.25, replay_size=10**6, generators=3)
+    (line,) = [line for line in summary(config, 20).splitlines() if line.startswith("replay")]
+    assert float(line.split()[-2].replace(",", "")) == pytest.approx(ring / MIB, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows"),
+    [
+        ({}, ["G_a", "G", "G_c", "D_a", "D_c"]),
+        ({"lambda_generator": 1.0}, ["G_a", "G", "D_a", "D_c"]),
+        ({"lambda_discriminator": 1.0}, ["G_a", "G", "G_c", "D_a"]),
+        ({"algorithm": "gan"}, ["G", "D_a"]),
+    ],
+)
+def test_the_table_has_the_networks_that_there_are_and_no_others(changes, rows):
+    config = small_config(**changes)
+    parameters, needs = count(config, images=20)
+    assert [name.split()[0] for name in parameters] == rows
+    trainer = trainer_on(config, small_faces())
+    held = sum(p.numel() for agent in trainer.agents for net in agent.networks.values() for p in net.parameters())
+    assert sum(parameters.values()) == held and needs["weights, targets, gradients, optimizers"] == 4 * 5 * held
+
+
+def test_nothing_is_computed_for_the_count():
+    with torch.device("meta"):
+        for makers in (generator_networks(small_config()), discriminator_networks(small_config())):
+            assert all(p.is_meta for make in makers.values() for p in make().parameters())
+
+
+def kept(**changes) -> float:
+    return count(small_config(batch_size=64, width=16, **changes), images=20)[1]["one step's activations"]
+
+
+def test_more_agents_keep_more_and_spectral_norm_can_be_counted():
+    assert kept(generators=4) > 1.5 * kept() and kept(discriminators=4) > 1.5 * kept()
+    assert kept(lambda_generator=1.0, lambda_discriminator=1.0) < kept()
+    assert kept(spectral_norm=True) > 0
+
+
+def test_what_critics_keep_is_counted_at_the_size_of_what_the_trainer_shows_them():
+    config = {"generators": 3, "discriminators": 2, "replay_fraction": 0.25}
+    trainer = trainer_on(small_config(batch_size=64, width=16, **config), small_faces(130))
+    trainer.step()
+    heard = {agent.name: overhear(agent) for agent in trainer.agents}
+    trainer.step()
+    taken = 0
+    for agent in trainer.agents:
+        (lesson,) = heard[agent.name]
+        taken += kept_bytes(agent.critic, lesson["features"], lesson["actions"])
+    without = kept(lambda_generator=1.0, lambda_discriminator=1.0, **config)
+    assert kept(**config) - without == taken
+
+
+ROOT = Path(__file__).resolve().parents[2]
+TRIED_AND_RUN = """
+import contextlib, io, json, sys, train
+from magnet.evaluation import scores as evaluation
+from magnet.data import image_dataset as faces
+from magnet.run import logger as logbook
+from magnet.evaluation import sampling
+from magnet import maddpg
+from magnet.run.process_memory import resident_peak
+
+words = sys.argv[1:]
+peaks, told = [resident_peak()], io.StringIO()
+with contextlib.redirect_stdout(told):
+    assert train.main([*words, "--dry-run"]) == 0
+    assert train.main([*words, "--steps", "40"]) == 0
+print(json.dumps([resident_peak(), peaks[0], told.getvalue()]))
+"""
+
+
+@pytest.mark.skipif(resident_peak() is None, reason="the system does not tell what a process takes")
+def test_a_dry_run_tells_within_15_percent_what_a_run_takes(place):
+    words = "--preset cpu --width 8 --data faces --batch-size 16 --replay-size 50000".split()
+    child = subprocess.run(
+        [sys.executable, "-c", TRIED_AND_RUN, *words],
+        capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    peak, before, told = json.loads(child.stdout.splitlines()[-1])
+    (line,) = [line for line in told.splitlines() if line.startswith("memory in all")]
+    predicted = float(line.split()[-2].replace(",", "")) * MIB
+    assert predicted <= peak <= 1.15 * predicted + MIB
+    ring = 50_000 * (3 * 32**2 + 4 * (64 + 2 * 2 * 128) + 24)
+    assert predicted > before + ring, "the whole ring is counted, which a short run does not fill"
