@@ -203,9 +203,9 @@ def table(scores: dict[str, dict[str, float]]) -> str:
 
 def at_equilibrium(key: str, returns: str) -> str:
     """A remark: which value a number of the equilibrium report has there, if it has one."""
-    from magnet.game.returns import equilibrium
+    from magnet.game.returns import return_of
 
-    expected = {"accuracy": 0.5, "value": equilibrium(returns), "from": 0.0, "calibration": 0.0}
+    expected = {"accuracy": 0.5, "value": return_of(returns).equilibrium, "from": 0.0, "calibration": 0.0}
     kind = key.removeprefix("fresh_").split("_")[0]
     return f"   ({expected[kind]:.3f} at equilibrium)" if kind in expected else ""
 

@@ -41,11 +41,11 @@ class DiscriminatorAgent(Agent):
 
     def update(self, batch) -> Metrics:
         """Critic, then actor, on real and generated images. batch: maddpg.Batch, all of it known."""
-        config, metrics, outputs, real = self.config, {}, batch.outputs[self.index], batch.real
+        config, metrics, kind = self.config, {}, returns.return_of(self.config.returns)
+        outputs, real = batch.outputs[self.index], batch.real
         _, logits, classes = zip(*outputs, strict=True)
         real_logits, fake_logits = logits[0], torch.stack(logits[1:])
-        earned = returns.discriminator_return(real_logits=real_logits, fake_logits=fake_logits, kind=config.returns)
-        loss = -earned.mean()
+        loss = -kind.discriminator(real_logits, fake_logits).mean()
         if self.critic:
             features, actions = critic_inputs(outputs)
             actions.retain_grad()
@@ -54,9 +54,8 @@ class DiscriminatorAgent(Agent):
                 """What logits of the right answers would earn, ((1 + N) B,) each, were all others as D_a gave them."""
                 logits = actions[:, 1].detach() * right
                 real, fake = logits[: len(real_logits)], logits[len(real_logits) :].view_as(fake_logits)
-                on_real = returns.judgement_return(real.expand_as(fake), 1.0, config.returns, fake_logits.detach())
-                on_fake = returns.judgement_return(fake, -1.0, config.returns, real_logits.detach())
-                return torch.cat([on_real.mean(dim=0), on_fake.flatten()])
+                on_real = kind.real(real.expand_as(fake), fake_logits.detach()).mean(dim=0)
+                return torch.cat([on_real, kind.fake(fake, real_logits.detach()).flatten()])
 
             explored = actions.detach().clone()
             explored[:, 0] += self.drawn(torch.randn, len(explored))
@@ -90,7 +89,7 @@ class DiscriminatorAgent(Agent):
 
         fresh = batch.fresh  # accuracies are of the game as it was played
         real_logits, fake_logits = whole(real_logits.detach()[:fresh]), whole(fake_logits.detach().T[:fresh]).T
-        border = returns.border(real_logits, fake_logits, config.returns)
+        border = kind.border(real_logits, fake_logits)
         return metrics | {
             "accuracy_real": (real_logits > border).float().mean(),
             "accuracy_fake": (fake_logits <= border).float().mean(),

@@ -51,24 +51,25 @@ class GeneratorAgent(Agent):
 
         batch: maddpg.Batch, all of it known. discriminators: the M D_a's.
         """
-        config, metrics = self.config, {}
+        config, metrics, kind = self.config, {}, returns.return_of(self.config.returns)
         policy, embedding = batch.acts[self.index].policy, batch.acts[self.index].embedding
         if self.critic:  # G_c's view of the images that were played, the M discriminators' features: (B, M F)
             played = torch.cat([one[1 + self.index].features.detach() for one in batch.outputs], dim=1)
             metrics = self.update_critic(embedding, played, batch.rewards[self.name], batch.next_values[self.name])
         outputs = [discriminator.discriminate(batch.images[self.index]) for discriminator in discriminators]
         features, logits, classes = zip(*outputs, strict=True)
-        beside = None
-        if config.returns == "relativistic":
+        beside = None  # the logits of D_a, which has learned meanwhile, on the real images
+        if kind.paired:
             with torch.no_grad():
                 beside = torch.stack([discriminator(batch.real) for discriminator in discriminators])
-        objective = earned = returns.generator_return(torch.stack(logits), config.returns, beside).mean(dim=0)
+        reward = kind.generator(torch.stack(logits), beside).mean(dim=0)
+        objective = reward
         if self.critic:  # Alg. 1, line 13
             actions = torch.cat(features, dim=1)
             actions.retain_grad()
-            gradients = torch.autograd.grad(earned.sum(), features, retain_graph=True)
+            gradients = torch.autograd.grad(reward.sum(), features, retain_graph=True)
             value = self.critic(embedding, actions)
-            objective = config.lambda_generator * earned + (1 - config.lambda_generator) * value
+            objective = config.lambda_generator * reward + (1 - config.lambda_generator) * value
         loss = -objective.mean()
         if config.specialise:
             classified = torch.stack([returns.classification_return(c, self.index) for c in classes]).mean()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from magnet.agents.discriminator import DiscriminatorAgent
 from magnet.data.image_dataset import Faces, from_uint8, to_uint8
-from magnet.game.returns import border, discriminator_return, equilibrium, judgement_return
+from magnet.game.returns import Return, return_of
 from magnet.maddpg import Batch
 from magnet.support.random_streams import stream
 
@@ -39,23 +39,23 @@ def equilibrium_report(
     value, from_equilibrium: V(D, G) and its distance from -log 4 (of other returns than log see `equilibrium`);
     value_held_out, from_equilibrium_held_out: the same on the held-out images. Much below the first, D_a knows the
     training images by heart.
-    calibration_error: see there; on equally many training images and fakes; absent where no chance has that logit.
+    calibration_error: see there; on equally many training images and fakes; absent where sigmoid(l) is no chance.
     fresh_accuracy, fresh_value: of the fresh discriminator, on the held-out images, else on a fifth of the training
     images that it was not taught, and on as many of the fakes. At equilibrium 0.5 and -log 4.
     """
     random = stream(seed, "equilibrium")
     real = _shown(training, torch.randperm(len(training), generator=random)[: len(fakes)], random)
     real_logits, fake_logits = judge(discriminator, real), judge(discriminator, fakes)
-    kind = discriminator.config.returns
-    above = border(real_logits, fake_logits, kind)
+    returns = return_of(discriminator.config.returns)
+    border = returns.border(real_logits, fake_logits)
     report = {
-        "accuracy_real": _share(real_logits > above), "accuracy_fake": _share(fake_logits <= above),
-        "value": _value(real_logits, fake_logits, kind),
+        "accuracy_real": _share(real_logits > border), "accuracy_fake": _share(fake_logits <= border),
+        "value": _value(real_logits, fake_logits, returns),
     }  # fmt: skip
-    report["from_equilibrium"] = report["value"] - equilibrium(kind)
+    report["from_equilibrium"] = report["value"] - returns.equilibrium
     pairs = min(len(real), len(fakes))
     logits, is_real = torch.cat([real_logits[:pairs], fake_logits[:pairs]]), torch.arange(2 * pairs) < pairs
-    if kind in ("log", "minimax"):  # of others the logit is not that of a chance
+    if returns.probability:
         report["calibration_error"] = calibration_error(logits, is_real)
     taught = torch.randperm(len(training), generator=random)
     if held_out is None:
@@ -64,14 +64,14 @@ def equilibrium_report(
     else:
         unseen = _shown(held_out, torch.randperm(len(held_out), generator=random)[: len(fakes)], random)
         unseen_logits = judge(discriminator, unseen)
-        report["accuracy_held_out"] = _share(unseen_logits > above)
-        report["value_held_out"] = _value(unseen_logits, fake_logits, kind)
-        report["from_equilibrium_held_out"] = report["value_held_out"] - equilibrium(kind)
+        report["accuracy_held_out"] = _share(unseen_logits > border)
+        report["value_held_out"] = _value(unseen_logits, fake_logits, returns)
+        report["from_equilibrium_held_out"] = report["value_held_out"] - returns.equilibrium
     fresh = fresh_discriminator(discriminator, draw=draw, real=training, taught=taught, steps=steps, seed=seed)
     real_logits, fake_logits = judge(fresh, unseen), judge(fresh, fakes[: len(unseen)])
-    above = border(real_logits, fake_logits, kind)
-    report["fresh_accuracy"] = (_share(real_logits > above) + _share(fake_logits <= above)) / 2
-    report["fresh_value"] = _value(real_logits, fake_logits, kind)
+    border = returns.border(real_logits, fake_logits)
+    report["fresh_accuracy"] = (_share(real_logits > border) + _share(fake_logits <= border)) / 2
+    report["fresh_value"] = _value(real_logits, fake_logits, returns)
     return report
 
 
@@ -79,13 +79,13 @@ def _share(right: Tensor) -> float:
     return right.float().mean().item()
 
 
-def _value(real_logits: Tensor, fake_logits: Tensor, kind: str) -> float:
+def _value(real_logits: Tensor, fake_logits: Tensor, returns: Return) -> float:
     """V(D, G) (Goodfellow et al. 2014, eq. 1), of any number of logits on either side."""
-    if kind == "relativistic":
+    if returns.paired:
         pairs = min(len(real_logits), len(fake_logits))
-        earned = discriminator_return(real_logits=real_logits[:pairs], fake_logits=fake_logits[:pairs], kind=kind)
-        return earned.mean().item()
-    return (judgement_return(real_logits, 1.0, kind).mean() + judgement_return(fake_logits, -1.0, kind).mean()).item()
+        return returns.discriminator(real_logits[:pairs], fake_logits[:pairs]).mean().item()
+    # Neither reward depends on the logit beside it.
+    return (returns.real(real_logits, real_logits).mean() + returns.fake(fake_logits, fake_logits).mean()).item()
 
 
 def _shown(faces: Faces, indices: Tensor, random: torch.Generator) -> Tensor:

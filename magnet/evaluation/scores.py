@@ -11,7 +11,7 @@ from magnet.data.gaussians import SHOWN, count_modes
 from magnet.data.image_dataset import Faces
 from magnet.evaluation.metrics import sliced_wasserstein
 from magnet.evaluation.sampling import BATCH, Sampler
-from magnet.game.returns import equilibrium
+from magnet.game.returns import return_of
 from magnet.support.random_streams import stream
 
 IMAGES = 2000  # on either side, if there are as many to train on
@@ -64,13 +64,14 @@ class Evaluation:
         """Whether the last `config.patience` evaluations were no better than the best before them."""
         return 0 < self.config.patience <= self.best["worse_since"]
 
-    def verdict(self, run: Path, judge: str) -> str:
-        """Why the run ended, and how near to equilibrium `judge` and its opponent were by the last line of the log."""
+    def verdict(self, run: Path, discriminator: str) -> str:
+        """Why the run ended, and how near equilibrium the game was by the last line of the log."""
         line = json.loads((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+        value = line[f"{discriminator}/return"]
         return (
             f"no better score in {self.best['worse_since']} evaluations than {self.best[self.score]:.2f} at step "
-            f"{self.best['step']} (checkpoints/best.pt); at the end V(D, G) was {line[f'{judge}/return']:.2f}, at "
-            f"equilibrium {equilibrium(self.config.returns):.2f}, and D was right on "
-            f"{line[f'{judge}/accuracy_real']:.0%} of the real and "
-            f"{line[f'{judge}/accuracy_fake']:.0%} of the fake images, at equilibrium 50%"
+            f"{self.best['step']} (checkpoints/best.pt); at the end V(D, G) was {value:.2f}, at "
+            f"equilibrium {return_of(self.config.returns).equilibrium:.2f}, and D was right on "
+            f"{line[f'{discriminator}/accuracy_real']:.0%} of the real and "
+            f"{line[f'{discriminator}/accuracy_fake']:.0%} of the fake images, at equilibrium 50%"
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from magnet.config import agent_names
 from magnet.data.image_dataset import Faces
-from magnet.game import returns
+from magnet.game.returns import return_of
 from magnet.support.distributed import own
 
 
@@ -36,7 +36,7 @@ class FaceGame:
         if len(faces) < 2 * batch:
             raise ValueError(f"{len(faces)} images are too few for two states of {batch} different images")
         self.faces, self.batch, self.episode_length = faces, batch, episode_length
-        self.generators, self.discriminators, self.kind = generators, discriminators, kind
+        self.generators, self.discriminators, self.returns = generators, discriminators, return_of(kind)
         self.random = torch.Generator()
 
     def reset(self, seed: int | None = None) -> dict[str, Tensor]:
@@ -80,8 +80,8 @@ class FaceGame:
         the mean over the discriminators, a discriminator's fake term the mean over the generators.
         """
         real, fake = logits[:, :1], logits[:, 1:]
-        generators = returns.generator_return(fake, self.kind, real).mean(dim=0)
-        discriminators = returns.discriminator_return(real_logits=real, fake_logits=fake, kind=self.kind).mean(dim=1)
+        generators = self.returns.generator(fake, real).mean(dim=0)
+        discriminators = self.returns.discriminator(real, fake).mean(dim=1)
         return dict(zip(self.generators, generators, strict=True)) | dict(
             zip(self.discriminators, discriminators, strict=True)
         )

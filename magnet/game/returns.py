@@ -1,8 +1,8 @@
-"""What the agents earn, and what their critics are taught: pure functions, tensors in and tensors out.
+"""What the agents earn, and what their critics learn: pure functions, tensors in and tensors out.
 
-A return is what one step earns, the reward r of the game; with gamma = 0 that is all there is to earn.
-Logits l are D_a's; high means real. Values, returns and logits are (B,) float32, actions (B, A) float32; means over the
-batch are the caller's, unless said. Each pair of players' returns has a name, its `kind`:
+A return is the reward r of one step of the game; with gamma = 0 nothing later counts. Logits l are D_a's; high means
+real. Values, rewards and logits are (B,) float32, actions (B, A) float32; means over the batch are the caller's, unless
+said. Each pair of players' returns has a name, its `kind`, and a record in RETURNS:
 
     log            D earns log p on a real and log(1 - p) on a fake image, p = sigmoid(l); G earns log p. MAGNET's own;
                    G's is the non-saturating return of Goodfellow et al. 2014 (section 3)
@@ -11,81 +11,95 @@ batch are the caller's, unless said. Each pair of players' returns has a name, i
                    arXiv 1705.02894, in the form of Miyato et al. 2018, arXiv 1802.05957, eqs. 16 and 17)
     least-squares  D earns -(l - 1)^2 / 2 and -(l + 1)^2 / 2; G earns -(l - 1)^2 / 2 (Mao et al. 2017,
                    arXiv 1611.04076, eq. 2, with labels 1 and -1, so that 0 stays the border between real and fake)
-    wasserstein    D earns l and -l; G earns l (Arjovsky et al. 2017, arXiv 1701.07875, section 3); D's slope in the
+    wasserstein    D earns l and -l; G earns l (Arjovsky et al. 2017, arXiv 1701.07875, section 3); D's gradient in the
                    image has to be bounded by other means
     relativistic   D earns log sigmoid(l - l'), with l' its logit on a fake image, for a pair; G earns the same with the
                    images changed over (Jolicoeur-Martineau 2018, arXiv 1807.00734; Huang et al. 2024, R3GAN,
-                   arXiv 2501.05441, section 2, with a penalty on the slopes at real and at fake images)
+                   arXiv 2501.05441, section 2, with a penalty on the gradients at real and at fake images)
 
 Every log p is a logsigmoid of l, finite for every finite l.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, log_softmax, logsigmoid
 
-
-def generator_return(fake_logits: Tensor, kind: str = "log", real_logits: Tensor | None = None) -> Tensor:
-    """What a generator earns by images with these logits -> shaped alike.
-
-    real_logits, shaped alike: those on the real images beside them, which the kind "relativistic" alone asks for.
-    """
-    match kind:
-        case "minimax":
-            return -logsigmoid(-fake_logits)
-        case "hinge" | "wasserstein":
-            return fake_logits
-        case "relativistic":
-            return logsigmoid(fake_logits - real_logits)
-    return judgement_return(fake_logits, 1.0, kind)
+# Of logits, and of those on the images beside them: a fake one beside each real one. Shaped alike, elementwise.
+Reward = Callable[[Tensor, Tensor], Tensor]
 
 
-def discriminator_return(*, real_logits: Tensor, fake_logits: Tensor, kind: str = "log") -> Tensor:
-    """What a discriminator earns by a real image and the fake one beside it: two (B,) -> (B,).
+@dataclass(frozen=True)
+class Return:
+    """A kind of return: what each player earns by an image with a logit."""
 
-    Its mean is the game's value V(D, G): Goodfellow et al. 2014, eq. 1.
-    """
-    if kind == "relativistic":
-        return logsigmoid(real_logits - fake_logits)
-    return judgement_return(real_logits, 1.0, kind) + judgement_return(fake_logits, -1.0, kind)
+    real: Reward  # what a discriminator earns on a real image, by its logit and that on the fake one beside it
+    fake: Reward  # on a fake image, by its logit and that on the real one beside it
+    generator: Reward  # what a generator earns by its image, by its logit and that on the real one beside it
+    paired: bool = False  # whether `real` and `fake` are one reward, for a pair, instead of two
+    relative: bool = False  # whether only differences of logits count
+    probability: bool = False  # whether sigmoid(l) of the best D is the chance that the image is real
+
+    def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        """What a discriminator earns by a real image and the fake one beside it: two (B,) -> (B,).
+
+        Its mean is the game's value V(D, G): Goodfellow et al. 2014, eq. 1.
+        """
+        reward = self.real(real_logits, fake_logits)
+        return reward if self.paired else reward + self.fake(fake_logits, real_logits)
+
+    def border(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor | float:
+        """The logit above which an image counts as real: 0, or half-way between the means where differences count."""
+        return (real_logits.mean() + fake_logits.mean()) / 2 if self.relative else 0.0
+
+    @property
+    def equilibrium(self) -> float:
+        """V(D, G) where the generator's images are the data's and D is the best there can be: its logits are 0 (or, of
+        relative kinds, all alike). -log 4 for "log": Goodfellow et al. 2014, theorem 1.
+        """
+        zero = torch.zeros(())
+        return self.discriminator(zero, zero).item()
 
 
-def equilibrium(kind: str) -> float:
-    """V(D, G) where the generator's images are the data's and D is the best there can be: its logits are 0 (or, for the
-    last two kinds, all alike). -log 4 for "log": Goodfellow et al. 2014, theorem 1.
-    """
-    zero = torch.zeros(())
-    return discriminator_return(real_logits=zero, fake_logits=zero, kind=kind).item()
+def _log(logits: Tensor, _) -> Tensor:
+    return logsigmoid(logits)
 
 
-def border(real_logits: Tensor, fake_logits: Tensor, kind: str) -> Tensor | float:
-    """The logit above which an image is called real: 0, or half-way between the means where only differences count."""
-    match kind:
-        case "wasserstein" | "relativistic":
-            return (real_logits.mean() + fake_logits.mean()) / 2
-        case "log" | "minimax" | "hinge" | "least-squares":
-            return 0.0
-    raise ValueError(f"there are no returns of the kind {kind!r}")
+def _log_not(logits: Tensor, _) -> Tensor:
+    return logsigmoid(-logits)
 
 
-def judgement_return(logits: Tensor, side: Tensor | float, kind: str = "log", other: Tensor | None = None) -> Tensor:
-    """One judgement's share of the discriminator's return: of a real or of a fake image.
+RETURNS = {
+    "log": Return(real=_log, fake=_log_not, generator=_log, probability=True),
+    "minimax": Return(
+        real=_log, fake=_log_not, generator=lambda logits, _: -logsigmoid(-logits), probability=True
+    ),
+    "hinge": Return(
+        real=lambda logits, _: (logits - 1).clamp(max=0), fake=lambda logits, _: (-logits - 1).clamp(max=0),
+        generator=lambda logits, _: logits,
+    ),
+    "least-squares": Return(
+        real=lambda logits, _: -(logits - 1).square() / 2, fake=lambda logits, _: -(logits + 1).square() / 2,
+        generator=lambda logits, _: -(logits - 1).square() / 2,
+    ),
+    "wasserstein": Return(
+        real=lambda logits, _: logits, fake=lambda logits, _: -logits, generator=lambda logits, _: logits,
+        relative=True,
+    ),
+    "relativistic": Return(
+        real=lambda logits, fake: logsigmoid(logits - fake), fake=lambda logits, real: logsigmoid(real - logits),
+        generator=lambda logits, real: logsigmoid(logits - real), paired=True, relative=True,
+    ),
+}  # fmt: skip
 
-    logits (B,), side (B,) with 1 for real and -1 for fake images -> (B,). other (B,): the logits on the images beside
-    these, a fake one's for a real image, which "relativistic" alone asks for; there the share is the pair's return.
-    """
-    match kind:
-        case "hinge":
-            return (side * logits - 1).clamp(max=0)
-        case "least-squares":
-            return -(logits - side).square() / 2
-        case "wasserstein":
-            return side * logits
-        case "relativistic":
-            return logsigmoid(side * (logits - other))
-        case "log" | "minimax":
-            return logsigmoid(side * logits)
-    raise ValueError(f"there are no returns of the kind {kind!r}")
+
+def return_of(kind: str) -> Return:
+    """The record of a kind. Raises ValueError if there is none."""
+    if kind not in RETURNS:
+        raise ValueError(f"there are no returns of the kind {kind!r}")
+    return RETURNS[kind]
 
 
 def classification_return(classes: Tensor, index: int) -> Tensor:

@@ -199,7 +199,7 @@ def test_without_pettingzoo_the_sentence_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "pettingzoo", None)
     monkeypatch.delitem(sys.modules, "magnet.game.parallel_env", raising=False)
     with pytest.raises(UserError, match="`pip3 install pettingzoo`"):
-        import magnet.parallel_env  # noqa: F401
+        import magnet.game.parallel_env  # noqa: F401
 
 
 def test_the_trainer_does_not_need_pettingzoo():

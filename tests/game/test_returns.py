@@ -1,6 +1,6 @@
 """Returns, gradients and exploration against torch's own functions, autograd, numpy and numbers worked out by hand."""
 
-import inspect
+import dataclasses
 import math
 
 import numpy as np
@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from magnet.config import Config
 from magnet.game import returns
+from magnet.game.returns import RETURNS
 
 LOGITS = torch.tensor([-7.0, -1.5, -0.2, 0.0, 0.3, 2.0, 9.0])
 FAR = [-1e4, 1e4]
@@ -19,45 +21,38 @@ def cross_entropy(logits, label):
 
 
 def test_the_generator_earns_minus_the_cross_entropy_of_calling_its_images_real():
-    torch.testing.assert_close(returns.generator_return(LOGITS), -cross_entropy(LOGITS, 1.0))
+    torch.testing.assert_close(RETURNS["log"].generator(LOGITS, None), -cross_entropy(LOGITS, 1.0))
 
 
 def test_in_the_minimax_game_the_generator_earns_what_the_discriminator_loses_by_its_images():
-    torch.testing.assert_close(returns.generator_return(LOGITS, "minimax"), cross_entropy(LOGITS, 0.0))
+    torch.testing.assert_close(RETURNS["minimax"].generator(LOGITS, None), cross_entropy(LOGITS, 0.0))
 
 
 def test_the_discriminator_earns_minus_both_cross_entropies():
     real, fake = LOGITS, LOGITS.roll(2)
-    earned = returns.discriminator_return(real_logits=real, fake_logits=fake)
-    torch.testing.assert_close(earned, -cross_entropy(real, 1.0) - cross_entropy(fake, 0.0))
+    reward = RETURNS["log"].discriminator(real, fake)
+    torch.testing.assert_close(reward, -cross_entropy(real, 1.0) - cross_entropy(fake, 0.0))
 
 
-def test_the_discriminators_arguments_have_to_be_named():
-    with pytest.raises(TypeError):
-        returns.discriminator_return(LOGITS, LOGITS)
-
-
-def test_a_judgement_earns_minus_the_cross_entropy_of_its_side():
-    torch.testing.assert_close(returns.judgement_return(LOGITS, torch.ones(7)), -cross_entropy(LOGITS, 1.0))
-    torch.testing.assert_close(returns.judgement_return(LOGITS, -torch.ones(7)), -cross_entropy(LOGITS, 0.0))
+def test_the_reward_of_one_image_is_minus_the_cross_entropy_of_its_label():
+    torch.testing.assert_close(RETURNS["log"].real(LOGITS, None), -cross_entropy(LOGITS, 1.0))
+    torch.testing.assert_close(RETURNS["log"].fake(LOGITS, None), -cross_entropy(LOGITS, 0.0))
 
 
 def test_equal_chances_earn_the_equilibrium():
     zero = torch.zeros(1)
-    assert returns.equilibrium("log") == pytest.approx(-math.log(4))
-    assert returns.discriminator_return(real_logits=zero, fake_logits=zero).item() == pytest.approx(-math.log(4))
+    assert RETURNS["log"].equilibrium == pytest.approx(-math.log(4))
+    assert RETURNS["log"].discriminator(zero, zero).item() == pytest.approx(-math.log(4))
 
 
-RETURNS = {
-    "generator": returns.generator_return,
-    "discriminator, real": lambda x: returns.discriminator_return(real_logits=x, fake_logits=torch.zeros_like(x)),
-    "discriminator, fake": lambda x: returns.discriminator_return(real_logits=torch.zeros_like(x), fake_logits=x),
-    "judgement of real": lambda x: returns.judgement_return(x, torch.ones_like(x)),
-    "judgement of fake": lambda x: returns.judgement_return(x, -torch.ones_like(x)),
+OF_ONE_LOGIT = {
+    "generator": lambda x: RETURNS["log"].generator(x, None),
+    "discriminator, real": lambda x: RETURNS["log"].discriminator(x, torch.zeros_like(x)),
+    "discriminator, fake": lambda x: RETURNS["log"].discriminator(torch.zeros_like(x), x),
 }
 
 
-@pytest.mark.parametrize("earned", RETURNS.values(), ids=RETURNS.keys())
+@pytest.mark.parametrize("earned", OF_ONE_LOGIT.values(), ids=OF_ONE_LOGIT.keys())
 def test_returns_and_their_gradients_are_finite_far_out(earned):
     logits = torch.tensor(FAR, requires_grad=True)
     value = earned(logits)
@@ -182,7 +177,7 @@ def test_diversity_is_the_correlations_square_on_average_where_coordinates_depen
 
 KINDS = ["log", "minimax", "hinge", "least-squares", "wasserstein", "relativistic"]
 LOG = {x: -math.log1p(math.exp(-x)) for x in (-2.5, -2.0, -0.5, 0.5, 2.0, 2.5)}  # log sigmoid(x)
-BY_HAND = {  # D's return, D's slopes in the two logits, G's return; the logits: 2 on a real, -0.5 on a fake image
+BY_HAND = {  # D's return, D's gradients in the two logits, G's return; the logits: 2 on a real, -0.5 on a fake image
     "log": (LOG[2.0] + LOG[0.5], (math.exp(LOG[-2.0]), -math.exp(LOG[-0.5])), LOG[-0.5]),
     "minimax": (LOG[2.0] + LOG[0.5], (math.exp(LOG[-2.0]), -math.exp(LOG[-0.5])), -LOG[0.5]),
     "hinge": (0 - 0.5, (0.0, -1.0), -0.5),
@@ -195,61 +190,70 @@ BY_HAND = {  # D's return, D's slopes in the two logits, G's return; the logits:
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_by_hand(kind):
     real, fake = torch.tensor([2.0], requires_grad=True), torch.tensor([-0.5], requires_grad=True)
-    value, slopes, earned = BY_HAND[kind]
-    whole = returns.discriminator_return(real_logits=real, fake_logits=fake, kind=kind)
-    assert whole.item() == pytest.approx(value)
-    assert [slope.item() for slope in torch.autograd.grad(whole, (real, fake))] == pytest.approx(slopes)
-    for own, side, other, slope in ((real, 1.0, fake, slopes[0]), (fake, -1.0, real, slopes[1])):
-        share = returns.judgement_return(own, side, kind, other.detach())
-        assert torch.autograd.grad(share, own)[0].item() == pytest.approx(slope)
-    assert returns.generator_return(fake, kind, real).item() == pytest.approx(earned)
+    value, gradients, reward = BY_HAND[kind]
+    pair = RETURNS[kind].discriminator(real, fake)
+    assert pair.item() == pytest.approx(value)
+    assert [gradient.item() for gradient in torch.autograd.grad(pair, (real, fake))] == pytest.approx(gradients)
+    on_real, on_fake = RETURNS[kind].real(real, fake.detach()), RETURNS[kind].fake(fake, real.detach())
+    assert torch.autograd.grad(on_real, real)[0].item() == pytest.approx(gradients[0])
+    assert torch.autograd.grad(on_fake, fake)[0].item() == pytest.approx(gradients[1])
+    assert RETURNS[kind].generator(fake, real).item() == pytest.approx(reward)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_shares_of_a_discriminators_return_make_up_the_whole(kind):
     real, fake = LOGITS, LOGITS.roll(3)
-    shares = [returns.judgement_return(*one) for one in ((real, 1.0, kind, fake), (fake, -1.0, kind, real))]
-    whole = returns.discriminator_return(real_logits=real, fake_logits=fake, kind=kind)
+    on_real, on_fake = RETURNS[kind].real(real, fake), RETURNS[kind].fake(fake, real)
+    pair = RETURNS[kind].discriminator(real, fake)
     if kind == "relativistic":  # either is the pair's
-        assert torch.equal(shares[0], whole) and torch.equal(shares[1], whole)
+        assert torch.equal(on_real, pair) and torch.equal(on_fake, pair)
     else:
-        torch.testing.assert_close(shares[0] + shares[1], whole)
+        torch.testing.assert_close(on_real + on_fake, pair)
 
 
-TAKE_A_KIND = {
-    "generator_return": lambda kind: returns.generator_return(LOGITS, kind, LOGITS),
-    "discriminator_return": lambda kind: returns.discriminator_return(
-        real_logits=LOGITS, fake_logits=LOGITS, kind=kind
-    ),
-    "judgement_return": lambda kind: returns.judgement_return(LOGITS, 1.0, kind, LOGITS),
-    "equilibrium": returns.equilibrium,
-    "border": lambda kind: returns.border(LOGITS, LOGITS, kind),
-}
-
-
-@pytest.mark.parametrize("function", TAKE_A_KIND)
 @pytest.mark.parametrize("kind", ["logg", "", None])
-def test_an_unknown_kind_is_refused_by_every_function_that_takes_one(function, kind):
+def test_an_unknown_kind_is_refused(kind):
     with pytest.raises(ValueError, match="there are no returns of the kind"):
-        TAKE_A_KIND[function](kind)
-    for known in KINDS:
-        TAKE_A_KIND[function](known)
+        returns.return_of(kind)
 
 
-def test_every_function_that_takes_a_kind_is_among_these():
-    functions = inspect.getmembers(returns, lambda one: inspect.isfunction(one) and one.__module__ == returns.__name__)
-    assert {name for name, one in functions if "kind" in inspect.signature(one).parameters} == set(TAKE_A_KIND)
+def test_the_kinds_are_those_of_the_command_line():
+    (choices,) = [field.metadata["choices"] for field in dataclasses.fields(Config) if field.name == "returns"]
+    assert tuple(RETURNS) == choices
+
+
+def test_a_kind_without_all_its_parts_cannot_be_made():
+    for part in ("real", "fake", "generator"):
+        parts = {name: getattr(RETURNS["log"], name) for name in ("real", "fake", "generator") if name != part}
+        with pytest.raises(TypeError, match=part):
+            returns.Return(**parts)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_marks_of_a_kind_are_true(kind):
+    """Whether its rewards are of pairs, count differences alone, and are best at the logit of the chance."""
+    real, fake, record = LOGITS, LOGITS.roll(3), RETURNS[kind]
+    total = record.real(real, fake) + record.fake(fake, real)
+    assert record.paired == (not torch.allclose(record.discriminator(real, fake), total))
+    moved = record.discriminator(real + 3, fake + 3)
+    assert record.relative == torch.allclose(moved, record.discriminator(real, fake), atol=1e-5)
+    if not record.relative:
+        logit = torch.tensor(1.1, requires_grad=True)
+        chance = logit.detach().sigmoid()
+        expected = chance * record.real(logit, None) + (1 - chance) * record.fake(logit, None)
+        best = abs(torch.autograd.grad(expected, logit)[0].item()) < 1e-6
+        assert record.probability == best
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_generator_earns_more_the_more_real_its_image_seems(kind):
     """Up to where a real image stands: beyond it least squares call it back."""
     seeming = torch.linspace(-4, 1, 11)
-    assert (returns.generator_return(seeming, kind, torch.ones(11)).diff() > 0).all()
+    assert (RETURNS[kind].generator(seeming, torch.ones(11)).diff() > 0).all()
 
 
 def test_values_at_equilibrium_by_hand():
-    values = {kind: returns.equilibrium(kind) for kind in KINDS}
+    values = {kind: RETURNS[kind].equilibrium for kind in KINDS}
     assert values == pytest.approx({
         "log": -math.log(4), "minimax": -math.log(4), "hinge": -2, "least-squares": -1, "wasserstein": 0,
         "relativistic": -math.log(2),
@@ -259,8 +263,8 @@ def test_values_at_equilibrium_by_hand():
 @pytest.mark.parametrize("kind", ["wasserstein", "relativistic"])
 def test_where_only_differences_count_the_border_moves_with_the_logits(kind):
     real, fake = torch.tensor([7.0, 9.0]), torch.tensor([3.0, 5.0])
-    assert returns.border(real, fake, kind).item() == 6
-    assert returns.border(real, fake, "log") == returns.border(real, fake, "hinge") == 0
+    assert RETURNS[kind].border(real, fake).item() == 6
+    assert RETURNS["log"].border(real, fake) == RETURNS["hinge"].border(real, fake) == 0
 
 
 def test_what_is_earned_by_being_told_apart_by_hand():

@@ -1,5 +1,6 @@
 """Numbers that are not finite, in every loss, gradient, weight and optimizer: the run stops, its files stay good."""
 
+import dataclasses
 import json
 import random
 
@@ -26,8 +27,8 @@ NETWORKS = [
 ]  # fmt: skip
 PARTS = ["weight", "target", "gradient", "exp_avg", "exp_avg_sq"]
 LOSSES = [
-    "generator_return", "discriminator_return", "judgement_return", "classification_return", "td_target",
-    "diversity_return", "gradient_penalty", "explore",
+    "real", "fake", "generator", "classification_return", "td_target", "diversity_return", "gradient_penalty",
+    "explore",
 ]  # fmt: skip
 PLACES = [(part, *network) for part in PARTS for network in NETWORKS] + [("loss", loss, None) for loss in LOSSES]
 
@@ -36,6 +37,11 @@ def strike(trainer, place: tuple, number: float, monkeypatch) -> None:
     """Puts `number` into one part of `trainer`; into a gradient or a loss at the next step."""
     part, kind, net = place
     if part == "loss":
+        if hasattr(record := returns.RETURNS["log"], kind):
+            reward = getattr(record, kind)
+            struck = dataclasses.replace(record, **{kind: lambda *logits: reward(*logits) * number})
+            monkeypatch.setitem(returns.RETURNS, "log", struck)
+            return
         honest = getattr(returns, kind)
         monkeypatch.setattr(returns, kind, lambda *args, **kwargs: honest(*args, **kwargs) * number)
         return

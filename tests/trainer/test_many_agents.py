@@ -10,8 +10,8 @@ from magnet.data.image_dataset import to_uint8
 from magnet.evaluation.metrics import sliced_wasserstein
 from magnet.evaluation.sampling import GRID_BATCH, FixedGrids, Sampler, draw
 from magnet.evaluation.scores import Evaluation
-from magnet.game import returns
 from magnet.game.environment import FaceGame
+from magnet.game.returns import RETURNS
 from magnet.support.errors import UserError
 from magnet.support.random_streams import stream
 
@@ -155,13 +155,10 @@ def test_the_games_rewards_are_of_its_kind_and_means_over_the_others(kind):
     shown = dict.fromkeys(generators, torch.zeros(4, 3, 32, 32))
     _, rewards, *_ = game.step(shown | dict(zip(discriminators, logits, strict=True)))
     for i, name in enumerate(generators):
-        each = [returns.generator_return(logits[j, 1 + i], kind, logits[j, 0]) for j in range(3)]
+        each = [RETURNS[kind].generator(logits[j, 1 + i], logits[j, 0]) for j in range(3)]
         torch.testing.assert_close(rewards[name], sum(each) / 3)
     for j, name in enumerate(discriminators):
-        each = [
-            returns.discriminator_return(real_logits=logits[j, 0], fake_logits=logits[j, 1 + i], kind=kind)
-            for i in range(2)
-        ]
+        each = [RETURNS[kind].discriminator(logits[j, 0], logits[j, 1 + i]) for i in range(2)]
         torch.testing.assert_close(rewards[name], sum(each) / 2)
 
 
