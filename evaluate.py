@@ -121,7 +121,7 @@ def feature_network(options: argparse.Namespace, device) -> tuple:
 
 
 def load_images(options: argparse.Namespace, config, fingerprint: str) -> tuple:
-    """The images that G_a answers, those to score against, both Faces, and what the latter are.
+    """The images that G_a answers, those to score against, both ImageDataset, and what the latter are.
 
     fingerprint: of the images that the run learned from. Raises UserError.
     """
@@ -143,7 +143,7 @@ def load_images(options: argparse.Namespace, config, fingerprint: str) -> tuple:
 
 
 def pick(faces, indices):
-    """Images uint8 (n, 3, S, S) on the CPU, for indices (n,) as Faces.batch takes them."""
+    """Images uint8 (n, 3, S, S) on the CPU, for indices (n,) as ImageDataset.batch takes them."""
     import torch
 
     from magnet.data.image_dataset import to_uint8

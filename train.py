@@ -84,7 +84,7 @@ def train(config: Config, run: Path, trainer, evaluation, total: int, stop) -> N
     """
     from magnet.evaluation.sampling import FixedGrids
     from magnet.run import checkpoint
-    from magnet.run.logger import Logbook, write_progress
+    from magnet.run.logger import RunLogger, write_progress
     from magnet.run.signals import goes_on
 
     per_epoch, last_epoch = trainer.steps_per_epoch, math.ceil(total / trainer.steps_per_epoch)
@@ -112,7 +112,7 @@ def train(config: Config, run: Path, trainer, evaluation, total: int, stop) -> N
         checkpoint.prune(run / "checkpoints", config.keep)
 
     with (
-        Logbook(run, trainer.steps, config.batch_size, LOG_EVERY) as book,
+        RunLogger(run, trainer.steps, config.batch_size, LOG_EVERY) as book,
         tqdm(total=total * config.batch_size, initial=trainer.images_seen, unit=unit, dynamic_ncols=True) as bar,
     ):
         saved_at = trainer.steps
@@ -146,18 +146,18 @@ def build(config: Config, pixels, path: Path | None, saved: dict | None):
     """
     import torch
 
-    from magnet.data.gaussians import Points
-    from magnet.data.image_dataset import Faces
+    from magnet.data.gaussians import PointDataset
+    from magnet.data.image_dataset import ImageDataset
     from magnet.evaluation.scores import Evaluation
-    from magnet.game.environment import new_game
+    from magnet.game.environment import new_environment
     from magnet.maddpg import MADDPG
     from magnet.run.checkpoint_validation import first_fault, refuse, trainer_fault
 
-    faces = Points(pixels, config.device) if config.points else Faces(pixels, config.device)
+    faces = PointDataset(pixels, config.device) if config.points else ImageDataset(pixels, config.device)
     if saved and saved["faces"] != faces.fingerprint:
         raise UserError(f"The images in {config.data} are not those that the run learned from; give these with --data.")
     try:
-        trainer = MADDPG(config, new_game(config, faces), torch.device(config.device))
+        trainer = MADDPG(config, new_environment(config, faces), torch.device(config.device))
     except ValueError as error:
         raise UserError(f"{config.data}: {error}; give more images or a smaller --batch-size.") from error
     evaluation = Evaluation(trainer.generators, trainer.faces, config)
@@ -233,7 +233,6 @@ def start(given: dict, commands: argparse.Namespace, owned: ExitStack) -> int:
 
     trainer, evaluation = build(config, pixels, path, saved)
     distributed.refuse_differing(images=trainer.faces.fingerprint, checkpoint=trainer.steps)
-    judge = trainer.discriminators[0].name
     del saved  # as large as the trainer
     total = config.epochs * trainer.steps_per_epoch
     total = min(total, config.steps) if config.steps else total
@@ -241,13 +240,13 @@ def start(given: dict, commands: argparse.Namespace, owned: ExitStack) -> int:
         print(f"Nothing to do: {run} is at step {trainer.steps} of {total}; give more --steps or --epochs.")
         return 0
     if evaluation.patience_ended:
-        print(f"Nothing to do: {evaluation.verdict(run, judge)}; give more --patience, or 0 for no limit.")
+        print(f"Nothing to do: {evaluation.verdict(run)}; give more --patience, or 0 for no limit.")
         return 0
     stop = Stop()
     if not first:
         while goes_on(trainer, evaluation, total, stop):
             trainer.step()
-        distributed.agreed(0)  # once the first has saved: torchrun may stop all when one ends
+        distributed.all_reduce_max(0)  # once the first has saved: torchrun may stop all when one ends
         return 128 + stop.signal if stop.signal else 0
     if not run:
         run = new_run(Path(config.models_dir), config.name)
@@ -258,7 +257,7 @@ def start(given: dict, commands: argparse.Namespace, owned: ExitStack) -> int:
     print(f"Run folder: {run}")
     try:
         train(config, run, trainer, evaluation, total, stop)
-        distributed.agreed(0)
+        distributed.all_reduce_max(0)
     except Diverged as error:
         again = f"`python3 train.py --resume {run} --lr {config.lr / 2:g}`"
         raise Diverged(f"{error}; the last good checkpoint stays, go on from it with {again}.") from error
@@ -266,7 +265,7 @@ def start(given: dict, commands: argparse.Namespace, owned: ExitStack) -> int:
         print(f"Stopped and saved at step {trainer.steps}; go on with: python3 train.py --resume {run}")
         return 128 + stop.signal
     if evaluation.patience_ended:
-        print(f"Ended early: {evaluation.verdict(run, judge)}.")
+        print(f"Ended early: {evaluation.verdict(run)}.")
     elif evaluation.best["step"]:
         best = evaluation.best
         print(f"Best score: {best[evaluation.score]:.2f} at step {best['step']} (checkpoints/best.pt).")

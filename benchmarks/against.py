@@ -58,11 +58,11 @@ def program(config: Config, pixels, run: Path, owned: ExitStack, clock) -> tuple
     from benchmarks.measure import timed
     from magnet.evaluation.sampling import FixedGrids
     from magnet.run import checkpoint
-    from magnet.run.logger import Logbook, new_run
+    from magnet.run.logger import RunLogger, new_run
 
     trainer = train.build(config, pixels, None, None)[0]
     run = new_run(run)
-    book = owned.enter_context(Logbook(run, 0, config.batch_size, train.LOG_EVERY))
+    book = owned.enter_context(RunLogger(run, 0, config.batch_size, train.LOG_EVERY))
     grids = FixedGrids(trainer.generators, trainer.faces, config.seed)
 
     def steps() -> None:

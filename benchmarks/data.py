@@ -108,8 +108,8 @@ def measure_first_step(config: Config, words: list[str], repeats: int) -> dict:
         with tempfile.TemporaryDirectory() as models:
             child = [sys.executable, __file__, "--first-step", *words, "--models-dir", models]
             start = time.time()
-            told = subprocess.run(child, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
-            seconds.append(float(told.stdout.split()[-1]) - start)
+            logged = subprocess.run(child, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
+            seconds.append(float(logged.stdout.split()[-1]) - start)
     return spread(seconds)
 
 
@@ -143,7 +143,7 @@ def measure_steps(folder: Path, config: Config, options: argparse.Namespace) -> 
 
     from benchmarks.floor import period, steps
     from benchmarks.measure import in_turns, new_clock, ratios, spread
-    from magnet.data.image_dataset import Faces
+    from magnet.data.image_dataset import ImageDataset
 
     few, many = mapped(folder, FEW, config), mapped(folder, MANY, config)
     first, grown, late = (new_trainer(config, pixels) for pixels in (few, many, few))
@@ -153,9 +153,9 @@ def measure_steps(folder: Path, config: Config, options: argparse.Namespace) -> 
     clock, random = new_clock(device, options.cpu_time), torch.Generator().manual_seed(0)
     indices = torch.randint(2 * MANY, (64, count), generator=random).to(device)
     arrays = {"mapped": many, "in memory": np.array(many)} if device.type == "cpu" else {"on the GPU": many}
-    places = {name: Faces(pixels, device) for name, pixels in arrays.items()}
+    places = {name: ImageDataset(pixels, device) for name, pixels in arrays.items()}
     if device.type != "cpu":
-        places["page-locked"] = Faces(many, device)
+        places["page-locked"] = ImageDataset(many, device)
         places["page-locked"]._pixels = torch.from_numpy(np.array(many))  # as if the GPU had no room for them
     trainers = {"few": first, "many": grown, "late": late}
     works = {name: lambda trainer=trainer: steps(trainer) for name, trainer in trainers.items()}

@@ -107,7 +107,7 @@ def five_networks(folder: Path, config: Config, workers: int) -> Callable[[], fl
     states, following, later = (loader(folder, config, workers) for _ in range(3))
     actor, generator, critic_g, discriminator, critic_d = networks.values()
     target_actor, target_generator, target_critic_g, target_discriminator, target_critic_d = targets.values()
-    memory, played = actor.initial_recurrent(config.batch_size), 0
+    recurrent, played = actor.initial_recurrent_state(config.batch_size), 0
     squared, entropy = nn.MSELoss(), nn.BCELoss()
     ones = torch.ones(config.batch_size, device=config.device)
 
@@ -118,34 +118,34 @@ def five_networks(folder: Path, config: Config, workers: int) -> Callable[[], fl
         return loss.item()
 
     def step() -> float:
-        nonlocal memory, played
+        nonlocal recurrent, played
         if played % config.episode_length == 0:
-            memory = actor.initial_recurrent(config.batch_size)
+            recurrent = actor.initial_recurrent_state(config.batch_size)
         state, real, after = next(states), next(following), next(later)
         with torch.no_grad():
-            z, next_memory = actor(state, memory)
+            z, next_memory = actor(state, recurrent)
             z = z + NOISE * torch.randn_like(z)
             fake = generator(z)
             p_real, p_fake = discriminator(real).sigmoid(), discriminator(fake).sigmoid()
-            shown, judged = torch.cat([real, fake]), torch.cat([p_real, p_fake])[:, None]
+            shown, discriminated = torch.cat([real, fake]), torch.cat([p_real, p_fake])[:, None]
             reward_g, reward_d = p_fake.log(), torch.cat([p_real.log(), (1 - p_fake).log()])
             next_z, _ = target_actor(real, next_memory)
             next_shown = torch.cat([after, target_generator(next_z)])
             value_d = target_critic_d(next_shown, target_discriminator(next_shown).sigmoid()[:, None])
             value_g = target_critic_g(real, next_z)
 
-        total = learn("D's critic", squared(critic_d(shown, judged), reward_d + GAMMA * value_d))
+        total = learn("D's critic", squared(critic_d(shown, discriminated), reward_d + GAMMA * value_d))
         policy = torch.cat([discriminator(real).sigmoid(), discriminator(fake).sigmoid()])
         loss = entropy(policy, torch.cat([ones, 0 * ones]))
         total += learn("discriminator", loss - critic_d(shown, policy[:, None]).mean())
         total += learn("G's critic", squared(critic_g(state, z), reward_g + GAMMA * value_g))
-        total += learn("actor", -critic_g(state, actor(state, memory)[0]).mean())
+        total += learn("actor", -critic_g(state, actor(state, recurrent)[0]).mean())
         total += learn("generator", entropy(discriminator(generator(z)).sigmoid(), ones))
         with torch.no_grad():
             for key, target in targets.items():
                 for old, new in zip(target.parameters(), networks[key].parameters(), strict=True):
                     old.copy_(TAU * new + (1 - TAU) * old)
-        memory, played = next_memory, played + 1
+        recurrent, played = next_memory, played + 1
         return total
 
     return step

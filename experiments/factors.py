@@ -99,7 +99,7 @@ def read_factors(network: nn.Module, pixels: Tensor) -> Tensor:
     return torch.stack([part.argmax(dim=1) for part in logits.split(LEVELS, dim=1)], dim=1)
 
 
-def judged(network: nn.Module) -> dict:
+def discriminated(network: nn.Module) -> dict:
     """What the network makes of unseen faces: how often it is right, by factor and in all of them at once.
 
     And of the combinations that it finds: their count as of samples, the fewest faces of one, and the most that one has
@@ -134,6 +134,6 @@ def trained_reader(path: Path) -> tuple[Callable[[Tensor], Tensor], dict]:
     else:
         print("training the network that tells the factors of drawn faces", flush=True)
         network = learn()
-        saved = {"network": network.state_dict(), "known": judged(network)}
+        saved = {"network": network.state_dict(), "known": discriminated(network)}
         write_atomically(path, lambda file: torch.save(saved, file))
     return lambda pixels: combination(read_factors(network, pixels)), saved["known"]

@@ -110,7 +110,7 @@ def counter(world: str, factors: Path) -> Counter:
     )  # fmt: skip
 
 
-def scored(run: Path, judge: Counter) -> dict:
+def scored(run: Path, d_a: Counter) -> dict:
     """What the last checkpoint's generators cover, an equal share of the samples from each, and each by itself.
 
     Prior samples of the running averages; the sizes of all G and of all D_a, in parameters.
@@ -120,9 +120,9 @@ def scored(run: Path, judge: Counter) -> dict:
 
     generators, discriminators, config = load_agents(*load_checkpoint(run), "cpu")
     samplers = [Sampler(agent, None) for agent in generators]
-    together, _ = draw(samplers, "prior", judge.samples)
-    alone = [draw([sampler], "prior", judge.samples)[0] for sampler in samplers]
-    result = {"together": judge.count(together) | judge.quality(together), "alone": [judge.count(a) for a in alone]}
+    together, _ = draw(samplers, "prior", d_a.samples)
+    alone = [draw([sampler], "prior", d_a.samples)[0] for sampler in samplers]
+    result = {"together": d_a.count(together) | d_a.quality(together), "alone": [d_a.count(a) for a in alone]}
     shares = [part[: POINTS // len(alone)] for part in alone] if config.points else []
     result["points"] = [[[round(x, 3) for x in point] for point in share.tolist()] for share in shares]
     for kind, agents, key in (("G", generators, "generator"), ("D", discriminators, "actor")):
@@ -140,8 +140,8 @@ def compare(options: argparse.Namespace, base: dict) -> None:
             if setting == LARGE:
                 flags["width"] = width_of_four(flags)
             games[setting, seed] = runs.game(flags, options.steps)
-    judge = counter(options.world, options.out.with_suffix(".factors.pt"))
-    runs.measure(options, games, judge.protocol, lambda run: scored(run, judge) | judge.facts)
+    d_a = counter(options.world, options.out.with_suffix(".factors.pt"))
+    runs.measure(options, games, d_a.protocol, lambda run: scored(run, d_a) | d_a.facts)
 
 
 def table(found: dict[str, list[dict]]) -> str:
@@ -161,7 +161,7 @@ def table(found: dict[str, list[dict]]) -> str:
 
 
 def scatter(axis, name: str, points: list[list[list[float]]]) -> None:
-    """Points of each generator in its colour."""
+    """PointDataset of each generator in its colour."""
     for part, colour in zip(points, figures.COLOURS * len(points), strict=False):
         axis.scatter(*zip(*part, strict=True), s=3, color=colour, linewidth=0)
     axis.set(title=name, xlim=(-1.4, 1.4), ylim=(-1.4, 1.4), aspect="equal", xticks=[], yticks=[])

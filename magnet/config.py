@@ -187,13 +187,13 @@ def check(config: Config) -> None:
     if config.patience and not config.evaluate_every:
         raise UserError(f"--patience {config.patience} counts scores: give --evaluate-every as well, or --patience 0.")
     replayed = round(config.replay_fraction * config.batch_size)
-    fresh = config.batch_size - replayed
-    if fresh < 2:
+    new = config.batch_size - replayed
+    if new < 2:
         raise UserError(
-            f"--replay-fraction {config.replay_fraction} leaves {fresh} of {config.batch_size} rows; give less."
+            f"--replay-fraction {config.replay_fraction} leaves {new} of {config.batch_size} rows; give less."
         )
-    if replayed and config.replay_size < fresh:
-        raise UserError(f"--replay-size is {config.replay_size}, but one step stores {fresh} transitions; give more.")
+    if replayed and config.replay_size < new:
+        raise UserError(f"--replay-size is {config.replay_size}, but one step stores {new} transitions; give more.")
 
 
 def without_effect(config: Config) -> set[str]:

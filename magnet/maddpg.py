@@ -1,6 +1,6 @@
 """The trainer: Algorithm 1 of Lowe et al. 2017 (MADDPG, arXiv 1706.02275), played on faces.
 
-    trainer = MADDPG(config, new_game(config, faces), device)
+    trainer = MADDPG(config, new_environment(config, faces), device)
     metrics = trainer.step()        # one pass through the box; a dict of detached scalars
 
 `config` is any object with the fields of config.py's Config. The lines of the box, counted from its first:
@@ -26,8 +26,8 @@ from magnet.agents.discriminator import DiscriminatorAgent, critic_inputs
 from magnet.agents.generator import Act, GeneratorAgent
 from magnet.agents.networks import Discrimination
 from magnet.config import agent_names
-from magnet.game.replay_buffer import Replay
-from magnet.support.distributed import average, own, size, whole
+from magnet.game.replay_buffer import ReplayBuffer
+from magnet.support.distributed import all_gather_rows, all_reduce_mean, local_rows, world_size
 from magnet.support.random_streams import derived_seed, stream
 
 
@@ -39,7 +39,7 @@ class Batch:
     `outputs` one a discriminator. Actions keep their graphs: no pass is made twice.
     """
 
-    fresh: int  # F
+    new: int  # F
     transitions: dict[str, Tensor]  # what the environment says of the rows, (B, ...) once it has stepped
     state: Tensor  # s_t (B, 3, S, S)
     real: Tensor  # x_t = s_{t+1} (B, 3, S, S), a leaf
@@ -64,7 +64,7 @@ def new_agents(config, device: torch.device) -> tuple[list[GeneratorAgent], list
 class MADDPG:
     """Generator agents and discriminator agents, their game, and the replay buffer.
 
-    environment: a FaceGame, or another class with its methods. Of several processes (distributed.py) each acts and
+    environment: a FaceEnv, or another class with its methods. Of several processes (distributed.py) each acts and
     learns on its rows; the game, the buffer, the recurrent states and the metrics are whole on each.
     """
 
@@ -72,10 +72,10 @@ class MADDPG:
         self.config, self.environment, self.device, self.faces = config, environment, device, environment.faces
         self.generators, self.discriminators = new_agents(config, device)
         self.agents = [*self.generators, *self.discriminators]
-        self.fresh = environment.batch // size()  # of this process's rows those that are played now
+        self.new_rows = environment.batch // world_size()  # of this process's rows those that are played now
         self.replayed = config.batch_size - environment.batch  # rows of a whole batch that are replayed
-        recurrent = self.generators[0].initial_recurrent(1).shape[1:]
-        self.replay = Replay(
+        recurrent = self.generators[0].initial_recurrent_state(1).shape[1:]
+        self.replay = ReplayBuffer(
             config.replay_size if self.replayed else 0,
             environment.fields | {
                 "recurrent": ((config.generators, *recurrent), torch.float32),
@@ -89,7 +89,7 @@ class MADDPG:
     def begin_episode(self, observations: dict[str, Tensor]) -> None:
         """Alg. 1, line 3; the recurrent states are zero where an episode starts."""
         self.observations = observations
-        self.recurrent = [agent.initial_recurrent(self.environment.batch) for agent in self.generators]
+        self.recurrent = [agent.initial_recurrent_state(self.environment.batch) for agent in self.generators]
 
     @property
     def images_seen(self) -> int:
@@ -104,13 +104,13 @@ class MADDPG:
     def step(self) -> Metrics:
         """One pass through the box of Algorithm 1. Returns detached scalars by name, on the device."""
         replayed = self.replay.sample(self.replayed)  # line 10; before this step's transitions enter the buffer
-        batch = self.act({name: own(rows) for name, rows in replayed.items()})
+        batch = self.act({name: local_rows(rows) for name, rows in replayed.items()})
         metrics = self.play(batch)
         metrics |= self.update(batch)
         for agent in self.agents:
             agent.update_targets()  # line 15
         self.steps += 1
-        average(metrics.values())
+        all_reduce_mean(metrics.values())
         return metrics
 
     def collect(self, replayed: dict[str, Tensor]) -> Batch:
@@ -119,40 +119,40 @@ class MADDPG:
         state = torch.cat([self.observations[self.generators[0].name], state])
         real = torch.cat([self.observations[self.discriminators[0].name], real])
         r1 = 0.0 if self.steps % self.config.r1_every else self.config.r1 * self.config.r1_every
-        return Batch(self.fresh, replayed, state, real.requires_grad_(r1 > 0), r1)
+        return Batch(self.new_rows, replayed, state, real.requires_grad_(r1 > 0), r1)
 
     def act(self, replayed: dict[str, Tensor]) -> Batch:
         """Line 5: each agent selects its action. Replayed rows act anew, by the present policies."""
         batch = self.collect(replayed)
         for i, agent in enumerate(self.generators):
-            act = agent.act(batch.state, torch.cat([own(self.recurrent[i]), replayed["recurrent"][:, i]]))
+            act = agent.act(batch.state, torch.cat([local_rows(self.recurrent[i]), replayed["recurrent"][:, i]]))
             images = agent.networks["generator"](act.action)
             old = self.faces.unpack(replayed["image"][:, i])
             batch.acts.append(act)
             batch.images.append(images)
-            batch.fakes.append(torch.cat([images.detach()[: self.fresh], old]))
+            batch.fakes.append(torch.cat([images.detach()[: self.new_rows], old]))
         for agent in self.discriminators:
             batch.outputs.append([agent.networks["actor"].discriminate(x) for x in (batch.real, *batch.fakes)])
         return batch
 
     def play(self, batch: Batch) -> Metrics:
         """Lines 6 to 8: executes the actions on this step's states, and stores the transitions. Returns the rewards."""
-        actions = {agent.name: x[: self.fresh] for agent, x in zip(self.generators, batch.fakes, strict=True)}
+        actions = {agent.name: x[: self.new_rows] for agent, x in zip(self.generators, batch.fakes, strict=True)}
         for agent, outputs in zip(self.discriminators, batch.outputs, strict=True):
-            actions[agent.name] = torch.stack([one.logits.detach()[: self.fresh] for one in outputs])
+            actions[agent.name] = torch.stack([one.logits.detach()[: self.new_rows] for one in outputs])
         images = torch.stack([actions[agent.name] for agent in self.generators], dim=1)
         observations, rewards, _, truncated, transitions = self.environment.step(actions)
         batch.transitions = {
-            name: torch.cat([own(rows), batch.transitions[name]]) for name, rows in transitions.items()
+            name: torch.cat([local_rows(rows), batch.transitions[name]]) for name, rows in transitions.items()
         }
         if self.replayed:
             recurrent = torch.stack(self.recurrent, dim=1)
-            self.replay.add(transitions | {"recurrent": recurrent, "image": whole(self.faces.pack(images))})
+            self.replay.add(transitions | {"recurrent": recurrent, "image": all_gather_rows(self.faces.pack(images))})
         if all(truncated.values()):
             self.begin_episode(self.environment.reset())
         else:
             self.observations = observations
-            self.recurrent = [whole(act.recurrent[: self.fresh]) for act in batch.acts]
+            self.recurrent = [all_gather_rows(act.recurrent[: self.new_rows]) for act in batch.acts]
         return {f"{name}/return": reward.mean() for name, reward in rewards.items()}
 
     def update(self, batch: Batch) -> Metrics:

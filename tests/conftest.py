@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from magnet.agents.agent import Agent
 from magnet.config import Config
-from magnet.data.image_dataset import Faces
-from magnet.game.environment import new_game
+from magnet.data.image_dataset import ImageDataset
+from magnet.game.environment import new_environment
 from magnet.maddpg import MADDPG
 
 pytest.register_assert_rewrite("downloads")  # fixtures of some test files
@@ -68,9 +68,9 @@ def small_config(**changes) -> Config:
     return Config(**(TINY | changes))
 
 
-def small_faces(count: int = 20) -> Faces:
+def small_faces(count: int = 20) -> ImageDataset:
     """`count` images of 32x32 random pixels, always the same."""
-    return Faces(np.random.default_rng(0).integers(0, 256, (count, 3, 32, 32), np.uint8), CPU)
+    return ImageDataset(np.random.default_rng(0).integers(0, 256, (count, 3, 32, 32), np.uint8), CPU)
 
 
 def weights(agents: list[Agent]) -> dict[str, Tensor]:
@@ -160,7 +160,7 @@ def new_trainer(generators: int = 1, discriminators: int = 1, **changes) -> MADD
 
 def trainer_on(config, faces) -> MADDPG:
     """A trainer of the game of `config` on `faces`."""
-    return MADDPG(config, new_game(config, faces), CPU)
+    return MADDPG(config, new_environment(config, faces), CPU)
 
 
 def run(trainer, steps):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from magnet.game import returns
-from magnet.support.distributed import average, own, size
+from magnet.support.distributed import all_reduce_mean, local_rows, world_size
 from magnet.support.random_streams import derived_seed, restore, stream
 
 Metrics = dict[str, Tensor]
@@ -57,7 +57,7 @@ class Agent:
 
         Of several processes each draws those of the whole batch, so that their generators stay alike.
         """
-        return own(how(size() * rows, *shape, generator=self.random, device=self.device))
+        return local_rows(how(world_size() * rows, *shape, generator=self.random, device=self.device))
 
     def descend(self, key: str) -> Tensor:
         """One optimizer step on the gradients that `key` holds, which are then cleared. Returns their norm, ().
@@ -65,7 +65,7 @@ class Agent:
         Of several processes each holds the gradient of its rows' mean; the step is on the mean over all.
         """
         parameters = list(self.networks[key].parameters())
-        average(p.grad for p in parameters)
+        all_reduce_mean(p.grad for p in parameters)
         norm = nn.utils.get_total_norm(p.grad for p in parameters)
         self.optimizers[key].step()
         self.optimizers[key].zero_grad()

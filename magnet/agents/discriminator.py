@@ -6,7 +6,7 @@ from torch import Tensor
 from magnet.agents.agent import Agent, Metrics
 from magnet.agents.networks import Discrimination, discriminator_networks
 from magnet.game import returns
-from magnet.support.distributed import whole
+from magnet.support.distributed import all_gather_rows
 
 
 def critic_inputs(outputs: list[Discrimination]) -> tuple[Tensor, Tensor]:
@@ -85,10 +85,15 @@ class DiscriminatorAgent(Agent):
         if self.critic:
             leaf = actions[:, 0].detach().requires_grad_()
             (gradient,) = torch.autograd.grad(per_kind(reward(leaf), len(real)), leaf)
-            metrics["gradient_cosine"] = returns.gradient_cosine(whole(-actions.grad[:, 0]), whole(gradient))
+            metrics["gradient_cosine"] = returns.gradient_cosine(
+                all_gather_rows(-actions.grad[:, 0]), all_gather_rows(gradient)
+            )
 
-        fresh = batch.fresh  # accuracies are of the game as it was played
-        real_logits, fake_logits = whole(real_logits.detach()[:fresh]), whole(fake_logits.detach().T[:fresh]).T
+        fresh = batch.new  # accuracies are of the game as it was played
+        real_logits, fake_logits = (
+            all_gather_rows(real_logits.detach()[:fresh]),
+            all_gather_rows(fake_logits.detach().T[:fresh]).T,
+        )
         border = kind.border(real_logits, fake_logits)
         return metrics | {
             "accuracy_real": (real_logits > border).float().mean(),

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from magnet.agents.agent import Agent, Metrics
 from magnet.agents.networks import generator_networks
 from magnet.game import returns
-from magnet.support.distributed import whole
+from magnet.support.distributed import all_gather_rows
 
 
 class Act(NamedTuple):
@@ -30,11 +30,11 @@ class GeneratorAgent(Agent):
         """index: its place among the generators."""
         super().__init__(name, config, device, generator_networks(config), index)
 
-    def initial_recurrent(self, batch: int) -> Tensor:
+    def initial_recurrent_state(self, batch: int) -> Tensor:
         """The recurrent state at the start of an episode: zeros (B, 2, layers, hidden), or (B, 0) of a plain GAN."""
         if "actor" not in self.networks:
             return torch.zeros(batch, 0, device=self.device)
-        return self.networks["actor"].initial_recurrent(batch)
+        return self.networks["actor"].initial_recurrent_state(batch)
 
     def act(self, state: Tensor, recurrent: Tensor) -> Act:
         """Alg. 1, line 5, on states (B, 3, S, S); of a plain GAN noise, whatever the state."""
@@ -76,7 +76,7 @@ class GeneratorAgent(Agent):
             loss = loss - config.specialise * classified
             metrics["classified"] = classified.detach()
         if policy is not None:
-            policy = whole(policy)
+            policy = all_gather_rows(policy)
             diversity = returns.diversity_return(policy)
             loss = loss - config.diversity_weight * diversity
         learners = [network for key, network in self.networks.items() if key != "critic"]  # nor do discriminators learn
@@ -85,7 +85,9 @@ class GeneratorAgent(Agent):
         metrics["generator_gradient"] = self.descend("generator")
         if self.critic:
             gradient = torch.cat(gradients, dim=1)
-            metrics["gradient_cosine"] = returns.gradient_cosine(whole(-actions.grad), whole(gradient))
+            metrics["gradient_cosine"] = returns.gradient_cosine(
+                all_gather_rows(-actions.grad), all_gather_rows(gradient)
+            )
         if policy is None:
             return metrics
         metrics["actor_gradient"] = self.descend("actor")

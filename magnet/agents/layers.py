@@ -6,7 +6,7 @@ A stack of layers turns an image (B, 3, S, S), or a point (B, 2), into features 
 import torch
 from torch import nn
 
-from magnet.support.distributed import size, whole
+from magnet.support.distributed import all_gather_rows, world_size
 
 SMALLEST_MAP = 4  # pixels: the stacks of convolutions end, and the generator begins, at 4x4
 
@@ -46,7 +46,7 @@ class Normalise(torch.autograd.Function):
         mean = x.mean(ctx.dims, keepdim=True)
         centred = x - mean
         variance = centred.square().mean(ctx.dims, keepdim=True)
-        means, variances = whole(torch.cat([mean, variance])[None]).unbind(1)  # (processes, C, ...) each
+        means, variances = all_gather_rows(torch.cat([mean, variance])[None]).unbind(1)  # (processes, C, ...) each
         own_mean, mean, variance = mean, means.mean(dim=0), variances.mean(dim=0) + means.var(dim=0, correction=0)
         scale = (variance + eps).rsqrt()
         normalised = (centred + (own_mean - mean)) * scale
@@ -55,28 +55,28 @@ class Normalise(torch.autograd.Function):
         return normalised, scale, mean, variance
 
     @staticmethod
-    def backward(ctx, slope: torch.Tensor, scale_slope: torch.Tensor, *_) -> tuple[torch.Tensor, None]:
+    def backward(ctx, gradient: torch.Tensor, scale_slope: torch.Tensor, *_) -> tuple[torch.Tensor, None]:
         """The slope at x. scale_slope is other than 0 only when a backward pass is itself differentiated (R1)."""
         normalised, scale = ctx.saved_tensors
-        sums = [one.sum(ctx.dims).view(scale.shape) for one in (slope, slope * normalised)]
-        sums = whole(torch.stack([*sums, scale_slope])[None]).sum(dim=0)
-        shift, along, scaled = sums / (size() * slope.numel() / slope.shape[1])
-        return scale * (slope - shift - normalised * (along + scale * scaled)), None
+        sums = [one.sum(ctx.dims).view(scale.shape) for one in (gradient, gradient * normalised)]
+        sums = all_gather_rows(torch.stack([*sums, scale_slope])[None]).sum(dim=0)
+        shift, along, scaled = sums / (world_size() * gradient.numel() / gradient.shape[1])
+        return scale * (gradient - shift - normalised * (along + scale * scaled)), None
 
 
-class WholeBatchNorm:
+class SyncedBatchNorm:
     """What makes a BatchNorm of PyTorch's one whose statistics in training are of all processes' rows."""
 
     alone = False  # whether this process shows it rows that are no share of a batch
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C) or (B, C, H, W), shaped alike."""
-        if self.alone or size() == 1 or not self.training:
+        if self.alone or world_size() == 1 or not self.training:
             return super().forward(x)
         exact = x.to(torch.promote_types(x.dtype, torch.float32))
         normalised, _, mean, variance = Normalise.apply(exact, self.eps)
         with torch.no_grad():
-            count = size() * x.numel() / x.shape[1]
+            count = world_size() * x.numel() / x.shape[1]
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean.flatten(), self.momentum)
             self.running_var.lerp_(variance.flatten() * (count / (count - 1)), self.momentum)
@@ -85,11 +85,11 @@ class WholeBatchNorm:
         return normalised.to(x.dtype)
 
 
-class BatchNorm1d(WholeBatchNorm, nn.BatchNorm1d):
+class BatchNorm1d(SyncedBatchNorm, nn.BatchNorm1d):
     """nn.BatchNorm1d over all processes' rows."""
 
 
-class BatchNorm2d(WholeBatchNorm, nn.BatchNorm2d):
+class BatchNorm2d(SyncedBatchNorm, nn.BatchNorm2d):
     """nn.BatchNorm2d over all processes' rows."""
 
 

@@ -52,12 +52,12 @@ class GeneratorActor(nn.Module):
         self.action = nn.Linear(hidden, nz)
         # No gain and no bias: each coordinate of z has mean 0 and variance 1 over the batch, as noise N(0, I) has.
         self.normalise = BatchNorm1d(nz, eps=1e-8, affine=False)  # eps: deviations start at about 0.01
-        self.recurrent_shape = (2, layers, hidden)
+        self.recurrent_state_shape = (2, layers, hidden)
         self.apply(initialise)
 
-    def initial_recurrent(self, batch: int) -> torch.Tensor:
+    def initial_recurrent_state(self, batch: int) -> torch.Tensor:
         """The recurrent state at the start of an episode: zeros (B, 2, layers, hidden)."""
-        return self.action.weight.new_zeros(batch, *self.recurrent_shape)
+        return self.action.weight.new_zeros(batch, *self.recurrent_state_shape)
 
     def forward(self, state: torch.Tensor, recurrent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """state (B, 3, S, S), recurrent (B, 2, layers, hidden) -> z (B, nz), the next recurrent state, shaped alike."""

@@ -1,7 +1,7 @@
 """Pictures for training: a folder of images, or faces drawn by the program, becomes one array of uint8 pixels.
 
     pixels = load_faces("data/celeba", 64, cache_dir=Path("data/cache"))
-    faces = Faces(pixels, device)
+    faces = ImageDataset(pixels, device)
     images = faces.batch(torch.randint(2 * len(faces), (16,), device=device))
 
 Every image is decoded once, into an .npy file under the cache folder that later runs map into memory. Training then
@@ -220,7 +220,7 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
     return images.detach().float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-class Faces:
+class ImageDataset:
     """Images ready for training on a device: held there if they fit beside a model, else in the computer's memory."""
 
     stored, shown = torch.uint8, 64  # as what the ring keeps images, how many a grid shows

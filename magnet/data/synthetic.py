@@ -1,4 +1,4 @@
-"""Faces drawn by the program itself from a seed: a data set without a download, whose factors of variation are known.
+"""Synthetic faces, drawn from a seed: a data set without a download, whose factors of variation are known.
 
     images, factors = draw_faces(16, image_size=64, seed=0)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from magnet.agents.discriminator import DiscriminatorAgent
-from magnet.data.image_dataset import Faces, from_uint8, to_uint8
+from magnet.data.image_dataset import ImageDataset, from_uint8, to_uint8
 from magnet.game.returns import Return, return_of
 from magnet.maddpg import Batch
 from magnet.support.random_streams import stream
@@ -25,7 +25,7 @@ BATCH, POOL = 64, 25  # of the fresh discriminator: images of either kind a step
 
 def equilibrium_report(
     discriminator: DiscriminatorAgent, *, fakes: Tensor, draw: Callable[[int], Tensor],
-    training: Faces, held_out: Faces | None = None, steps: int = 500, seed: int = 0,
+    training: ImageDataset, held_out: ImageDataset | None = None, steps: int = 500, seed: int = 0,
 ) -> dict[str, float]:  # fmt: skip
     """What D_a and a fresh discriminator make of the images of one generator.
 
@@ -45,7 +45,7 @@ def equilibrium_report(
     """
     random = stream(seed, "equilibrium")
     real = _shown(training, torch.randperm(len(training), generator=random)[: len(fakes)], random)
-    real_logits, fake_logits = judge(discriminator, real), judge(discriminator, fakes)
+    real_logits, fake_logits = d_a(discriminator, real), d_a(discriminator, fakes)
     returns = return_of(discriminator.config.returns)
     border = returns.border(real_logits, fake_logits)
     report = {
@@ -63,12 +63,12 @@ def equilibrium_report(
         unseen, taught = _shown(training, taught[:fifth][: len(fakes)], random), taught[fifth:]
     else:
         unseen = _shown(held_out, torch.randperm(len(held_out), generator=random)[: len(fakes)], random)
-        unseen_logits = judge(discriminator, unseen)
+        unseen_logits = d_a(discriminator, unseen)
         report["accuracy_held_out"] = _share(unseen_logits > border)
         report["value_held_out"] = _value(unseen_logits, fake_logits, returns)
         report["from_equilibrium_held_out"] = report["value_held_out"] - returns.equilibrium
     fresh = fresh_discriminator(discriminator, draw=draw, real=training, taught=taught, steps=steps, seed=seed)
-    real_logits, fake_logits = judge(fresh, unseen), judge(fresh, fakes[: len(unseen)])
+    real_logits, fake_logits = d_a(fresh, unseen), d_a(fresh, fakes[: len(unseen)])
     border = returns.border(real_logits, fake_logits)
     report["fresh_accuracy"] = (_share(real_logits > border) + _share(fake_logits <= border)) / 2
     report["fresh_value"] = _value(real_logits, fake_logits, returns)
@@ -88,8 +88,8 @@ def _value(real_logits: Tensor, fake_logits: Tensor, returns: Return) -> float:
     return (returns.real(real_logits, real_logits).mean() + returns.fake(fake_logits, fake_logits).mean()).item()
 
 
-def _shown(faces: Faces, indices: Tensor, random: torch.Generator) -> Tensor:
-    """Faces by index, each mirrored with chance 1/2 as in the game: uint8 (n, 3, S, S) on the CPU."""
+def _shown(faces: ImageDataset, indices: Tensor, random: torch.Generator) -> Tensor:
+    """ImageDataset by index, each mirrored with chance 1/2 as in the game: uint8 (n, 3, S, S) on the CPU."""
     mirrored = torch.randint(2, indices.shape, generator=random)
     return torch.cat([to_uint8(faces.batch(part)).cpu() for part in (indices + mirrored * len(faces)).split(256)])
 
@@ -100,7 +100,7 @@ def _batches(images: Tensor, size: int) -> tuple[Tensor, ...]:
 
 
 @torch.no_grad()
-def judge(discriminator: DiscriminatorAgent, images: Tensor) -> Tensor:
+def d_a(discriminator: DiscriminatorAgent, images: Tensor) -> Tensor:
     """D_a's logits (N,) on images (N, 3, S, S) uint8, either all real or all fake; on the CPU.
 
     As in the game: BatchNorm normalises by the batch, of the training's size and of one kind. In evaluation mode D_a
@@ -125,7 +125,7 @@ def calibration_error(logits: Tensor, is_real: Tensor) -> float:
 
 
 def fresh_discriminator(
-    discriminator: DiscriminatorAgent, *, draw: Callable[[int], Tensor], real: Faces, taught: Tensor,
+    discriminator: DiscriminatorAgent, *, draw: Callable[[int], Tensor], real: ImageDataset, taught: Tensor,
     steps: int, seed: int,
 ) -> DiscriminatorAgent:  # fmt: skip
     """A new D_a with the architecture and Adam of `discriminator`'s, taught by the return for `steps`.

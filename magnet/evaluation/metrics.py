@@ -19,7 +19,7 @@ from torch.export.passes import move_to_device_pass
 from torch.nn.functional import interpolate, pad
 from tqdm import tqdm
 
-from magnet.data.image_dataset import Faces, from_uint8, to_uint8
+from magnet.data.image_dataset import ImageDataset, from_uint8, to_uint8
 from magnet.support.errors import UserError
 
 Embed = Callable[[Tensor], Tensor]  # uint8 (n, 3, S, S) -> features (n, F), both on any device
@@ -243,7 +243,7 @@ def feature_scores(fakes: Tensor, reals: Tensor) -> dict[str, float]:
     }  # fmt: skip
 
 
-def nearest(samples: Tensor, faces: Faces, embed: Embed | None) -> Tensor:
+def nearest(samples: Tensor, faces: ImageDataset, embed: Embed | None) -> Tensor:
     """To each of uint8 samples (n, 3, S, S) the most alike of the faces and their mirror images, (n, 3, S, S) uint8.
 
     By pixels; with `embed` by features, among the 64 nearest by pixels: a large set need not be embedded for it.

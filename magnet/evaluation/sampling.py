@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from magnet.agents.discriminator import DiscriminatorAgent
 from magnet.agents.generator import GeneratorAgent
-from magnet.agents.layers import Convolutions, WholeBatchNorm
-from magnet.data.image_dataset import Faces, to_uint8
+from magnet.agents.layers import Convolutions, SyncedBatchNorm
+from magnet.data.image_dataset import ImageDataset, to_uint8
 from magnet.support.random_streams import stream
 
 BATCHES, BATCH = 16, 128  # over which the statistics are taken
@@ -33,7 +33,7 @@ def in_float32(network: nn.Module) -> nn.Module:
     """
     network = copy.deepcopy(network).train()
     for module in network.modules():
-        if isinstance(module, WholeBatchNorm):
+        if isinstance(module, SyncedBatchNorm):
             module.alone = True
         elif isinstance(module, Convolutions):
             module.bf16 = False
@@ -73,7 +73,8 @@ class Sampler:
     """G and G_a of one agent, as they stand now, ready to be sampled. Draws nothing from the run's own generators."""
 
     def __init__(
-        self, agent: GeneratorAgent, faces: Faces | None, seed: int = 0, averaged: bool = True, batch: int = BATCH
+        self, agent: GeneratorAgent, faces: ImageDataset | None, seed: int = 0, averaged: bool = True,
+        batch: int = BATCH,
     ):  # fmt: skip
         """faces: whose states G_a answers; None if only prior samples are wanted, or there is no G_a (a plain GAN).
 
@@ -98,8 +99,8 @@ class Sampler:
         left = self.config.episode_length - self._warm_up
         for t in range(BATCHES):
             if t % left == 0:
-                memory = self.remembered  # at first, and where an episode would end
-            _, memory = actor(self.state(self.batch), memory)
+                recurrent = self.remembered  # at first, and where an episode would end
+            _, recurrent = actor(self.state(self.batch), recurrent)
 
     @property
     def _warm_up(self) -> int:
@@ -107,12 +108,12 @@ class Sampler:
 
     @torch.no_grad()
     def _remember(self, actor: nn.Module, count: int) -> Tensor:
-        memory = actor.initial_recurrent(count)
+        recurrent = actor.initial_recurrent_state(count)
         for _ in range(self._warm_up):
-            _, memory = actor(self.state(count), memory)
-        return memory
+            _, recurrent = actor(self.state(count), recurrent)
+        return recurrent
 
-    def memory(self, count: int) -> Tensor:
+    def recurrent_state(self, count: int) -> Tensor:
         """What G_a remembers (count, 2, layers, hidden) in the middle of an episode, after some random states."""
         return self._remember(self.actor, count)
 
@@ -131,13 +132,13 @@ class Sampler:
         return self.generator(z)
 
     @torch.no_grad()
-    def policy(self, state: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    def policy(self, state: Tensor, recurrent: Tensor) -> tuple[Tensor, Tensor]:
         """G_a's answer to states (B, 3, S, S): the images (B, 3, S, S) that it puts forward, and its next memory.
 
         memory: as `memory` gives it, or the last call's in the same episode.
         """
-        z, memory = self.actor(state, memory)
-        return self.generator(z), memory
+        z, recurrent = self.actor(state, recurrent)
+        return self.generator(z), recurrent
 
 
 def logit_gradient(generator: nn.Module, discriminators: list[nn.Module], z: Tensor) -> Tensor:
@@ -154,7 +155,7 @@ class Guide:
     def __init__(self, discriminators: list[DiscriminatorAgent], averaged: bool = True):
         """averaged: ask the targets of D_a, running averages; else D_a itself."""
         chosen = [agent.targets if averaged else agent.networks for agent in discriminators]
-        self.judges = [in_float32(networks["actor"]) for networks in chosen]
+        self.discriminators = [in_float32(networks["actor"]) for networks in chosen]
 
     def __call__(self, sampler: Sampler, z: Tensor) -> Tensor:
         """z ~ N(0, I), (B, nz) -> z (B, nz), about from the density N(z; 0, I) exp(l(G(z))), with l the mean logit.
@@ -163,9 +164,9 @@ class Guide:
         2020 (DDLS, arXiv 2003.06060, algorithm 1). D_a judges as in training, by the statistics of the batch.
         """
         for _ in range(LANGEVIN_STEPS):
-            slope = logit_gradient(sampler.generator, self.judges, z)
+            gradient = logit_gradient(sampler.generator, self.discriminators, z)
             noise = torch.randn(z.shape, generator=sampler.random, device=z.device)
-            z = z + LANGEVIN_STEP / 2 * (slope - z) + LANGEVIN_STEP**0.5 * noise
+            z = z + LANGEVIN_STEP / 2 * (gradient - z) + LANGEVIN_STEP**0.5 * noise
         return z
 
 
@@ -194,10 +195,10 @@ def _drawn(sampler: Sampler, count: int, kind: str, guide: Guide | None) -> tupl
     for t in range(-(-count // batch)):
         if kind == "policy":
             if t % sampler.config.episode_length == 0:
-                memory = sampler.memory(batch)
+                recurrent = sampler.recurrent_state(batch)
             state = sampler.state(batch)
-            answer, memory = sampler.policy(state, memory)
-            images.append(pack(answer).cpu())
+            generated, recurrent = sampler.policy(state, recurrent)
+            images.append(pack(generated).cpu())
             states.append(pack(state).cpu())
         else:
             z = sampler.noise(batch)
@@ -212,7 +213,7 @@ class FixedGrids:
     have the same noise and states, each in a part of the grid: rows of 8 pictures, as many as fit into 64, or one.
     """
 
-    def __init__(self, agents: list[GeneratorAgent], faces: Faces, seed: int):
+    def __init__(self, agents: list[GeneratorAgent], faces: ImageDataset, seed: int):
         self.agents, self.faces = agents, faces
         draw, count = stream(seed, "grid"), max(8, faces.shown // len(agents) // 8 * 8)
         z = torch.randn(faces.shown, agents[0].config.nz, generator=draw)
@@ -227,6 +228,6 @@ class FixedGrids:
         grids = {"prior": torch.cat([self.faces.grid(sampler.prior(self.z)) for sampler in samplers])}
         if answering:
             count = len(self.state)
-            answers = [sampler.policy(self.state, sampler.remembered[:count])[0] for sampler in samplers]
-            grids["policy"] = torch.cat([self.faces.grid(answer, self.state) for answer in answers])
+            generated = [sampler.policy(self.state, sampler.remembered[:count])[0] for sampler in samplers]
+            grids["policy"] = torch.cat([self.faces.grid(images, self.state) for images in generated])
         return grids

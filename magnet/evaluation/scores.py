@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from magnet.agents.generator import GeneratorAgent
+from magnet.config import agent_names
 from magnet.data.gaussians import SHOWN, count_modes
-from magnet.data.image_dataset import Faces
+from magnet.data.image_dataset import ImageDataset
 from magnet.evaluation.metrics import sliced_wasserstein
 from magnet.evaluation.sampling import BATCH, Sampler
 from magnet.game.returns import return_of
@@ -26,7 +27,7 @@ class Evaluation:
     projections are the same too: differences are the network's. Draws nothing from the run's own generators.
     """
 
-    def __init__(self, agents: list[GeneratorAgent], faces: Faces, config):
+    def __init__(self, agents: list[GeneratorAgent], faces: ImageDataset, config):
         self.agents, self.faces, self.config = agents, faces, config
         self.score = "kl" if config.points else "swd"  # whose lowest value is the best
         # What checkpoints hold, and a resumed run puts back. The last: evaluations, not steps.
@@ -64,9 +65,10 @@ class Evaluation:
         """Whether the last `config.patience` evaluations were no better than the best before them."""
         return 0 < self.config.patience <= self.best["worse_since"]
 
-    def verdict(self, run: Path, discriminator: str) -> str:
+    def verdict(self, run: Path) -> str:
         """Why the run ended, and how near equilibrium the game was by the last line of the log."""
         line = json.loads((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+        discriminator = agent_names(self.config)[1][0]
         value = line[f"{discriminator}/return"]
         return (
             f"no better score in {self.best['worse_since']} evaluations than {self.best[self.score]:.2f} at step "

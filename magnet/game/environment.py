@@ -11,26 +11,25 @@ import torch
 from torch import Tensor
 
 from magnet.config import agent_names
-from magnet.data.image_dataset import Faces
+from magnet.data.image_dataset import ImageDataset
 from magnet.game.returns import return_of
-from magnet.support.distributed import own
+from magnet.support.distributed import local_rows
 
 
-class FaceGame:
+class FaceEnv:
     """An endless supply of episodes over `faces`.
 
-    A state is B = `batch` indices in [0, 2N): i < N is image i, i >= N is image i - N mirrored (see `Faces.batch`).
-    States are taken from a shuffled order of all the images, so one pass over the data (an epoch) is N // B states, and
-    no image stands in two consecutive states. kind: see `returns.py`. Of several processes (distributed.py) each
-    observes its own rows; the indices are those of all. Raises ValueError if there are not images enough for two
-    states.
+    A state is B = `batch` indices in [0, 2N): i < N is image i, i >= N is image i - N mirrored (ImageDataset.batch).
+    States come from a shuffled order of all the images: one pass over the data (an epoch) is N // B states, and no image
+    stands in two consecutive states. kind: see `returns.py`. Of several processes (distributed.py) each observes its
+    own rows; the indices are those of all. Raises ValueError if there are too few images for two states.
     """
 
     # What says which images a transition was made of: the indices, (B,) int64, of s_t, of x_t and of x_{t+1}.
     fields = dict.fromkeys(("state", "real", "next_real"), ((), torch.int64))
 
     def __init__(
-        self, faces: Faces, batch: int, episode_length: int, generators: list[str], discriminators: list[str],
+        self, faces: ImageDataset, batch: int, episode_length: int, generators: list[str], discriminators: list[str],
         kind: str = "log",
     ):  # fmt: skip
         if len(faces) < 2 * batch:
@@ -99,7 +98,7 @@ class FaceGame:
         self.state, self.real = self.real, self._draw()
 
     def _observations(self) -> dict[str, Tensor]:
-        state, real = self.faces.batch(own(self.state)), self.faces.batch(own(self.real))
+        state, real = self.faces.batch(local_rows(self.state)), self.faces.batch(local_rows(self.real))
         return dict.fromkeys(self.generators, state) | dict.fromkeys(self.discriminators, real)
 
     def _draw(self) -> Tensor:
@@ -129,7 +128,7 @@ class FaceGame:
         return self._observations()
 
 
-def new_game(config, faces: Faces) -> FaceGame:
+def new_environment(config, faces: ImageDataset) -> FaceEnv:
     """The game of `config`; its states are the rows of a batch that are not replayed. Raises ValueError."""
     batch = config.batch_size - round(config.replay_fraction * config.batch_size)
-    return FaceGame(faces, batch, config.episode_length, *agent_names(config), config.returns)
+    return FaceEnv(faces, batch, config.episode_length, *agent_names(config), config.returns)

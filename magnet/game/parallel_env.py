@@ -1,7 +1,7 @@
 """The game for other multi-agent libraries: a ParallelEnv of PettingZoo (Terry et al. 2021, arXiv 2009.14471).
 
-    game = FaceGame(faces, batch=16, episode_length=25, generators=["generator"], discriminators=["discriminator"])
-    env = ParallelFaceGame(game)
+    game = FaceEnv(faces, batch=16, episode_length=25, generators=["generator"], discriminators=["discriminator"])
+    env = ParallelFaceEnv(game)
     observations, infos = env.reset(seed=0)
 
 In PettingZoo all agents act at once, on what they observed. A discriminator must have seen the images that it judges,
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from magnet.game.environment import FaceGame
+from magnet.game.environment import FaceEnv
 from magnet.support.errors import UserError
 
 try:
@@ -22,7 +22,7 @@ except ImportError:
     raise UserError("magnet/game/parallel_env.py needs PettingZoo: `pip3 install pettingzoo` gets it.") from None
 
 
-class ParallelFaceGame(ParallelEnv):
+class ParallelFaceEnv(ParallelEnv):
     """`game` as PettingZoo wants it: observations and actions are float32 arrays, rewards floats.
 
     A generator observes the state (B, 3, S, S) in [-1, 1]; its action is as many images, put forward as the next state.
@@ -35,15 +35,15 @@ class ParallelFaceGame(ParallelEnv):
     metadata = {"name": "magnet_faces_v0", "render_modes": []}
     render_mode = None
 
-    def __init__(self, game: FaceGame):
+    def __init__(self, game: FaceEnv):
         """game: to be played through this object alone. It starts from a random seed, until `reset` is given one."""
         self.game, self.agents, self.possible_agents = game, [], game.generators + game.discriminators
         images = tuple(game.reset(seed=game.random.seed())[game.generators[0]].shape)
-        judged = (1 + len(game.generators), *images)
+        shown = (1 + len(game.generators), *images)
         self.observation_spaces = {name: Box(-1, 1, images) for name in game.generators}
-        self.observation_spaces |= {name: Box(-1, 1, judged) for name in game.discriminators}
+        self.observation_spaces |= {name: Box(-1, 1, shown) for name in game.discriminators}
         self.action_spaces = {name: Box(-1, 1, images) for name in game.generators}
-        self.action_spaces |= {name: Box(-np.inf, np.inf, judged[:2]) for name in game.discriminators}
+        self.action_spaces |= {name: Box(-np.inf, np.inf, shown[:2]) for name in game.discriminators}
 
     def observation_space(self, agent: str) -> Box:
         """What `agent` may see."""
@@ -57,7 +57,7 @@ class ParallelFaceGame(ParallelEnv):
         """Begins an episode; with a seed, all episodes anew. Returns observations and empty infos. No options."""
         seen = self.game.reset(seed)
         self.agents = list(self.possible_agents)
-        self.put_forward = {}
+        self.generated = {}
         state, self.next_state = seen[self.game.generators[0]], seen[self.game.discriminators[0]]
         grey = dict.fromkeys(self.game.generators, torch.zeros_like(state))
         return self._observations(state, grey), {name: {} for name in self.agents}
@@ -67,7 +67,7 @@ class ParallelFaceGame(ParallelEnv):
 
         rewards: means over the batch, a discriminator's for these logits, a generator's for its images of the step
         before; 0 in an episode's first step. infos, empty after the first step: "rewards" (B,) float32, the agent's by
-        image, and (B,) int64 the indices that `FaceGame.step` gives: the "state" that was answered, the "real" images
+        image, and (B,) int64 the indices that `FaceEnv.step` gives: the "state" that was answered, the "real" images
         that were judged, and "next_real". Nothing terminates, the last step truncates. Raises ValueError if the actions
         are not of all agents, each in its action space, or if the episode has ended.
         """
@@ -79,21 +79,21 @@ class ParallelFaceGame(ParallelEnv):
         actions = {name: torch.tensor(action, device=self.next_state.device) for name, action in actions.items()}
         images = {name: actions.pop(name) for name in self.game.generators}
 
-        if self.put_forward:
-            seen, earned, terminated, truncated, indices = self.game.step(self.put_forward | actions)
+        if self.generated:
+            seen, earned, terminated, truncated, indices = self.game.step(self.generated | actions)
             self.next_state = seen[self.game.discriminators[0]]
             rewards = {name: reward.mean().item() for name, reward in earned.items()}
             infos = {name: _arrays(indices | {"rewards": reward}) for name, reward in earned.items()}
         else:
             rewards, infos = dict.fromkeys(self.agents, 0.0), {name: {} for name in self.agents}
             terminated, truncated = dict.fromkeys(self.agents, False), dict.fromkeys(self.agents, False)
-        self.put_forward = images
+        self.generated = images
         self.agents = [name for name in self.agents if not truncated[name]]
         return self._observations(self.next_state, images), rewards, terminated, truncated, infos
 
-    def _observations(self, state: Tensor, put_forward: dict[str, Tensor]) -> dict[str, np.ndarray]:
-        judged = torch.stack([state, *put_forward.values()])
-        return _arrays(dict.fromkeys(self.game.generators, state) | dict.fromkeys(self.game.discriminators, judged))
+    def _observations(self, state: Tensor, generated: dict[str, Tensor]) -> dict[str, np.ndarray]:
+        shown = torch.stack([state, *generated.values()])
+        return _arrays(dict.fromkeys(self.game.generators, state) | dict.fromkeys(self.game.discriminators, shown))
 
 
 def _arrays(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:

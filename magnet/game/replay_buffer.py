@@ -9,7 +9,7 @@ from torch import Tensor
 from magnet.support.random_streams import restore
 
 
-class Replay:
+class ReplayBuffer:
     """A ring of `capacity` transitions on `device`.
 
     fields: name -> (shape, dtype) of what one transition holds. `random` is the ring's own generator, on `device`.
@@ -17,7 +17,7 @@ class Replay:
 
     def __init__(self, capacity: int, fields: dict[str, tuple], device: torch.device, random: torch.Generator):
         self.capacity, self.device, self.random = capacity, device, random
-        self.ring = {
+        self.storage = {
             name: torch.zeros(capacity, *shape, dtype=dtype, device=device) for name, (shape, dtype) in fields.items()
         }
         self.written = 0  # transitions ever added
@@ -29,7 +29,7 @@ class Replay:
         """Writes B <= capacity transitions, each tensor (B, ...), over the oldest ones when the ring is full."""
         count = len(next(iter(transitions.values())))
         places = torch.arange(self.written, self.written + count, device=self.device) % self.capacity
-        for name, ring in self.ring.items():
+        for name, ring in self.storage.items():
             ring[places] = transitions[name]
         self.written += count
 
@@ -37,16 +37,16 @@ class Replay:
         """`count` transitions, drawn uniformly with replacement: tensors (count, ...); none from an empty ring."""
         count = count if len(self) else 0
         places = torch.randint(max(len(self), 1), (count,), generator=self.random, device=self.device)
-        return {name: ring[places] for name, ring in self.ring.items()}
+        return {name: ring[places] for name, ring in self.storage.items()}
 
     def state_dict(self) -> dict:
         """The filled part of the ring, its counter and its random state."""
-        filled = {name: ring[: len(self)].clone() for name, ring in self.ring.items()}
-        return {"ring": filled, "written": self.written, "random": self.random.get_state()}
+        filled = {name: ring[: len(self)].clone() for name, ring in self.storage.items()}
+        return {"storage": filled, "written": self.written, "random": self.random.get_state()}
 
     def load_state_dict(self, saved: dict) -> None:
         """Takes over what `state_dict` of a ring of the same capacity gave."""
         self.written = saved["written"]
         restore(self.random, saved["random"])
-        for name, ring in self.ring.items():
-            ring[: len(self)] = saved["ring"][name]
+        for name, ring in self.storage.items():
+            ring[: len(self)] = saved["storage"][name]

@@ -122,14 +122,14 @@ def trainer_fault(saved, trainer: MADDPG) -> str | None:
     drawn = example["environment"]
     drawn |= {name: indices(drawn[name], below) for name in ("state", "real", "order")}
     drawn["random"] = random_state(trainer.environment.random, others=False)
-    example["replay"] |= {"ring": dict, "random": random_state(trainer.replay.random)}
+    example["replay"] |= {"storage": dict, "random": random_state(trainer.replay.random)}
     fault = first_fault(saved, example, "trainer")
     if fault:
         return fault
     rows = min(saved["replay"]["written"], trainer.replay.capacity)
-    ring = {name: values[:rows] for name, values in trainer.replay.ring.items()}
+    ring = {name: values[:rows] for name, values in trainer.replay.storage.items()}
     ring |= {name: indices(ring[name], below) for name in ("state", "real", "next_real")}
-    return first_fault(saved["replay"]["ring"], ring, "trainer.replay.ring")
+    return first_fault(saved["replay"]["storage"], ring, "trainer.replay.storage")
 
 
 def networks_fault(saved, config) -> str | None:

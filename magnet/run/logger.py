@@ -97,7 +97,7 @@ def describe_environment(device: torch.device) -> dict:
     }  # fmt: skip
 
 
-class Logbook:
+class RunLogger:
     """Writes what a run shows. Metrics wait on the device and are read back every `every` steps, in one transfer.
 
     step: the step at which the run (re)starts; what a killed process wrote beyond it is taken back.
@@ -182,7 +182,7 @@ class Logbook:
         write_atomically(path, lambda file: pixels.save(file, "PNG"))
         self.tensorboard.add_image(kind, grid, self.step)
 
-    def __enter__(self) -> "Logbook":
+    def __enter__(self) -> "RunLogger":
         return self
 
     def __exit__(self, *_) -> None:

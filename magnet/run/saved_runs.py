@@ -8,7 +8,7 @@ import torch
 from magnet.agents.discriminator import DiscriminatorAgent
 from magnet.agents.generator import GeneratorAgent
 from magnet.config import CACHE, Config, restored_config, settle
-from magnet.data.image_dataset import Faces, load_faces
+from magnet.data.image_dataset import ImageDataset, load_faces
 from magnet.maddpg import new_agents
 from magnet.run import checkpoint
 from magnet.run.checkpoint_validation import networks_fault, refuse
@@ -44,10 +44,10 @@ def only_pictures(run: Path, config: Config) -> None:
         )
 
 
-def load_states(config: Config, data: str | None, held_out: bool = False) -> Faces:
+def load_states(config: Config, data: str | None, held_out: bool = False) -> ImageDataset:
     """The faces that G_a answers, those that it learned from, or those held out. Raises UserError if they are gone."""
     pixels = load_faces(
         data or config.data, config.image_size, cache_dir=CACHE, skip_bad_images=config.skip_bad_images,
         hold_out=config.hold_out, held_out=held_out,
     )  # fmt: skip
-    return Faces(pixels, config.device)
+    return ImageDataset(pixels, config.device)

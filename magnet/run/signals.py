@@ -2,7 +2,7 @@
 
 import signal
 
-from magnet.support.distributed import agreed
+from magnet.support.distributed import all_reduce_max
 
 
 class Stop:
@@ -22,7 +22,7 @@ class Stop:
 
 def goes_on(trainer, evaluation, total: int, stop: Stop) -> bool:
     """Whether there is another step to do. Of several processes all get the same answer, and the same `stop.signal`."""
-    signalled, ended = agreed(stop.signal, evaluation.patience_ended)
+    signalled, ended = all_reduce_max(stop.signal, evaluation.patience_ended)
     if signalled:  # never back to 0: this process may have got a signal since
         stop.signal = signalled
     return trainer.steps < total and not signalled and not ended

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from magnet.agents.networks import discriminator_networks, generator_networks
-from magnet.support.distributed import size
+from magnet.support.distributed import world_size
 from magnet.support.errors import UserError
 
 WEIGHT_COPIES = 5  # each weight with its target, its gradient and Adam's two moments
@@ -64,24 +64,24 @@ def count(config, images: int) -> tuple[dict[str, int], dict[str, float]]:
     passes of one step keep. Libraries' workspaces, and what penalties on D_a's slope keep, come on top. Of several
     processes it is what each takes.
     """
-    batch = config.batch_size // size()  # each process has its share
+    batch = config.batch_size // world_size()  # each process has its share
     n, m = config.generators, config.discriminators
-    judged = torch.empty((1 + n) * batch, *config.shape, device="meta")  # real and fake
+    discriminated = torch.empty((1 + n) * batch, *config.shape, device="meta")  # real and fake
     plain = dataclasses.replace(config, precision="fp32")  # there is no autocast on the meta device
     with torch.device("meta"):
         generator = {key: make() for key, make in generator_networks(plain).items()}
         discriminator = {key: make() for key, make in discriminator_networks(plain).items()}
         image, z = torch.empty(batch, *config.shape), torch.empty(batch, config.nz)
         seen, others_features = z, torch.empty(batch, m * config.features)
-        features, actions = torch.empty(len(judged), config.features), torch.empty(len(judged), 2)
-        memory = generator["actor"].initial_recurrent(batch) if "actor" in generator else torch.empty(batch, 0)
+        features, actions = torch.empty(len(discriminated), config.features), torch.empty(len(discriminated), 2)
+        recurrent = generator["actor"].initial_recurrent_state(batch) if "actor" in generator else torch.empty(batch, 0)
     rows = [
         (f"{name} x {copies}" if copies > 1 else name, networks[key], inputs, copies)
         for name, networks, key, inputs, copies in (
-            ("G_a generator actor", generator, "actor", (image, memory), n),
+            ("G_a generator actor", generator, "actor", (image, recurrent), n),
             ("G   generator", generator, "generator", (z,), n),
             ("G_c generator critic", generator, "critic", (seen, others_features), n),
-            ("D_a discriminator actor", discriminator, "actor", (judged,), m),
+            ("D_a discriminator actor", discriminator, "actor", (discriminated,), m),
             ("D_c discriminator critic", discriminator, "critic", (features, actions), m),
         )
         if key in networks
@@ -90,7 +90,7 @@ def count(config, images: int) -> tuple[dict[str, int], dict[str, float]]:
     weights = [copies * size_of(network) for _, network, _, copies in rows]
     kept = sum(copies * bulk * kept_bytes(network, *inputs) for _, network, inputs, copies in rows)
     stored = math.prod(config.shape) * (4 if config.points else 1)  # bytes of one, as the data and the ring hold it
-    transition = n * (stored + 4 * memory[0].numel()) + 3 * 8
+    transition = n * (stored + 4 * recurrent[0].numel()) + 3 * 8
     needs = {
         "weights, targets, gradients, optimizers": 4 * WEIGHT_COPIES * sum(weights),
         "one step's activations": kept,

@@ -26,82 +26,82 @@ from magnet.support.errors import UserError
 PATIENCE = timedelta(days=1)  # of processes that wait, e.g. while the first decodes all images or scores the run
 
 
-def size() -> int:
+def world_size() -> int:
     """K, how many processes play together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """The place of this process among them, from 0. The first writes and prints."""
-    return dist.get_rank() if size() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
-def own(rows: Tensor) -> Tensor:
+def local_rows(rows: Tensor) -> Tensor:
     """This process's rows (B / K, ...) of the whole batch's (B, ...): every K-th.
 
     So of each part of a batch (fresh rows, then replayed ones) every process has the same share, in the same order, as
     long as K divides all parts.
     """
-    return rows[rank() :: size()]
+    return rows[rank() :: world_size()]
 
 
-def whole(rows: Tensor) -> Tensor:
+def all_gather_rows(rows: Tensor) -> Tensor:
     """The inverse of `own`: (B / K, ...) on each process -> (B, ...). Can be differentiated any number of times.
 
     Gradients are those of the sum of what all processes make of it.
     """
-    return Whole.apply(rows) if size() > 1 else rows
+    return AllGatherRows.apply(rows) if world_size() > 1 else rows
 
 
-class Whole(torch.autograd.Function):
-    """`whole`, whose transpose is OwnSum."""
+class AllGatherRows(torch.autograd.Function):
+    """`whole`, whose transpose is AllReduceLocalRows."""
 
     @staticmethod
     def forward(ctx, rows: Tensor) -> Tensor:
         """(B / K, ...) -> (B, ...)."""
-        gathered = rows.new_empty(size(), *rows.shape)
+        gathered = rows.new_empty(world_size(), *rows.shape)
         if rows.numel():
             dist.all_gather_into_tensor(gathered, rows.contiguous()[None])
         return gathered.transpose(0, 1).flatten(0, 1)
 
     @staticmethod
-    def backward(ctx, slope: Tensor) -> Tensor:
+    def backward(ctx, gradient: Tensor) -> Tensor:
         """Of all processes' slopes at the gathered rows those at the own ones."""
-        return OwnSum.apply(slope)
+        return AllReduceLocalRows.apply(gradient)
 
 
-class OwnSum(torch.autograd.Function):
+class AllReduceLocalRows(torch.autograd.Function):
     """This process's rows of the sum of all processes' tensors; its transpose is Whole."""
 
     @staticmethod
-    def forward(ctx, slope: Tensor) -> Tensor:
+    def forward(ctx, gradient: Tensor) -> Tensor:
         """(B, ...) -> (B / K, ...)."""
-        total = slope.clone(memory_format=torch.contiguous_format)
+        total = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
-        return own(total)
+        return local_rows(total)
 
     @staticmethod
-    def backward(ctx, slope: Tensor) -> Tensor:
+    def backward(ctx, gradient: Tensor) -> Tensor:
         """Each process's slope reaches all of them."""
-        return Whole.apply(slope)
+        return AllGatherRows.apply(gradient)
 
 
 @torch.no_grad()
-def average(tensors: Iterable[Tensor]) -> None:
+def all_reduce_mean(tensors: Iterable[Tensor]) -> None:
     """Replaces each tensor by its mean over the processes, all of them in one message."""
-    if size() == 1:
+    if world_size() == 1:
         return
     tensors = list(tensors)
     message = torch.cat([one.flatten() for one in tensors])
     dist.all_reduce(message)
-    message /= size()
+    message /= world_size()
     for one, mean in zip(tensors, message.split([one.numel() for one in tensors]), strict=True):
         one.copy_(mean.view_as(one))
 
 
-def agreed(*numbers: int) -> list[int]:
+def all_reduce_max(*numbers: int) -> list[int]:
     """The largest of each number over the processes, which wait here for one another; GPUs do not."""
-    if size() == 1:
+    if world_size() == 1:
         return list(numbers)
     message = torch.tensor(numbers, dtype=torch.int64)
     dist.all_reduce(message, dist.ReduceOp.MAX)
@@ -111,12 +111,12 @@ def agreed(*numbers: int) -> list[int]:
 @contextmanager
 def first_on_machine() -> Iterator[None]:
     """Within, the first process of each machine is done before the others begin."""
-    others = size() > 1 and os.environ["LOCAL_RANK"] != "0"
+    others = world_size() > 1 and os.environ["LOCAL_RANK"] != "0"
     if others:
-        agreed(0)
+        all_reduce_max(0)
     yield
     if not others:
-        agreed(0)
+        all_reduce_max(0)
 
 
 @contextmanager
@@ -165,7 +165,7 @@ def leave_after(program: Callable[[], int]) -> NoReturn:
 
 def refuse_uneven(config) -> None:
     """Raises UserError if the processes cannot share out a batch of `config`, or the GPUs."""
-    if size() == 1:
+    if world_size() == 1:
         return
     gpus = torch.cuda.device_count()
     if config.device not in ("cpu", "cuda") or config.device == "cuda" and int(os.environ["LOCAL_RANK"]) >= gpus:
@@ -176,21 +176,21 @@ def refuse_uneven(config) -> None:
 
     def uneven(batch: int) -> bool:
         replayed = round(config.replay_fraction * batch)
-        return batch % size() > 0 or replayed % size() > 0
+        return batch % world_size() > 0 or replayed % world_size() > 0
 
     if uneven(config.batch_size):
         enough = next(batch for batch in itertools.count(config.batch_size) if not uneven(batch))
         raise UserError(
-            f"{size()} processes cannot share out --batch-size {config.batch_size}, of which "
+            f"{world_size()} processes cannot share out --batch-size {config.batch_size}, of which "
             f"{round(config.replay_fraction * config.batch_size)} rows are replayed: give --batch-size {enough}."
         )
 
 
 def refuse_differing(**values) -> None:
     """Raises UserError if `values` are not the same on every process: then they would play different games."""
-    if size() == 1:
+    if world_size() == 1:
         return
-    everyones = [None] * size()
+    everyones = [None] * world_size()
     dist.all_gather_object(everyones, values)
     for other in everyones:
         differing = [name for name in values if other[name] != values[name]]

@@ -35,17 +35,17 @@ def shown(generators):
     return pictures(0), [pictures(1 + i) for i in range(generators)]
 
 
-def update_discriminator(agent, generators, next_value=None, fresh=B, r1=0.0):
+def update_discriminator(agent, generators, next_value=None, new=B, r1=0.0):
     """One update as the trainer makes it. Returns its metrics."""
     real, fakes = shown(generators)
     real.requires_grad_(r1 > 0)
     outputs = [agent.networks["actor"].discriminate(images) for images in (real, *fakes)]
-    return agent.update(batch_of(real, fakes, outputs, next_value, fresh, r1))
+    return agent.update(batch_of(real, fakes, outputs, next_value, new, r1))
 
 
-def batch_of(real, fakes, outputs, next_value=None, fresh=B, r1=0.0):
+def batch_of(real, fakes, outputs, next_value=None, new=B, r1=0.0):
     """The batch of the trainer in which one discriminator has judged."""
-    played = {"fresh": fresh, "transitions": {}, "state": real, "real": real, "fakes": fakes, "outputs": [outputs]}
+    played = {"new": new, "transitions": {}, "state": real, "real": real, "fakes": fakes, "outputs": [outputs]}
     return Batch(**played, r1=r1, next_values=dict.fromkeys(("discriminator", "d_0", "d_1"), next_value))
 
 
@@ -57,7 +57,7 @@ def rewards(kind, logits, present):
     return torch.cat([on_real, *[JUDGEMENTS[kind](fake, -1, present_real) for fake in fakes]])
 
 
-def judged(agent, generators):
+def discriminated(agent, generators):
     """Features ((1 + N) B, F) without their graph, logits with theirs, and labels: ((1 + N) B,)."""
     real, fakes = shown(generators)
     actor = agent.networks["actor"]
@@ -69,7 +69,7 @@ def judged(agent, generators):
 
 def mean_squared_td_error(agent, generators, next_value=None):
     """The squared TD error of D_c at explored logits, mean over real and fake images, with its graph."""
-    features, logits, labels = judged(agent, generators)
+    features, logits, labels = discriminated(agent, generators)
     explored = logits.detach() + labels * torch.randn(logits.shape, generator=agent.random)
     target = rewards(agent.config.returns, explored, logits)
     if next_value is not None:
@@ -96,22 +96,22 @@ def check_update(generators, **changes):
         for p, g in zip(twin.critic.parameters(), torch.autograd.grad(loss, twin.critic.parameters()), strict=True):
             p.grad = g
         twin.optimizers["critic"].step()
-    features, logits, labels = judged(twin, generators)
+    features, logits, labels = discriminated(twin, generators)
     objective = lam * pair_return(logits, generators, kind)
     if twin.critic:
         share = torch.tensor([1 / B] * B + [1 / (generators * B)] * (generators * B))
         leaf = logits.detach().requires_grad_()
-        earned = (share * rewards(kind, leaf, logits)).sum()
+        reward = (share * rewards(kind, leaf, logits)).sum()
         value = (share * twin.critic(features, torch.stack([labels * leaf, labels], dim=1))).sum()
-        slopes = [torch.autograd.grad(one, leaf)[0] for one in (value, earned)]
-        objective = objective + (1 - lam) * (slopes[0] * logits).sum()  # whose gradient is that of the shared value
+        gradients = [torch.autograd.grad(one, leaf)[0] for one in (value, reward)]
+        objective = objective + (1 - lam) * (gradients[0] * logits).sum()  # whose gradient is that of the shared value
     expected = -gradient(objective, twin.networks["actor"])
     steps = watch_steps(agent)
     metrics = update_discriminator(agent, generators)
     assert relative_error(steps["actor"], expected) < 1e-3
     assert metrics["actor_gradient"].item() == pytest.approx(expected.norm().item(), rel=1e-3)
     if twin.critic:
-        cosine = cosine_similarity(*slopes, dim=0).item()
+        cosine = cosine_similarity(*gradients, dim=0).item()
         assert metrics["gradient_cosine"].item() == pytest.approx(cosine, abs=1e-4)
         assert metrics["td_error"].item() == pytest.approx(loss.item(), rel=1e-4)
     return metrics
@@ -169,7 +169,7 @@ def test_without_a_critic_d_a_ascends_the_return_alone(changes, generators, kind
     agent = new_discriminator(returns=kind, **changes)
     assert agent.critic is None
     assert set(agent.networks) == set(agent.targets) == set(agent.optimizers) == {"actor"}
-    expected = -gradient(pair_return(judged(agent, generators)[1], generators, kind), agent.networks["actor"])
+    expected = -gradient(pair_return(discriminated(agent, generators)[1], generators, kind), agent.networks["actor"])
     before, steps = agent.random.get_state(), watch_steps(agent)
     metrics = update_discriminator(agent, generators)
     assert relative_error(steps["actor"], expected) < 1e-4
@@ -246,12 +246,12 @@ def test_d_a_descends_the_gradient_penalties_beside(generators, changes):
 def test_accuracies_of_the_fresh_rows_by_hand(kind, fresh, real_right, fake_right):
     """A logit of exactly 0 is called fake. Of "wasserstein" the border is (0.875 + 0.375) / 2."""
     agent, real, fake = new_discriminator(returns=kind), pictures(0, 4), pictures(1, 4)
-    told = torch.tensor([[0.5, 3.0, 2.0, -2.0], [0.0, 0.5, -1.5, 2.5]])
+    logged = torch.tensor([[0.5, 3.0, 2.0, -2.0], [0.0, 0.5, -1.5, 2.5]])
     outputs = []
-    for images, logits in zip((real, fake), told, strict=True):
+    for images, logits in zip((real, fake), logged, strict=True):
         features, own, classes = agent.networks["actor"].discriminate(images)
         outputs.append((features, own * 0 + logits, classes))
-    metrics = agent.update(batch_of(real, [fake], outputs, fresh=fresh))
+    metrics = agent.update(batch_of(real, [fake], outputs, new=fresh))
     assert (metrics["accuracy_real"].item(), metrics["accuracy_fake"].item()) == (real_right, fake_right)
 
 

@@ -40,7 +40,7 @@ def new_discriminators(count, /, **changes):
 
 def update_generator(agent, discriminators, next_value=None):
     """One update as the trainer makes it. Returns its metrics."""
-    act = agent.act(pictures(STATE), agent.initial_recurrent(B))
+    act = agent.act(pictures(STATE), agent.initial_recurrent_state(B))
     return agent.update(batch_of(act, agent, discriminators, next_value), discriminators)
 
 
@@ -49,7 +49,7 @@ def batch_of(act, agent, discriminators, next_value=None):
     real, played, before = pictures(REAL), pictures(PLAYED), [None] * agent.index
     outputs = [[actor.discriminate(real), *before, actor.discriminate(played)] for actor in discriminators]
     return Batch(
-        fresh=B, transitions={}, state=pictures(STATE), real=real, r1=0.0, acts=[*before, act],
+        new=B, transitions={}, state=pictures(STATE), real=real, r1=0.0, acts=[*before, act],
         images=[*before, agent.networks["generator"](act.action)], outputs=outputs,
         rewards={agent.name: REWARD}, next_values={agent.name: next_value},
     )  # fmt: skip
@@ -69,21 +69,21 @@ def expected_actors_step(agent, discriminators):
     config, actor = agent.config, agent.networks["actor"]
     noise = torch.randn(B, NZ, generator=agent.random)
     random, sigma = torch.rand(B, 1, generator=agent.random) < config.epsilon, config.exploration
-    policy, _ = actor(pictures(STATE), actor.initial_recurrent(B))
+    policy, _ = actor(pictures(STATE), actor.initial_recurrent_state(B))
     explored = (1 - sigma**2) ** 0.5 * policy + sigma * noise
     images = agent.networks["generator"](torch.where(random, noise, explored))
     features = [one.stack(images) for one in discriminators]
     logits = [one.logit(f).squeeze(1) for one, f in zip(discriminators, features, strict=True)]
     reals = [one(pictures(REAL)).detach() for one in discriminators]
-    earned = sum(REWARDS[config.returns](*pair) for pair in zip(logits, reals, strict=True)) / len(discriminators)
-    objective = config.lambda_generator * earned.mean()
+    reward = sum(REWARDS[config.returns](*pair) for pair in zip(logits, reals, strict=True)) / len(discriminators)
+    objective = config.lambda_generator * reward.mean()
     found = {}
     if config.lambda_generator < 1:
         seen = actor.embed(actor.stack(pictures(STATE))).detach()
         value = agent.networks["critic"](seen, torch.cat(features, dim=1))
         objective = objective + (1 - config.lambda_generator) * value.mean()
-        slopes = [torch.cat(torch.autograd.grad(v.sum(), features, retain_graph=True), 1) for v in (value, earned)]
-        found["gradient_cosine"] = cosine_similarity(slopes[0].flatten(), slopes[1].flatten(), dim=0)
+        gradients = [torch.cat(torch.autograd.grad(v.sum(), features, retain_graph=True), 1) for v in (value, reward)]
+        found["gradient_cosine"] = cosine_similarity(gradients[0].flatten(), gradients[1].flatten(), dim=0)
     if config.specialise:
         pairs = zip(discriminators, features, strict=True)
         chances = torch.stack([one.classifier(f).softmax(dim=1)[:, agent.index] for one, f in pairs])
@@ -123,7 +123,7 @@ def check_update(discriminators, index=0, **changes):
 
 def test_without_exploration_the_action_is_the_policys():
     agent = new_generator(exploration=0.0, epsilon=0.0)
-    action, policy, *_ = agent.act(pictures(STATE), agent.initial_recurrent(B))
+    action, policy, *_ = agent.act(pictures(STATE), agent.initial_recurrent_state(B))
     assert torch.equal(action, policy)
 
 
@@ -131,7 +131,7 @@ def test_without_exploration_the_action_is_the_policys():
 @pytest.mark.parametrize("epsilon", [0.0, 0.4, 1.0])
 def test_an_action_is_noise_with_chance_epsilon_and_else_has_noise_of_sigma(epsilon, sigma):
     agent = new_generator(exploration=sigma, epsilon=epsilon)
-    action, policy, *_ = agent.act(pictures(STATE), agent.initial_recurrent(B))
+    action, policy, *_ = agent.act(pictures(STATE), agent.initial_recurrent_state(B))
     draw = stream(agent.config.seed, agent.name)
     noise, random = torch.randn(B, NZ, generator=draw), torch.rand(B, 1, generator=draw) < epsilon
     assert random.any() == (epsilon > 0) and random.all() == (epsilon == 1)
@@ -142,7 +142,7 @@ def test_an_action_is_noise_with_chance_epsilon_and_else_has_noise_of_sigma(epsi
 
 def test_memory_and_what_the_actor_sees_come_without_their_graph():
     agent, state = new_generator(), pictures(STATE)
-    zeros, actor = agent.initial_recurrent(B), agent.networks["actor"]
+    zeros, actor = agent.initial_recurrent_state(B), agent.networks["actor"]
     *_, memory, seen = agent.act(state, zeros)
     assert torch.equal(memory, actor(state, zeros)[1].detach()) and not memory.requires_grad
     assert torch.equal(seen, actor.embed(actor.stack(state)).detach()) and not seen.requires_grad
@@ -212,7 +212,7 @@ def test_at_lambda_0_the_actor_follows_the_critic_and_not_the_return():
 
 def test_z_correlation_and_z_deviation_by_hand():
     agent, (discriminator,) = new_generator(), new_discriminators(1)
-    policy = agent.networks["actor"](pictures(STATE), agent.initial_recurrent(B))[0]
+    policy = agent.networks["actor"](pictures(STATE), agent.initial_recurrent_state(B))[0]
     correlations = torch.corrcoef(policy.T).abs()
     with torch.no_grad():
         agent.networks["actor"].normalise.running_var.copy_(torch.arange(1.0, NZ + 1) ** 2)
@@ -242,12 +242,12 @@ def test_in_a_plain_gan_g_alone_ascends_the_return_of_images_of_noise(kind, disc
     agent, actors = new_generator(algorithm="gan", returns=kind), new_discriminators(discriminators)
     assert set(agent.networks) == set(agent.targets) == set(agent.optimizers) == {"generator"}
     z = torch.randn(B, NZ, generator=stream(agent.config.seed, agent.name))
-    act = agent.act(pictures(STATE), agent.initial_recurrent(B))
+    act = agent.act(pictures(STATE), agent.initial_recurrent_state(B))
     assert torch.equal(act.action, z) and act.policy is act.embedding is None and act.recurrent.shape == (B, 0)
 
     images = agent.networks["generator"](z)
-    earned = sum(REWARDS[kind](actor(images), actor(pictures(REAL)).detach()) for actor in actors) / discriminators
-    expected = -gradient(earned.mean(), agent.networks["generator"])
+    reward = sum(REWARDS[kind](actor(images), actor(pictures(REAL)).detach()) for actor in actors) / discriminators
+    expected = -gradient(reward.mean(), agent.networks["generator"])
     steps = watch_steps(agent)
     metrics = agent.update(batch_of(act, agent, actors), actors)
     assert relative_error(steps["generator"], expected) < 1e-4

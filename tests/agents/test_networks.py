@@ -35,8 +35,8 @@ def networks(size, width, bf16=False):
 @SIZES
 def test_shapes_dtypes_and_ranges(size):
     five = networks(size, WIDTH)
-    state, memory = pictures(size), five["G_a"].initial_recurrent(B)
-    z, next_memory, seen = five["G_a"].act(state, memory)
+    state, recurrent = pictures(size), five["G_a"].initial_recurrent_state(B)
+    z, next_memory, seen = five["G_a"].act(state, recurrent)
     images = five["G"](z)
     features, logits, classes = five["D_a"].discriminate(images)
     values = (
@@ -45,7 +45,7 @@ def test_shapes_dtypes_and_ranges(size):
     )
 
     assert z.shape == seen.shape == (B, NZ)
-    assert memory.shape == next_memory.shape == (B, 2, 2, 128)
+    assert recurrent.shape == next_memory.shape == (B, 2, 2, 128)
     assert images.shape == (B, 3, size, size) and images.abs().max() <= 1
     assert features.shape == (B, small_config(image_size=size, width=WIDTH).features)
     assert logits.shape == (B,) and classes.shape == (B, 2)
@@ -131,34 +131,34 @@ def test_weights_start_as_dcgans(size):
 
 def test_actions_have_zero_mean_and_unit_variance_over_the_batch():
     actor = GeneratorActor(*image_stack(32, WIDTH), NZ)
-    z, memory = actor(pictures(count=16), actor.initial_recurrent(16))
+    z, recurrent = actor(pictures(count=16), actor.initial_recurrent_state(16))
     for _ in range(2):  # whatever the memory
         torch.testing.assert_close(z.mean(dim=0), torch.zeros(NZ), atol=1e-5, rtol=0)
         torch.testing.assert_close(z.var(dim=0, unbiased=False), torch.ones(NZ), atol=1e-2, rtol=0)
-        z, memory = actor(pictures(count=16), memory)
+        z, recurrent = actor(pictures(count=16), recurrent)
 
 
 def test_an_episode_starts_with_memory_of_zeros():
-    memory = GeneratorActor(*image_stack(32, WIDTH), NZ).initial_recurrent(3)
-    assert memory.shape == (3, 2, 2, 128) and not memory.any()
+    recurrent = GeneratorActor(*image_stack(32, WIDTH), NZ).initial_recurrent_state(3)
+    assert recurrent.shape == (3, 2, 2, 128) and not recurrent.any()
 
 
 def test_the_action_depends_on_the_memory_and_the_memory_on_the_state():
     actor = GeneratorActor(*image_stack(32, WIDTH), NZ).eval()
-    state, zeros = pictures(), actor.initial_recurrent(B)
-    z, memory = actor(state, zeros)
+    state, zeros = pictures(), actor.initial_recurrent_state(B)
+    z, recurrent = actor(state, zeros)
     assert torch.equal(actor(state, zeros)[0], z)  # it remembers nothing on its own
-    assert not torch.allclose(actor(state, memory)[0], z)
-    assert not torch.allclose(actor(pictures(), zeros)[1], memory)
+    assert not torch.allclose(actor(state, recurrent)[0], z)
+    assert not torch.allclose(actor(pictures(), zeros)[1], recurrent)
 
 
 def test_h_and_c_of_both_layers_are_remembered():
     actor = GeneratorActor(*image_stack(32, WIDTH), NZ).eval()
-    state, zeros = pictures(), actor.initial_recurrent(B)
-    z, memory = actor(state, zeros)
+    state, zeros = pictures(), actor.initial_recurrent_state(B)
+    z, recurrent = actor(state, zeros)
     for part in range(2):
         for layer in range(2):
-            assert memory[:, part, layer].abs().max() > 0
+            assert recurrent[:, part, layer].abs().max() > 0
             one = zeros.clone()
             one[:, part, layer] = 1
             assert not torch.allclose(actor(state, one)[0], z)
@@ -166,7 +166,7 @@ def test_h_and_c_of_both_layers_are_remembered():
 
 def test_each_row_has_its_own_memory():
     actor = GeneratorActor(*image_stack(32, WIDTH), NZ).eval()
-    state, zeros = pictures(), actor.initial_recurrent(B)
+    state, zeros = pictures(), actor.initial_recurrent_state(B)
     other = zeros.clone()
     other[1] = 1
     differs = (actor(state, other)[0] - actor(state, zeros)[0]).abs().amax(dim=1) > 1e-6
@@ -175,10 +175,12 @@ def test_each_row_has_its_own_memory():
 
 def test_memory_goes_through_torchs_own_lstm():
     actor = GeneratorActor(*image_stack(32, WIDTH), NZ).eval()
-    state, memory = pictures(), torch.randn(B, 2, 2, 128)
+    state, recurrent = pictures(), torch.randn(B, 2, 2, 128)
     seen = actor.embed(actor.stack(state))[None]
-    _, (h, c) = actor.lstm(seen, (memory[:, 0].transpose(0, 1).contiguous(), memory[:, 1].transpose(0, 1).contiguous()))
-    returned = actor(state, memory)[1]
+    _, (h, c) = actor.lstm(
+        seen, (recurrent[:, 0].transpose(0, 1).contiguous(), recurrent[:, 1].transpose(0, 1).contiguous())
+    )
+    returned = actor(state, recurrent)[1]
     torch.testing.assert_close(returned[:, 0].transpose(0, 1), h)
     torch.testing.assert_close(returned[:, 1].transpose(0, 1), c)
 
@@ -186,7 +188,7 @@ def test_memory_goes_through_torchs_own_lstm():
 def test_what_g_a_sees_is_what_its_lstm_is_shown():
     actor, shown = GeneratorActor(*image_stack(32, WIDTH), NZ), []
     actor.lstm.register_forward_hook(lambda _, inputs, __: shown.append(inputs[0][0]))
-    *others, seen = actor.act(pictures(), actor.initial_recurrent(B))
+    *others, seen = actor.act(pictures(), actor.initial_recurrent_state(B))
     assert torch.equal(seen, shown[0]) and len(others) == 2
 
 
@@ -221,18 +223,18 @@ def test_a_critics_value_by_hand(features, actions):
 def test_what_follows_the_convolutions_is_float32():
     """Outputs equal those that float32 gives for the features of bfloat16 convolutions, to the last bit."""
     five = {name: network.eval() for name, network in networks(32, WIDTH, bf16=True).items()}
-    state, memory, z = pictures(), torch.randn(B, 2, 2, 128), torch.randn(B, NZ)
-    action, next_memory, seen = five["G_a"].act(state, memory)
-    judged, logits, classes = five["D_a"].discriminate(state)
+    state, recurrent, z = pictures(), torch.randn(B, 2, 2, 128), torch.randn(B, NZ)
+    action, next_memory, seen = five["G_a"].act(state, recurrent)
+    discriminated, logits, classes = five["D_a"].discriminate(state)
     assert five["G"](z).dtype == torch.float32
     features = {name: five[name].stack(state) for name in ("G_a", "D_a")}
     assert all(torch.equal(f, f.bfloat16().float()) for f in features.values()), "computed in bfloat16"
 
-    h, c = memory.permute(1, 2, 0, 3).contiguous()
+    h, c = recurrent.permute(1, 2, 0, 3).contiguous()
     assert torch.equal(seen, five["G_a"].embed(features["G_a"]))
     out, (h, c) = five["G_a"].lstm(seen[None], (h, c))
     assert torch.equal(action, five["G_a"].normalise(five["G_a"].action(out[0])))
     assert torch.equal(next_memory, torch.stack([h, c]).permute(2, 0, 1, 3))
-    assert torch.equal(judged, features["D_a"])
-    assert torch.equal(logits, five["D_a"].logit(judged).squeeze(1))
-    assert torch.equal(classes, five["D_a"].classifier(judged))
+    assert torch.equal(discriminated, features["D_a"])
+    assert torch.equal(logits, five["D_a"].logit(discriminated).squeeze(1))
+    assert torch.equal(classes, five["D_a"].classifier(discriminated))

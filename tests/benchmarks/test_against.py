@@ -30,14 +30,14 @@ def test_the_data_are_measured_to_the_first_step(capfd, monkeypatch):
     monkeypatch.setattr(data, "MANY", 2 * data.FEW)
     words = ["--data", "synthetic", "--files", "40", "--repeats", "1", "--steps-done", "3"]
     assert data.main([*TINY, *words]) == 0
-    told = json.loads(capfd.readouterr().out.splitlines()[-1])
-    making, steps = told["making"], told["steps"]
+    logged = json.loads(capfd.readouterr().out.splitlines()[-1])
+    making, steps = logged["making"], logged["steps"]
     assert making["files"] == 40 and making["bytes_per_file"] > 1000
-    assert told["ratio"] == pytest.approx(
+    assert logged["ratio"] == pytest.approx(
         making["images_per_second"]["one"]["median"] / making["images_per_second"]["decode"]["median"]
     )
     assert making["peak_memory"] is None or making["peak_memory"] >= 0
-    assert told["first_step_seconds"]["median"] > 0
+    assert logged["first_step_seconds"]["median"] > 0
     assert set(steps["batches"]) == {"mapped", "in memory"} and steps["steps_done"] == 3
     assert steps["late_against_early"]["median"] > 0 and steps["many_against_few"]["median"] > 0
 
@@ -85,29 +85,29 @@ def compared():
 
 
 def test_the_program_is_compared_at_the_same_game(compared):
-    _, told, _ = compared
-    rates = {name: rate["median"] for name, rate in told["images_per_second"].items()}
-    assert told["ratio"] == pytest.approx(rates["MAGNET, published"] / rates["five networks"])
-    assert told["ratios"]["plain GAN"]["median"] == pytest.approx(rates["MAGNET, plain GAN"] / rates["DCGAN"])
-    assert all(seconds > 0 for seconds in told["beside_the_steps"].values())
-    for name, seconds in told["beside_the_steps"].items():
-        assert rates[name] == pytest.approx(8 / (told["step_seconds"][name]["median"] + seconds))
-    assert told["flops"]["five networks"] > told["flops"]["DCGAN"] > 0
+    _, logged, _ = compared
+    rates = {name: rate["median"] for name, rate in logged["images_per_second"].items()}
+    assert logged["ratio"] == pytest.approx(rates["MAGNET, published"] / rates["five networks"])
+    assert logged["ratios"]["plain GAN"]["median"] == pytest.approx(rates["MAGNET, plain GAN"] / rates["DCGAN"])
+    assert all(seconds > 0 for seconds in logged["beside_the_steps"].values())
+    for name, seconds in logged["beside_the_steps"].items():
+        assert rates[name] == pytest.approx(8 / (logged["step_seconds"][name]["median"] + seconds))
+    assert logged["flops"]["five networks"] > logged["flops"]["DCGAN"] > 0
 
 
 def test_magnets_step_is_compared_with_that_of_a_gan_with_r1_and_replay_and_of_a_plain_one(compared):
-    table, told, calls = compared
+    table, logged, calls = compared
     magnet, same, plain, *_ = dict.fromkeys(calls)
     assert (magnet.algorithm, same.algorithm, plain.algorithm) == ("magnet", "gan", "gan")
     assert (same.r1, same.r1_every, same.replay_fraction) == (magnet.r1, 2, magnet.replay_fraction) and magnet.r1 > 0
     assert (plain.r1, plain.replay_fraction, plain.batch_size) == (0, 0, magnet.batch_size)
     assert calls.count(same) == calls.count(magnet) == 2 * calls.count(plain), "whole periods of R1"
-    seconds = {name: spread["median"] for name, spread in told["step_seconds"].items()}
+    seconds = {name: spread["median"] for name, spread in logged["step_seconds"].items()}
     for name in ("GAN", "plain GAN"):
-        ratio = told["step_ratios"][name]["median"]
+        ratio = logged["step_ratios"][name]["median"]
         assert ratio == pytest.approx(seconds["MAGNET"] / seconds[f"MAGNET, {name}"])
         assert any(f"{ratio:.3f}" in line for line in table)
-    assert told["flops"]["MAGNET"] > told["flops"]["MAGNET, GAN"] > told["flops"]["MAGNET, plain GAN"] > 0
+    assert logged["flops"]["MAGNET"] > logged["flops"]["MAGNET, GAN"] > logged["flops"]["MAGNET, plain GAN"] > 0
 
 
 @pytest.mark.parametrize(

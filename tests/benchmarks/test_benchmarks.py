@@ -143,21 +143,21 @@ def test_the_last_line_tells_all(capsys, monkeypatch):
     monkeypatch.setattr(measure, "BLOCK_SECONDS", 0.0)
     assert step.main([*TINY, "--repeats", "2"]) == 0
     *table, last = capsys.readouterr().out.splitlines()
-    told = json.loads(last)
-    assert told["ratio"] == told["ratio_spread"]["median"] > 0
-    assert told["ratio_spread"]["low"] <= told["ratio"] <= told["ratio_spread"]["high"]
-    assert told["images_per_second"] * told["step_seconds"]["median"] == pytest.approx(8)
-    assert {one["network"] for one in told["passes"]} == {"G_a", "G", "G_c", "D_a", "D_c"}
-    real = {(one["end"], one["kind"]): one["uses"] for one in told["passes"] if one["end"].startswith("real")}
+    logged = json.loads(last)
+    assert logged["ratio"] == logged["ratio_spread"]["median"] > 0
+    assert logged["ratio_spread"]["low"] <= logged["ratio"] <= logged["ratio_spread"]["high"]
+    assert logged["images_per_second"] * logged["step_seconds"]["median"] == pytest.approx(8)
+    assert {one["network"] for one in logged["passes"]} == {"G_a", "G", "G_c", "D_a", "D_c"}
+    real = {(one["end"], one["kind"]): one["uses"] for one in logged["passes"] if one["end"].startswith("real")}
     assert real == {("real, R1", kind): 1 / 2 for kind in (FORWARD, TO_INPUTS, DOUBLE)} | {
         ("real", FORWARD): 1 / 2, ("real", TO_PARAMETERS): 1 / 2
     }  # fmt: skip
-    assert told["steps_in_a_period"] == 2
-    assert all(one["seconds"] > 0 for one in told["passes"])
-    assert set(told["phases"]) >= {"act", "play", "update of discriminators", "update of generators", "targets"}
-    assert told["step_flops"] >= told["floor_flops"] > 0
-    assert told["peak_memory"] is None or told["peak_memory"] > 0
-    assert told["machine"]["torch"] == torch.__version__ and told["config"]["width"] == 4
+    assert logged["steps_in_a_period"] == 2
+    assert all(one["seconds"] > 0 for one in logged["passes"])
+    assert set(logged["phases"]) >= {"act", "play", "update of discriminators", "update of generators", "targets"}
+    assert logged["step_flops"] >= logged["floor_flops"] > 0
+    assert logged["peak_memory"] is None or logged["peak_memory"] > 0
+    assert logged["machine"]["torch"] == torch.__version__ and logged["config"]["width"] == 4
     assert any(line.startswith("D_a   real, R1") for line in table)
 
 
@@ -174,13 +174,13 @@ def test_teams_are_compared_with_the_first(capsys, monkeypatch):
     monkeypatch.setattr(step, "peak_memory_apart", lambda config, words: config.generators * 2**20)
     assert step.main([*TINY, "--repeats", "1", "--teams", "1x1", "2x1"]) == 0
     *table, last = capsys.readouterr().out.splitlines()
-    told = json.loads(last)
-    one, two = told["teams"]
+    logged = json.loads(last)
+    one, two = logged["teams"]
     assert (one["team"], one["networks"], one["growth"], one["floor_growth"]) == ("1x1", 5, 1.0, 1.0)
     assert (two["team"], two["networks"]) == ("2x1", 8)
     grown = two["step_seconds"]["median"] / one["step_seconds"]["median"]
     assert two["growth"] == pytest.approx(grown * 5 / 8)
-    assert told["growth"] == max(1.0, two["growth"]) and told["ratio"] == max(
+    assert logged["growth"] == max(1.0, two["growth"]) and logged["ratio"] == max(
         one["ratio"]["median"], two["ratio"]["median"]
     )
     assert any(line.startswith("2x1") and line.endswith("2 MiB") for line in table)
@@ -217,9 +217,9 @@ def test_a_team_is_the_same_game_with_other_numbers():
 def test_the_gains_are_measured_on_trainers_that_still_learn(capsys, monkeypatch):
     monkeypatch.setattr(measure, "BLOCK_SECONDS", 0.0)
     assert gains.main([*TINY, "--repeats", "1"]) == 0
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert told["without"].keys() == gains.WITHOUT.keys() - {"as it is"}
-    assert told["ratio"] == told["without"]["none of these means"]["median"] > 0
+    logged = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert logged["without"].keys() == gains.WITHOUT.keys() - {"as it is"}
+    assert logged["ratio"] == logged["without"]["none of these means"]["median"] > 0
     trainer = after_two_steps()
     gains.all_of_these(trainer)
     before = weights(trainer.agents)

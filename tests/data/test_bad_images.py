@@ -185,8 +185,8 @@ def make(path, kind):
     if kind == "link to itself":
         path.symlink_to(path.name)
     elif kind == "links in a ring":
-        path.symlink_to("ring")
-        (path.parent / "ring").symlink_to(path.name)
+        path.symlink_to("storage")
+        (path.parent / "storage").symlink_to(path.name)
     elif kind == "link to nowhere":
         path.symlink_to("nowhere")
     elif kind == "pipe":

@@ -14,7 +14,7 @@ import evaluate
 import sample
 import train
 from magnet.agents.discriminator import DiscriminatorAgent
-from magnet.data.gaussians import BLUE, GREY, WHITE, Points, count_modes, draw_points, mixture, paint
+from magnet.data.gaussians import BLUE, GREY, WHITE, PointDataset, count_modes, draw_points, mixture, paint
 from magnet.evaluation.sampling import FixedGrids
 from magnet.evaluation.scores import Evaluation
 from magnet.run import checkpoint
@@ -26,7 +26,7 @@ PENALTIES = {"r1": 0.1, "r1_every": 2, "gradient_penalty": 10.0}
 
 def new_trainer(count=60, **changes):
     config = small_config(data="gaussians-25", **changes)
-    return trainer_on(config, Points(draw_points(config.data, count), CPU))
+    return trainer_on(config, PointDataset(draw_points(config.data, count), CPU))
 
 
 # The mixtures
@@ -60,12 +60,12 @@ def test_the_mixtures_have_the_proportions_of_the_literature():
 def test_a_seed_draws_the_same_points_again_and_another_others():
     assert np.array_equal(draw_points("gaussians-8", 9), draw_points("gaussians-8", 9))
     assert not np.array_equal(draw_points("gaussians-8", 9), draw_points("gaussians-8", 9, seed=1))
-    assert len({Points(draw_points(name, 9), CPU).fingerprint for name in ("gaussians-8", "gaussians-25")}) == 2
+    assert len({PointDataset(draw_points(name, 9), CPU).fingerprint for name in ("gaussians-8", "gaussians-25")}) == 2
 
 
 @NAMES
 def test_mirrored_points_are_of_the_same_mixture(name, modes):
-    points = Points(draw_points(name, 20_000), CPU)
+    points = PointDataset(draw_points(name, 20_000), CPU)
     plain, mirrored = points.batch(torch.arange(40_000)).chunk(2)
     assert torch.equal(plain, torch.from_numpy(draw_points(name, 20_000)))
     assert torch.equal(mirrored, plain * torch.tensor([-1.0, 1.0]))
@@ -124,10 +124,10 @@ def test_every_network_learns_from_points_and_all_metrics_are_finite(changes):
 def test_penalties_on_points_are_those_that_autograd_gives_row_by_row():
     agent = DiscriminatorAgent("discriminator", small_config(data="gaussians-25"), CPU)
     points = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
-    judge = agent.networks["actor"]
-    slopes = torch.func.vmap(torch.func.grad(lambda point: judge(point[None]).squeeze()))(points)
+    d_a = agent.networks["actor"]
+    gradients = torch.func.vmap(torch.func.grad(lambda point: d_a(point[None]).squeeze()))(points)
     assert agent.penalise([points], 0.0, 1.0).item() == pytest.approx(
-        slopes.square().sum(dim=1).mean().item(), rel=1e-4
+        gradients.square().sum(dim=1).mean().item(), rel=1e-4
     )
 
 
@@ -148,7 +148,7 @@ def test_the_ring_keeps_points_to_the_last_bit():
     shown, play = [], trainer.play
     trainer.play = lambda batch: shown.append(batch.fakes[0][:6].clone()) or play(batch)
     trainer.step()
-    assert torch.equal(trainer.faces.unpack(trainer.replay.ring["image"][:6, 0]), shown[0])
+    assert torch.equal(trainer.faces.unpack(trainer.replay.storage["image"][:6, 0]), shown[0])
     old = trainer.replay.sample(50)
     assert {tuple(point) for point in old["image"][:, 0].tolist()} <= {tuple(point) for point in shown[0].tolist()}
 

@@ -17,7 +17,7 @@ from test_image_files import equal, folder_of, picture, pillow
 
 from magnet.data import image_dataset as faces
 from magnet.data import synthetic
-from magnet.data.image_dataset import Faces, from_uint8, load_faces, to_uint8
+from magnet.data.image_dataset import ImageDataset, from_uint8, load_faces, to_uint8
 from magnet.data.image_files import find_images, load_image
 from magnet.support import atomic_files as files
 from magnet.support.errors import UserError
@@ -216,7 +216,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.i
 def test_batch_scales_and_mirrors(device):
     pixels = np.arange(2 * 3 * 2 * 2, dtype=np.uint8).reshape(2, 3, 2, 2)
     pixels[1, 0, 0] = 0, 255
-    batch = Faces(pixels, device).batch(torch.tensor([1, 3, 0, 2], device=device))
+    batch = ImageDataset(pixels, device).batch(torch.tensor([1, 3, 0, 2], device=device))
     assert batch.shape == (4, 3, 2, 2) and batch.dtype == torch.float32 and batch.device.type == device
     batch = batch.cpu()
     assert batch[0, 0, 0].tolist() == [-1.0, 1.0]
@@ -229,7 +229,7 @@ def test_batch_scales_and_mirrors(device):
 @pytest.mark.parametrize("indices", [[4], [-1]])
 def test_an_index_out_of_range_is_an_error(indices):
     with pytest.raises(IndexError):
-        Faces(np.zeros((2, 3, 2, 2), np.uint8), "cpu").batch(torch.tensor(indices))
+        ImageDataset(np.zeros((2, 3, 2, 2), np.uint8), "cpu").batch(torch.tensor(indices))
 
 
 def test_read_only_pixels_are_used_in_place_without_a_warning(tmp_path):
@@ -237,7 +237,7 @@ def test_read_only_pixels_are_used_in_place_without_a_warning(tmp_path):
     pixels = np.load(tmp_path / "a.npy", mmap_mode="r")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        some = Faces(pixels, "cpu")
+        some = ImageDataset(pixels, "cpu")
     assert some._pixels.data_ptr() == pixels.ctypes.data
     assert len(some) == 2 and some.device == torch.device("cpu")
 
@@ -245,18 +245,18 @@ def test_read_only_pixels_are_used_in_place_without_a_warning(tmp_path):
 def test_other_arrays_are_refused():
     for wrong in (np.zeros((2, 3, 4, 4)), np.zeros((2, 4, 4, 3), np.uint8), np.zeros((0, 3, 4, 4), np.uint8)):
         with pytest.raises(ValueError, match="must be"):
-            Faces(wrong, "cpu")
+            ImageDataset(wrong, "cpu")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_pixels_lie_on_the_gpu_only_where_they_fit(monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (8, 3, 16, 16), np.uint8)
-    fits = Faces(pixels, "cuda")
+    fits = ImageDataset(pixels, "cuda")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (2 * pixels.nbytes - 1, 10**9))
-    too_large = Faces(pixels, "cuda")
+    too_large = ImageDataset(pixels, "cuda")
     assert fits._pixels.is_cuda and not too_large._pixels.is_cuda
     indices = torch.randint(16, (32,))
-    expected = Faces(pixels, "cpu").batch(indices)
+    expected = ImageDataset(pixels, "cpu").batch(indices)
     for some in (fits, too_large):
         for where in ("cpu", "cuda"):
             images = some.batch(indices.to(where))

@@ -11,9 +11,9 @@ from torch import nn
 
 from magnet.agents.discriminator import DiscriminatorAgent
 from magnet.data import synthetic
-from magnet.data.image_dataset import Faces, from_uint8, to_uint8
+from magnet.data.image_dataset import ImageDataset, from_uint8, to_uint8
 from magnet.evaluation import equilibrium
-from magnet.evaluation.equilibrium import calibration_error, equilibrium_report, judge
+from magnet.evaluation.equilibrium import calibration_error, d_a, equilibrium_report
 
 
 class Bright(nn.Module):
@@ -34,7 +34,7 @@ def agent(config=None, **networks):
 
 
 def real(images):
-    return Faces(images.numpy(), CPU)
+    return ImageDataset(images.numpy(), CPU)
 
 
 def kinds(white, black):
@@ -121,23 +121,23 @@ def test_d_is_judged_as_it_plays_and_left_as_it_was():
     judging = DiscriminatorAgent("discriminator", small_config(), CPU)
     reals, fakes = drawn(16, 0), noise(16)
     before = copy.deepcopy(judging.networks["actor"].state_dict())
-    judged = torch.stack([judge(judging, reals), judge(judging, fakes)])
+    discriminated = torch.stack([d_a(judging, reals), d_a(judging, fakes)])
     assert all(torch.equal(before[key], value) for key, value in judging.networks["actor"].state_dict().items())
     with torch.no_grad():
         actor = judging.networks["actor"]  # in the game it judges batches of B images of one kind
         played = [[actor(from_uint8(images[i : i + 8])) for i in (0, 8)] for images in (reals, fakes)]
-        assert torch.equal(judged, torch.stack([torch.cat(logits) for logits in played]))
+        assert torch.equal(discriminated, torch.stack([torch.cat(logits) for logits in played]))
         apart = actor.eval()(from_uint8(reals))
-    assert not torch.allclose(apart, judged[0], atol=1e-3), "else the test says nothing"
+    assert not torch.allclose(apart, discriminated[0], atol=1e-3), "else the test says nothing"
 
 
 def test_half_right_proves_nothing_a_fresh_judge_does():
     fooled = agent(actor=Bright(0.0))
-    told = equilibrium_report(
+    logged = equilibrium_report(
         fooled, fakes=noise(64), draw=lambda n: noise(n, n), training=real(drawn(80, 0)), steps=30
     )
-    assert told["from_equilibrium"] == pytest.approx(0, abs=1e-6)
-    assert told["fresh_accuracy"] > 0.95 and told["fresh_value"] > -0.3
+    assert logged["from_equilibrium"] == pytest.approx(0, abs=1e-6)
+    assert logged["fresh_accuracy"] > 0.95 and logged["fresh_value"] > -0.3
 
 
 def test_a_fresh_judge_cannot_tell_real_images_from_others_of_their_kind_though_it_knows_some_by_heart():

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 from torch.nn.functional import avg_pool2d, pad
 
-from magnet.data.image_dataset import Faces, from_uint8, to_uint8
+from magnet.data.image_dataset import ImageDataset, from_uint8, to_uint8
 from magnet.data.synthetic import draw_faces
 from magnet.evaluation import metrics
 from magnet.evaluation.metrics import (
@@ -208,20 +208,20 @@ def test_agrees_with_the_judge_on_real_faces(tmp_path):
     """Its network exported, 32x32 images enlarged as it does, its own Frechet distance, KID, precision and recall."""
     pytest.importorskip("torch_fidelity")
     spec = importlib.util.spec_from_file_location("judge", SHARED / "judge" / "judge.py")
-    judge = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(judge)
-    network = judge.Judge()
+    d_a = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(d_a)
+    network = d_a.Judge()
     network.load_state_dict(torch.load(SHARED / "judge" / "judge.pt", weights_only=True))
     export(network, tmp_path / "judge.pt2")
-    reals, fakes = judge.images(SHARED / "celeba" / "img_align_celeba.zip", 800, 32).split(400)
+    reals, fakes = d_a.images(SHARED / "celeba" / "img_align_celeba.zip", 800, 32).split(400)
     noise = 0.1 * torch.randn(fakes.shape, generator=stream(0, "noise"))
     fakes = blur(to_uint8(from_uint8(fakes) + noise))
 
     embed, name = exported_network(tmp_path / "judge.pt2", CPU)
     found = feature_scores(features(embed, fakes), features(embed, reals))
-    real, fake = judge.features(network, reals, 32), judge.features(network, fakes, 32)
-    precision, recall = judge.precision_recall(fake, real)
-    expected = {"frechet": judge.frechet(fake, real), "kid_x1000": 1000 * judge.kid(fake, real)}
+    real, fake = d_a.features(network, reals, 32), d_a.features(network, fakes, 32)
+    precision, recall = d_a.precision_recall(fake, real)
+    expected = {"frechet": d_a.frechet(fake, real), "kid_x1000": 1000 * d_a.kid(fake, real)}
     assert found == pytest.approx(expected | {"precision": precision, "recall": recall}, rel=0.01)
     assert 0.1 < precision < 0.99 and 0.1 < recall < 0.99, "else they could agree by being extreme"
 
@@ -291,18 +291,18 @@ def test_the_nearest_image_is_found_mirrored_or_not(by_features):
     stretched = to_uint8(from_uint8(real[[7, 30, 11]]) * 0.9)
     samples = torch.cat([stretched[:2], stretched[2:].flip(3)])
     embed = (lambda images: images.float().flatten(1)) if by_features else None
-    found = nearest(samples, Faces(real.numpy(), CPU), embed)
+    found = nearest(samples, ImageDataset(real.numpy(), CPU), embed)
     assert torch.equal(found, torch.cat([real[[7, 30]], real[[11]].flip(3)]))
 
 
 def test_the_nearest_by_features_need_not_be_the_nearest_by_pixels():
     real = torch.from_numpy(draw_faces(20, 32, seed=2)[0])
     twin = real[4:5, [0, 2, 1]]  # the red channel of number 4
-    faces = Faces(real.numpy(), CPU)
+    faces = ImageDataset(real.numpy(), CPU)
     only_red = nearest(twin, faces, lambda images: images[:, 0].float().flatten(1))
     assert torch.equal(only_red, real[4:5])
     real[9] = to_uint8(from_uint8(twin[0]) * 0.95)
-    assert torch.equal(nearest(twin, Faces(real.numpy(), CPU), None), real[9:10])
+    assert torch.equal(nearest(twin, ImageDataset(real.numpy(), CPU), None), real[9:10])
 
 
 def test_without_torch_fidelity_the_sentence_names_it(monkeypatch, thumbnail):

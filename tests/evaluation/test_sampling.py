@@ -116,10 +116,10 @@ def test_the_logits_gradient_is_that_of_the_discriminators_mean_and_no_parameter
 def test_guided_samples_are_taken_for_real_more_often_and_leave_the_run_untouched(trainer):
     generator, discriminator = trainer.generators[0], trainer.discriminators[0]
     before = copy.deepcopy(trainer.state_dict())
-    sampler, judge = Sampler(generator, None), in_float32(discriminator.targets["actor"])
+    sampler, d_a = Sampler(generator, None), in_float32(discriminator.targets["actor"])
     z = sampler.noise(200)
     prior, guided = sampler.prior(z), sampler.prior(Guide([discriminator])(sampler, z))
-    assert judge(guided).mean() > judge(prior).mean()
+    assert d_a(guided).mean() > d_a(prior).mean()
     after = trainer.state_dict()
     for name, agent in after["agents"].items():
         for part in ("networks", "targets"):

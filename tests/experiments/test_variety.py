@@ -14,7 +14,7 @@ import train
 from experiments import factors, runs, variety
 from magnet.agents.networks import Generator, PointGenerator
 from magnet.config import Config, check, complete
-from magnet.data.gaussians import Points, draw_points, mixture
+from magnet.data.gaussians import PointDataset, draw_points, mixture
 from magnet.data.synthetic import FACTORS, render_faces, sample_factors
 from magnet.run import checkpoint
 from magnet.support.errors import UserError
@@ -79,7 +79,7 @@ def test_how_good_the_reader_is_stands_beside_it(trained, monkeypatch):
             return torch.tensor([1.0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0, 1, 0, 0]).expand(len(images), 16)
 
     monkeypatch.setattr(factors, "UNSEEN", 300)
-    said = factors.judged(Blind())
+    said = factors.discriminated(Blind())
     _, values = factors.drawn(factors.UNSEEN, seed=2)
     assert said["accuracy"]["beard"] == pytest.approx((values[:, 3] == 0).double().mean().item())
     assert said["drawn"]["modes"] == 1 and said["fewest"] == 0
@@ -137,7 +137,7 @@ def test_what_the_world_and_the_table_give_is_no_flag(words):
 def a_run(folder, data, **changes):
     """The run folder of a new trainer, which has made no step, and the trainer."""
     config = small_config(data=data, device="cpu", **changes)
-    faces = Points(draw_points(data, 60), CPU) if config.points else small_faces()
+    faces = PointDataset(draw_points(data, 60), CPU) if config.points else small_faces()
     trainer = trainer_on(config, faces)
     (folder / "checkpoints").mkdir()
     save(folder, trainer)

@@ -3,16 +3,16 @@
 import torch
 from conftest import CPU, run, small_config, small_faces, step_and_batch
 
-from magnet.game.environment import FaceGame, new_game
+from magnet.game.environment import FaceEnv, new_environment
 from magnet.maddpg import MADDPG
 
 PIXELS = ((3, 32, 32), torch.float32)
 
 
-class OwnImages(FaceGame):
+class OwnImages(FaceEnv):
     """Its states are real images at first, then what the generator answered to the state before."""
 
-    fields = FaceGame.fields | {"state": PIXELS, "next_state": PIXELS}
+    fields = FaceEnv.fields | {"state": PIXELS, "next_state": PIXELS}
 
     def step(self, actions):
         before = self.seen
@@ -37,19 +37,19 @@ class OwnImages(FaceGame):
 
 def test_a_game_whose_next_state_is_the_generators_action_is_played_and_learned():
     config = small_config(gamma=0.9, episode_length=4, replay_fraction=0.25)
-    names = new_game(config, small_faces())
+    names = new_environment(config, small_faces())
     game = OwnImages(small_faces(), names.batch, 4, names.generators, names.discriminators)
     trainer = MADDPG(config, game, CPU)
     run(trainer, 2)
-    (generator,), fresh = trainer.generators, trainer.fresh
+    (generator,), new = trainer.generators, trainer.new_rows
     answered = trainer.observations["generator"]
     assert (trainer.faces.batch(game.real) != answered).any()
     shown = []  # of the next states to the target policy, for the TD target
     generator.targets["actor"].stack.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[0].clone()))
     _, batch = step_and_batch(trainer)
-    assert torch.equal(batch.state[:fresh], answered)
-    assert torch.equal(batch.transitions["next_state"][:fresh], batch.fakes[0][:fresh])
+    assert torch.equal(batch.state[:new], answered)
+    assert torch.equal(batch.transitions["next_state"][:new], batch.fakes[0][:new])
     assert torch.equal(shown[0], batch.transitions["next_state"])
-    buffer = trainer.replay.ring["state"][: len(trainer.replay)]
-    assert all((buffer == old).flatten(1).all(dim=1).any() for old in batch.state[fresh:])
+    buffer = trainer.replay.storage["state"][: len(trainer.replay)]
+    assert all((buffer == old).flatten(1).all(dim=1).any() for old in batch.state[new:])
     run(trainer, 8)  # over the end of an episode

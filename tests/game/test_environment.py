@@ -6,15 +6,15 @@ import pytest
 import torch
 from conftest import small_faces
 
-from magnet.game.environment import FaceGame
+from magnet.game.environment import FaceEnv
 
 B, T = 8, 3
 ONE, TWO = (["generator"], ["discriminator"]), (["g_0", "g_1"], ["d_0", "d_1"])
 FOREVER = 10**9
 
 
-def new_game(count=20, batch=B, episode_length=T, names=ONE, kind="log"):
-    return FaceGame(small_faces(count), batch, episode_length, *names, kind)
+def new_environment(count=20, batch=B, episode_length=T, names=ONE, kind="log"):
+    return FaceEnv(small_faces(count), batch, episode_length, *names, kind)
 
 
 def answer(game, logit=0.0):
@@ -38,7 +38,7 @@ def play(game, steps):
 
 @pytest.mark.parametrize("names", [ONE, TWO], ids=["1x1", "2x2"])
 def test_every_dict_has_an_entry_for_each_agent(names):
-    game = new_game(names=names)
+    game = new_environment(names=names)
     observations = game.reset(seed=0)
     everyone = set(names[0] + names[1])
     assert set(observations) == everyone
@@ -46,7 +46,7 @@ def test_every_dict_has_an_entry_for_each_agent(names):
 
 
 def test_observations_are_images_and_rewards_are_one_per_image():
-    game = new_game()
+    game = new_environment()
     observations = game.reset(seed=0)
     _, rewards, *_ = game.step(answer(game))
     assert all(seen.shape == (B, 3, 32, 32) and seen.dtype == torch.float32 for seen in observations.values())
@@ -56,7 +56,7 @@ def test_observations_are_images_and_rewards_are_one_per_image():
 
 @pytest.mark.parametrize("count", [2 * B, 2 * B + 1, 20, 3 * B, 31])
 def test_no_image_stands_twice_in_two_consecutive_states(count):
-    infos = play(new_game(count), steps=60)  # 20 episodes, at least 15 shuffled orders
+    infos = play(new_environment(count), steps=60)  # 20 episodes, at least 15 shuffled orders
     for info in infos:
         state, real, next_real = (info[name] % count for name in ("state", "real", "next_real"))
         assert len(torch.cat([state, real]).unique()) == 2 * B
@@ -65,7 +65,7 @@ def test_no_image_stands_twice_in_two_consecutive_states(count):
 
 @pytest.mark.parametrize("count", [2 * B, 2 * B + 1, 20, 3 * B, 31])
 def test_an_epoch_shows_each_image_at_most_once(count):
-    infos = play(new_game(count, episode_length=FOREVER), steps=60)
+    infos = play(new_environment(count, episode_length=FOREVER), steps=60)
     states = [infos[0]["state"], infos[0]["real"], *(info["next_real"] for info in infos)]
     per_epoch = count // B
     for start in range(0, len(states) - per_epoch + 1, per_epoch):
@@ -74,18 +74,18 @@ def test_an_epoch_shows_each_image_at_most_once(count):
 
 
 def test_every_image_comes_as_it_is_and_mirrored():
-    shown = torch.cat([info["real"] for info in play(new_game(), steps=100)])
+    shown = torch.cat([info["real"] for info in play(new_environment(), steps=100)])
     assert shown.unique().tolist() == list(range(40))
     assert 0.4 < (shown >= 20).float().mean() < 0.6
 
 
 def test_orders_are_shuffled_anew():
-    infos = play(new_game(2 * B + 1, episode_length=FOREVER), steps=12)
+    infos = play(new_environment(2 * B + 1, episode_length=FOREVER), steps=12)
     assert len({tuple(sorted((info["real"] % 17).tolist())) for info in infos}) > 6
 
 
 def test_the_indices_in_info_are_those_of_the_observations():
-    game = new_game()
+    game = new_environment()
     for info in play(game, steps=7):
         assert torch.equal(info["seen"]["generator"], game.faces.batch(info["state"]))
         assert torch.equal(info["seen"]["discriminator"], game.faces.batch(info["real"]))
@@ -93,12 +93,12 @@ def test_the_indices_in_info_are_those_of_the_observations():
 
 
 def test_the_real_next_state_is_the_next_state():
-    for info in play(new_game(), steps=7):
+    for info in play(new_environment(), steps=7):
         assert torch.equal(info["next"]["generator"], info["seen"]["discriminator"])
 
 
 def test_the_next_state_does_not_depend_on_the_actions():
-    games = new_game(), new_game()
+    games = new_environment(), new_environment()
     for game in games:
         game.reset(seed=0)
     for _ in range(5):
@@ -107,7 +107,7 @@ def test_the_next_state_does_not_depend_on_the_actions():
 
 
 def test_rewards_by_hand_for_one_generator_and_one_discriminator():
-    game = new_game(batch=2)
+    game = new_environment(batch=2)
     game.reset(seed=0)
     chances = torch.tensor([[1 / 2, 3 / 4], [1 / 4, 1 / 10]])  # of being real: row 0 real images, row 1 fakes
     _, rewards, *_ = game.step({"generator": torch.zeros(2, 3, 32, 32), "discriminator": chances.logit()})
@@ -116,7 +116,7 @@ def test_rewards_by_hand_for_one_generator_and_one_discriminator():
 
 
 def test_in_the_minimax_game_the_generators_reward_is_the_discriminators_loss():
-    game = new_game(batch=2, kind="minimax")
+    game = new_environment(batch=2, kind="minimax")
     game.reset(seed=0)
     chances = torch.tensor([[1 / 2, 3 / 4], [1 / 4, 1 / 10]])
     _, rewards, *_ = game.step({"generator": torch.zeros(2, 3, 32, 32), "discriminator": chances.logit()})
@@ -124,14 +124,14 @@ def test_in_the_minimax_game_the_generators_reward_is_the_discriminators_loss():
 
 
 def test_rewards_by_hand_for_two_generators_and_two_discriminators():
-    game = new_game(batch=1, names=TWO)
+    game = new_environment(batch=1, names=TWO)
     game.reset(seed=0)
     images = torch.zeros(1, 3, 32, 32)
-    judged = {  # chances of the real image, of g_0's and of g_1's
+    discriminated = {  # chances of the real image, of g_0's and of g_1's
         "d_0": torch.tensor([[1 / 2], [1 / 4], [1 / 3]]).logit(),
         "d_1": torch.tensor([[3 / 4], [3 / 5], [1 / 10]]).logit(),
     }
-    _, rewards, *_ = game.step({"g_0": images, "g_1": images} | judged)
+    _, rewards, *_ = game.step({"g_0": images, "g_1": images} | discriminated)
     expected = {
         "g_0": (math.log(1 / 4) + math.log(3 / 5)) / 2,
         "g_1": (math.log(1 / 3) + math.log(1 / 10)) / 2,
@@ -163,14 +163,14 @@ RELATIVISTIC = {  # of each image against the real one beside it, by the same di
     ("kind", "expected"), [("hinge", HINGE), ("least-squares", LEAST_SQUARES), ("relativistic", RELATIVISTIC)]
 )
 def test_rewards_of_other_kinds_by_hand(kind, expected):
-    rewards = new_game(batch=1, names=TWO, kind=kind).rewards(LOGITS)
+    rewards = new_environment(batch=1, names=TWO, kind=kind).rewards(LOGITS)
     assert {name: reward.item() for name, reward in rewards.items()} == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("kind", ["log", "minimax", "hinge", "least-squares", "wasserstein", "relativistic"])
 def test_a_step_pays_the_rewards_of_its_logits_for_any_number_of_rows(kind):
     """Those of replayed rows, which no step plays, are computed like those of the rows that are played."""
-    game = new_game(batch=2, names=TWO, kind=kind)
+    game = new_environment(batch=2, names=TWO, kind=kind)
     game.reset(seed=0)
     logits = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(1))
     whole = game.rewards(logits)
@@ -184,12 +184,12 @@ def test_a_step_pays_the_rewards_of_its_logits_for_any_number_of_rows(kind):
 
 def test_a_game_of_an_unknown_kind_of_returns_is_refused():
     with pytest.raises(ValueError, match="there are no returns of the kind 'logg'"):
-        new_game(kind="logg").rewards(torch.zeros(1, 2, B))
+        new_environment(kind="logg").rewards(torch.zeros(1, 2, B))
 
 
 @pytest.mark.parametrize("length", [1, 3])
 def test_episodes_are_truncated_after_t_steps_and_never_terminated(length):
-    game = new_game(episode_length=length)
+    game = new_environment(episode_length=length)
     game.reset(seed=0)
     for _ in range(3):
         for t in range(1, length + 1):
@@ -208,22 +208,22 @@ def sequence(game, seed):
 
 
 def test_the_same_seed_gives_the_same_episodes_and_another_seed_others():
-    game = new_game()
+    game = new_environment()
     first = sequence(game, seed=1)
     assert sequence(game, seed=1) == first  # whatever was played before
-    assert sequence(new_game(), seed=1) == first
+    assert sequence(new_environment(), seed=1) == first
     assert sequence(game, seed=2) != first
 
 
 def test_the_game_draws_from_its_own_random_generator():
     before = torch.get_rng_state()
-    sequence(new_game(), seed=1)
+    sequence(new_environment(), seed=1)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("steps", range(5))
 def test_a_restored_game_goes_on_identically(steps):
-    game, restored = new_game(), new_game()
+    game, restored = new_environment(), new_environment()
     play(game, steps)
     restored.reset(seed=99)
     saved = game.state_dict()
@@ -240,7 +240,7 @@ def test_a_restored_game_goes_on_identically(steps):
 
 
 def test_a_saved_state_stays_as_it_was_when_the_game_goes_on():
-    game = new_game()
+    game = new_environment()
     play(game, 2)
     saved = game.state_dict()
     kept = {name: torch.as_tensor(value).clone() for name, value in saved.items()}
@@ -250,6 +250,6 @@ def test_a_saved_state_stays_as_it_was_when_the_game_goes_on():
 
 
 def test_too_few_images_for_two_states_are_refused():
-    new_game(2 * B)
+    new_environment(2 * B)
     with pytest.raises(ValueError, match="15 images are too few for two states of 8"):
-        new_game(2 * B - 1)
+        new_environment(2 * B - 1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import small_faces
 
-from magnet.game.environment import FaceGame
+from magnet.game.environment import FaceEnv
 from magnet.support.errors import UserError
 
 B, T = 4, 3
@@ -16,15 +16,15 @@ ONE, TWO = (["generator"], ["discriminator"]), (["g_0", "g_1"], ["d_0", "d_1"])
 both = pytest.mark.parametrize("names", [ONE, TWO], ids=["1x1", "2x2"])
 
 
-def new_game(names=ONE, episode_length=T):
-    return FaceGame(small_faces(), B, episode_length, *names)
+def new_environment(names=ONE, episode_length=T):
+    return FaceEnv(small_faces(), B, episode_length, *names)
 
 
 def new_env(names=ONE, episode_length=T):
     pytest.importorskip("pettingzoo")
-    from magnet.game.parallel_env import ParallelFaceGame
+    from magnet.game.parallel_env import ParallelFaceEnv
 
-    return ParallelFaceGame(new_game(names, episode_length))
+    return ParallelFaceEnv(new_environment(names, episode_length))
 
 
 def sampled(env):
@@ -73,15 +73,15 @@ def test_it_can_be_played_in_turns(names):
 
 @both
 def test_rewards_are_the_games_own_one_step_late(names):
-    game, env = new_game(names), new_env(names)
+    game, env = new_environment(names), new_env(names)
     game.reset(seed=5)
     env.reset(seed=5)
     results = episode(env)
     assert len(results) == T + 1
     _, _, _, first_rewards, _, _, first_infos = results[0]
     assert set(first_rewards.values()) == {0.0} and not any(first_infos.values())
-    for (_, put_forward, *_), (_, judged, _, rewards, _, truncated, infos) in zip(results, results[1:], strict=False):
-        played = {name: put_forward[name] for name in names[0]} | {name: judged[name] for name in names[1]}
+    for (_, generated, *_), (_, shown, _, rewards, _, truncated, infos) in zip(results, results[1:], strict=False):
+        played = {name: generated[name] for name in names[0]} | {name: shown[name] for name in names[1]}
         played = {name: torch.from_numpy(action) for name, action in played.items()}
         _, expected, _, cut, indices = game.step(played)
         assert truncated == cut
@@ -98,8 +98,8 @@ def test_discriminators_see_what_they_judge(names):
     env.reset(seed=0)
     results = episode(env)
     grey = np.zeros((len(names[0]), B, 3, 32, 32), np.float32)
-    put_forward = [grey] + [np.stack([played[name] for name in names[0]]) for _, played, *_ in results]
-    for images, (seen, _, _, _, _, _, infos) in zip(put_forward, results, strict=False):
+    generated = [grey] + [np.stack([played[name] for name in names[0]]) for _, played, *_ in results]
+    for images, (seen, _, _, _, _, _, infos) in zip(generated, results, strict=False):
         for name in names[1]:
             np.testing.assert_array_equal(seen[name][0], seen[names[0][0]])
             np.testing.assert_array_equal(seen[name][1:], images)

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from magnet.game.replay_buffer import Replay
+from magnet.game.replay_buffer import ReplayBuffer
 
 CPU = torch.device("cpu")
 
 
 def ring(capacity, seed=0):
     fields = {"number": ((), torch.int64), "picture": ((2, 3), torch.uint8)}
-    return Replay(capacity, fields, CPU, torch.Generator().manual_seed(seed))
+    return ReplayBuffer(capacity, fields, CPU, torch.Generator().manual_seed(seed))
 
 
 def transitions(*numbers):
@@ -22,18 +22,18 @@ def transitions(*numbers):
 def test_a_full_ring_writes_over_its_oldest():
     replay = ring(5)
     replay.add(transitions(0, 1, 2))
-    assert replay.ring["number"][:3].tolist() == [0, 1, 2] and len(replay) == 3
+    assert replay.storage["number"][:3].tolist() == [0, 1, 2] and len(replay) == 3
     replay.add(transitions(3, 4, 5))
-    assert replay.ring["number"].tolist() == [5, 1, 2, 3, 4] and len(replay) == 5
+    assert replay.storage["number"].tolist() == [5, 1, 2, 3, 4] and len(replay) == 5
     replay.add(transitions(6, 7, 8))
-    assert replay.ring["number"].tolist() == [5, 6, 7, 8, 4] and len(replay) == 5
+    assert replay.storage["number"].tolist() == [5, 6, 7, 8, 4] and len(replay) == 5
 
 
 def test_as_many_transitions_as_there_are_places_fit_at_once():
     replay = ring(4)
     replay.add(transitions(1, 2))
     replay.add(transitions(3, 4, 5, 6))
-    assert sorted(replay.ring["number"].tolist()) == [3, 4, 5, 6]
+    assert sorted(replay.storage["number"].tolist()) == [3, 4, 5, 6]
 
 
 def test_shapes_and_dtypes_are_those_of_the_fields():
@@ -102,5 +102,5 @@ def test_a_restored_ring_goes_on_identically(added):
 def test_the_saved_state_holds_the_filled_part_alone():
     replay = ring(1000)
     replay.add(transitions(1, 2, 3))
-    assert replay.state_dict()["ring"]["number"].tolist() == [1, 2, 3]
-    assert replay.state_dict()["ring"]["picture"].untyped_storage().nbytes() == 3 * 2 * 3
+    assert replay.state_dict()["storage"]["number"].tolist() == [1, 2, 3]
+    assert replay.state_dict()["storage"]["picture"].untyped_storage().nbytes() == 3 * 2 * 3

@@ -15,7 +15,7 @@ from magnet.evaluation.sampling import FixedGrids
 from magnet.game import returns
 from magnet.maddpg import MADDPG
 from magnet.run import checkpoint
-from magnet.run.logger import Logbook
+from magnet.run.logger import RunLogger
 from magnet.support.errors import Diverged
 
 STEP, GOOD, LAST = 8, 6, 12  # where it strikes; the checkpoint before it; where the run would have ended
@@ -113,7 +113,7 @@ def test_a_lower_learning_rate_is_taken_over_by_every_optimizer(place, without_g
 
 def test_pictures_and_scores_that_are_not_finite_are_not_written(tmp_path):
     (tmp_path / "samples").mkdir()
-    with Logbook(tmp_path, step=4, batch=8, every=3) as book:
+    with RunLogger(tmp_path, step=4, batch=8, every=3) as book:
         with pytest.raises(Diverged, match="prior.*step 4"):
             book.picture("prior", torch.full((64, 3, 4, 4), float("nan")))
         with pytest.raises(Diverged, match="swd was nan at step 5"):

@@ -15,9 +15,9 @@ import evaluate
 import sample
 import train
 from magnet.config import CACHE
-from magnet.data.image_dataset import Faces, fingerprint, load_faces
+from magnet.data.image_dataset import ImageDataset, fingerprint, load_faces
 from magnet.data.synthetic import draw_faces
-from magnet.evaluation.equilibrium import judge
+from magnet.evaluation.equilibrium import d_a
 from magnet.evaluation.metrics import exported_network, feature_scores, features, sliced_wasserstein
 from magnet.evaluation.sampling import Sampler, draw
 from magnet.run import checkpoint
@@ -128,7 +128,7 @@ def test_the_equilibrium_is_reported_of_the_trained_generator_and_the_held_out_i
     balance = found["equilibrium"]
     (generator,), (discriminator,), _ = load_agents(*load_checkpoint(Path("models/apart")), "cpu")
     fakes = draw([Sampler(generator, None, averaged=False)], "prior", 40)[0]
-    assert balance["accuracy_fake"] == (judge(discriminator, fakes) <= 0).float().mean().item()
+    assert balance["accuracy_fake"] == (d_a(discriminator, fakes) <= 0).float().mean().item()
     assert {"accuracy_real", "accuracy_held_out", "fresh_accuracy"} <= balance.keys()
     assert evaluate.main(["models/gan", "--no-features", "--count", "40", "--equilibrium"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -155,7 +155,7 @@ def test_held_out_images_are_the_reference_and_training_images_the_nearest(place
     grid = np.asarray(Image.open(picture))
     assert grid.shape == (4 * 34 + 2, 8 * 34 + 2, 3)
     cells = [grid[2 + 34 * y :, 2 + 34 * x :][:32, :32].transpose(2, 0, 1) for y in range(4) for x in range(8)]
-    both = Faces(pixels, CPU).batch(torch.arange(2 * len(pixels)))
+    both = ImageDataset(pixels, CPU).batch(torch.arange(2 * len(pixels)))
     known = {image.tobytes() for image in ((both + 1) * 127.5).round().to(torch.uint8).numpy()}
     assert all(cell.tobytes() in known for cell in cells[1::2]), "on the right what training saw"
     assert not any(cell.tobytes() in known for cell in cells[::2])

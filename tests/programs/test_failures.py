@@ -16,7 +16,7 @@ def test_a_failing_disk_is_a_sentence_and_status_1(place, capsys, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("magnet.run.logger.Logbook.picture", full)
+    monkeypatch.setattr("magnet.run.logger.RunLogger.picture", full)
     assert train.main([*TINY, "--steps", "3", "--name", "full"]) == 1
     assert "No space left" in capsys.readouterr().err.splitlines()[-1]
 

@@ -88,7 +88,7 @@ ITEMS = [
       for key in ("actor", "critic")),
     *(("agents", name, "random") for name in ("generator", "discriminator")),
     *(("environment", name) for name in ("random", "order", "cursor", "t", "state", "real")),
-    *(("replay", name) for name in ("ring", "written", "random")),
+    *(("replay", name) for name in ("storage", "written", "random")),
     ("recurrent",),
     ("steps",),
 ]  # fmt: skip

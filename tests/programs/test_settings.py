@@ -24,7 +24,7 @@ from test_train import TINY
 
 import train
 from magnet.config import Config, check, complete, without_effect
-from magnet.data.gaussians import Points, draw_points
+from magnet.data.gaussians import PointDataset, draw_points
 from magnet.run.checkpoint_validation import networks_fault, trainer_fault
 from magnet.run.summary import refuse_too_large, summary
 from magnet.support.errors import UserError
@@ -117,7 +117,7 @@ def test_any_parameters_together_are_refused_or_train_and_go_on(count):
         hypothesis.assume(accepted(config))
         refuse_too_large(config)
         assert "replay" in summary(config, 40)
-        faces = Points(draw_points(config.data, 40), CPU) if config.points else small_faces(40)
+        faces = PointDataset(draw_points(config.data, 40), CPU) if config.points else small_faces(40)
         first, second = (trainer_on(config, faces) for _ in range(2))
         assert trainer_fault(saved(first), second) is None
         run(first, 2)

@@ -177,7 +177,7 @@ def test_contents_that_no_run_writes_are_refused_by_name(whole, tmp_path, count)
 
 @pytest.mark.parametrize("index", [-1, 40])
 def test_an_index_of_no_image_is_refused(whole, tmp_path, index):
-    for place in (("environment",), ("replay", "ring")):
+    for place in (("environment",), ("replay", "storage")):
         state = contents(whole)
         holder = state["trainer"]
         for key in place:

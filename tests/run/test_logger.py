@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from magnet.run.logger import Logbook, new_run, sole_owner, write_progress
+from magnet.run.logger import RunLogger, new_run, sole_owner, write_progress
 from magnet.support.errors import Diverged, UserError
 
 
@@ -24,7 +24,7 @@ def run(tmp_path):
 def new_book(run):
     """Logbooks of the run; closed at the end, for a thread of TensorBoard's writes into the folder until then."""
     with ExitStack() as books:
-        yield lambda **settings: books.enter_context(Logbook(run, batch=8, **settings))
+        yield lambda **settings: books.enter_context(RunLogger(run, batch=8, **settings))
 
 
 def lines(run):

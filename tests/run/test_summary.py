@@ -44,7 +44,7 @@ def test_the_table_counts_what_the_agents_hold():
 
 def test_the_ring_and_the_array_are_counted_to_the_byte():
     trainer = trainer_on(small_config(replay_fraction=0.25, replay_size=10), small_faces())
-    ring = sum(tensor.numel() * tensor.element_size() for tensor in trainer.replay.ring.values()) / 10 * 10**6
+    ring = sum(tensor.numel() * tensor.element_size() for tensor in trainer.replay.storage.values()) / 10 * 10**6
     config = small_config(replay_fraction=0.25, replay_size=10**6)
     lines = {
         line[:40].strip(): float(line.split()[-2].replace(",", "")) for line in summary(config, 10**6).splitlines()[5:]
@@ -63,7 +63,7 @@ def test_several_agents_are_all_counted():
     assert sum(int(line.split()[-2].replace(",", "")) for line in lines[:5]) == held
     assert next(iter(count(config, 20)[1].values())) == 4 * 5 * held  # with targets, gradients and Adam's moments
     assert "x 3" in lines[0] and "x 2" in lines[4]
-    ring = sum(tensor.numel() * tensor.element_size() for tensor in trainer.replay.ring.values()) / 10 * 10**6
+    ring = sum(tensor.numel() * tensor.element_size() for tensor in trainer.replay.storage.values()) / 10 * 10**6
     config = small_config(replay_fraction=0.25, replay_size=10**6, generators=3)
     (line,) = [line for line in summary(config, 20).splitlines() if line.startswith("replay")]
     assert float(line.split()[-2].replace(",", "")) == pytest.approx(ring / MIB, abs=0.5)
@@ -111,8 +111,8 @@ def test_what_critics_keep_is_counted_at_the_size_of_what_the_trainer_shows_them
     trainer.step()
     taken = 0
     for agent in trainer.agents:
-        (lesson,) = heard[agent.name]
-        taken += kept_bytes(agent.critic, lesson["features"], lesson["actions"])
+        (critic_batch,) = heard[agent.name]
+        taken += kept_bytes(agent.critic, critic_batch["features"], critic_batch["actions"])
     without = kept(lambda_generator=1.0, lambda_discriminator=1.0, **config)
     assert kept(**config) - without == taken
 
@@ -143,8 +143,8 @@ def test_a_dry_run_tells_within_15_percent_what_a_run_takes(place):
         [sys.executable, "-c", TRIED_AND_RUN, *words],
         capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    peak, before, told = json.loads(child.stdout.splitlines()[-1])
-    (line,) = [line for line in told.splitlines() if line.startswith("memory in all")]
+    peak, before, logged = json.loads(child.stdout.splitlines()[-1])
+    (line,) = [line for line in logged.splitlines() if line.startswith("memory in all")]
     predicted = float(line.split()[-2].replace(",", "")) * MIB
     assert predicted <= peak <= 1.15 * predicted + MIB
     ring = 50_000 * (3 * 32**2 + 4 * (64 + 2 * 2 * 128) + 24)

@@ -14,7 +14,7 @@ from conftest import leaves, run, saved, small_config, small_faces, trainer_on
 from test_train import ROOT, TINY, finish, state, wait_for
 
 import train
-from magnet.data.image_dataset import Faces
+from magnet.data.image_dataset import ImageDataset
 from magnet.run.signals import goes_on
 from magnet.support import distributed
 from magnet.support.errors import UserError
@@ -37,10 +37,10 @@ GAMES = {
 BEFORE, AFTER = 4, 2  # steps, before and after a checkpoint: the first are longer than an episode
 
 
-class DoubleFaces(Faces):
-    """Faces in float64."""
+class DoubleFaces(ImageDataset):
+    """ImageDataset in float64."""
 
-    unpack = staticmethod(lambda pixels: Faces.unpack(pixels).double())
+    unpack = staticmethod(lambda pixels: ImageDataset.unpack(pixels).double())
 
     def batch(self, indices):
         return super().batch(indices).double()
@@ -51,7 +51,7 @@ def double_trainer(game):
     faces = small_faces()
     faces.__class__ = DoubleFaces
     trainer = trainer_on(small_config(**GAMES[game]), faces)
-    trainer.replay.ring["recurrent"] = trainer.replay.ring["recurrent"].double()
+    trainer.replay.storage["recurrent"] = trainer.replay.storage["recurrent"].double()
     return trainer
 
 
@@ -179,7 +179,7 @@ def test_a_mistake_is_told_once_with_status_2(place):
     [(2, 8, 0.25, True), (2, 64, 0.25, True), (3, 64, 0.25, False), (4, 8, 0.25, False), (8, 64, 0.9, False)],
 )
 def test_processes_have_equal_shares_of_fresh_and_replayed_rows(monkeypatch, processes, batch, fraction, fits):
-    monkeypatch.setattr(distributed, "size", lambda: processes)
+    monkeypatch.setattr(distributed, "world_size", lambda: processes)
     config = small_config(batch_size=batch, replay_fraction=fraction, device="cpu")
     if fits:
         distributed.refuse_uneven(config)
@@ -193,7 +193,7 @@ def test_processes_have_equal_shares_of_fresh_and_replayed_rows(monkeypatch, pro
 
 @pytest.mark.parametrize(("device", "local_rank"), [("cuda", 1), ("cuda:0", 0)])
 def test_each_process_has_a_gpu_of_its_own(monkeypatch, device, local_rank):
-    monkeypatch.setattr(distributed, "size", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_RANK", str(local_rank))
     with pytest.raises(UserError, match=f"{device}: .*--nproc-per-node 1"):

@@ -13,17 +13,17 @@ FRESH = 6  # rows played now, of the 8 of a batch, where a quarter is replayed
 
 @pytest.mark.parametrize("algorithm", ["magnet", "gan"])
 @pytest.mark.parametrize(("fraction", "fresh"), [(0.0, 8), (0.25, 6), (0.5, 4)])
-def test_the_configured_share_of_a_batch_is_replayed(fraction, fresh, algorithm):
+def test_the_configured_share_of_a_batch_is_replayed(fraction, new, algorithm):
     trainer = new_trainer(2, 1, replay_fraction=fraction, algorithm=algorithm)
-    assert trainer.fresh == fresh
+    assert trainer.new_rows == new
     for step in range(4):
         _, batch = step_and_batch(trainer)
-        rows = 8 if step else fresh  # the buffer is empty at first
+        rows = 8 if step else new  # the buffer is empty at first
         acts = [part for act in batch.acts for part in act if part is not None]
         everything = (*acts, *batch.images, *batch.fakes, batch.state, batch.real, *batch.transitions.values())
         assert {len(x) for x in everything} == {rows}
         assert [len(part) for one in batch.outputs[0] for part in one[:2]] == [rows] * 6
-        assert len(trainer.replay) == (min(20, (step + 1) * fresh) if fraction else 0)
+        assert len(trainer.replay) == (min(20, (step + 1) * new) if fraction else 0)
 
 
 def test_what_was_played_is_stored_with_the_recurrent_state_from_before_the_action():
@@ -31,7 +31,7 @@ def test_what_was_played_is_stored_with_the_recurrent_state_from_before_the_acti
     run(trainer, 1)
     heard = memories_acted_on(trainer)
     _, batch = step_and_batch(trainer)
-    ring, faces = {name: ring[FRESH : 2 * FRESH] for name, ring in trainer.replay.ring.items()}, trainer.faces
+    ring, faces = {name: ring[FRESH : 2 * FRESH] for name, ring in trainer.replay.storage.items()}, trainer.faces
     assert len(trainer.replay) == 2 * FRESH
     assert torch.equal(faces.batch(ring["state"]), batch.state[:FRESH])
     assert torch.equal(faces.batch(ring["real"]), batch.real[:FRESH])
@@ -47,7 +47,7 @@ def test_what_was_played_is_stored_with_the_recurrent_state_from_before_the_acti
 def test_replayed_rows_are_transitions_of_the_buffer_on_which_the_present_policy_acts_anew():
     trainer = new_trainer(2, 1, exploration=0.0, epsilon=0.0, episode_length=10, **FULL)
     run(trainer, 3)
-    ring = {name: ring[: len(trainer.replay)].clone() for name, ring in trainer.replay.ring.items()}
+    ring = {name: ring[: len(trainer.replay)].clone() for name, ring in trainer.replay.storage.items()}
     states, present, heard = trainer.faces.batch(ring["state"]), networks_of(trainer), memories_acted_on(trainer)
     assert len(states) == 3 * FRESH
     _, batch = step_and_batch(trainer)
@@ -77,11 +77,11 @@ def test_the_policy_learns_on_all_rows_of_the_batch():
     (generator,), heard, (before, _) = trainer.generators, memories_acted_on(trainer), networks_of(trainer)
     steps = watch_steps(generator)
     _, batch = step_and_batch(trainer)
-    judge = trainer.discriminators[0].networks["actor"]
+    d_a = trainer.discriminators[0].networks["actor"]
 
     def expected(rows):
         images = before["generator"](before["actor"](batch.state, heard[0][0])[0])
-        value = generator.critic(batch.acts[0].embedding, judge.discriminate(images)[0])
+        value = generator.critic(batch.acts[0].embedding, d_a.discriminate(images)[0])
         return gradient(-value[:rows].mean(), before["actor"])
 
     torch.testing.assert_close(steps["actor"], expected(8), rtol=1e-3, atol=1e-5)
@@ -89,7 +89,7 @@ def test_the_policy_learns_on_all_rows_of_the_batch():
 
 
 def test_no_reward_is_stored():
-    assert set(new_trainer(**FULL).replay.ring) == {"state", "real", "next_real", "recurrent", "image"}
+    assert set(new_trainer(**FULL).replay.storage) == {"state", "real", "next_real", "recurrent", "image"}
 
 
 def test_rewards_of_replayed_transitions_are_those_of_the_present_networks():
@@ -100,15 +100,15 @@ def test_rewards_of_replayed_transitions_are_those_of_the_present_networks():
         (discriminator,), (generator,) = trainer.discriminators, trainer.generators
         with torch.no_grad():
             discriminator.networks["actor"].logit.bias.add_(shift)
-        judge = copy.deepcopy(discriminator.networks["actor"])  # before this step
-        judged, taught = overhear(discriminator), overhear(generator)
+        d_a = copy.deepcopy(discriminator.networks["actor"])  # before this step
+        discriminated, taught = overhear(discriminator), overhear(generator)
         _, batch = step_and_batch(trainer)
 
-        torch.testing.assert_close(taught[0]["reward"], logsigmoid(judge(batch.fakes[0])).detach())
-        right, side = judged[0]["actions"].T  # label * logit, and the label
+        torch.testing.assert_close(taught[0]["reward"], logsigmoid(d_a(batch.fakes[0])).detach())
+        right, side = discriminated[0]["actions"].T  # label * logit, and the label
         assert side.tolist() == [1] * 8 + [-1] * 8
-        torch.testing.assert_close(judged[0]["reward"], logsigmoid(right))
-        rewards[shift] = taught[0]["reward"][FRESH:], judged[0]["reward"].view(2, 8)[:, FRESH:]
+        torch.testing.assert_close(discriminated[0]["reward"], logsigmoid(right))
+        rewards[shift] = taught[0]["reward"][FRESH:], discriminated[0]["reward"].view(2, 8)[:, FRESH:]
     assert (rewards[3.0][0] > rewards[0.0][0]).all()
     assert (rewards[3.0][1][0] > rewards[0.0][1][0]).all()  # called real: more for real images,
     assert (rewards[3.0][1][1] < rewards[0.0][1][1]).all()  # less for fakes

@@ -32,10 +32,10 @@ def networks_of(trainer) -> list[dict]:
 def memories_acted_on(trainer) -> list[list]:
     """For each generator a list that fills with the recurrent states h_t with which it acts, one a step."""
     heard = [[] for _ in trainer.generators]
-    for agent, memories in zip(trainer.generators, heard, strict=True):
+    for agent, recurrents in zip(trainer.generators, heard, strict=True):
 
-        def note(state, memory, act=agent.act, memories=memories):
-            memories.append(memory)
+        def note(state, memory, act=agent.act, recurrents=recurrents):
+            recurrents.append(memory)
             return act(state, memory)
 
         agent.act = note
@@ -90,12 +90,12 @@ def test_several_agents_of_a_kind_differ():
 def test_each_discriminator_judges_real_images_and_those_that_every_generator_played():
     trainer = new_trainer(2, 2, replay_fraction=0.25)
     run(trainer, 1)
-    judges = networks_of(trainer)[2:]
+    d_as = networks_of(trainer)[2:]
     _, batch = step_and_batch(trainer)
-    for judge, outputs in zip(judges, batch.outputs, strict=True):
+    for d_a, outputs in zip(d_as, batch.outputs, strict=True):
         for (features, logits, classes), images in zip(outputs, [batch.real, *batch.fakes], strict=True):
-            torch.testing.assert_close(features, judge["actor"].stack(images))
-            torch.testing.assert_close(logits, judge["actor"](images))
+            torch.testing.assert_close(features, d_a["actor"].stack(images))
+            torch.testing.assert_close(logits, d_a["actor"](images))
             assert classes is None
 
 
@@ -103,14 +103,14 @@ def test_each_discriminator_judges_real_images_and_those_that_every_generator_pl
 def test_the_return_is_the_reward_of_the_states_played_now_before_any_agent_learns(generators, discriminators):
     trainer = new_trainer(generators, discriminators, lr=0.01, **FULL)
     run(trainer, 2)
-    judges, fresh = networks_of(trainer)[generators:], slice(6)
+    d_as, new = networks_of(trainer)[generators:], slice(6)
     metrics, batch = step_and_batch(trainer)
-    real = [judge["actor"](batch.real)[fresh] for judge in judges]
-    fake = [[judge["actor"](images)[fresh] for images in batch.fakes] for judge in judges]
+    real = [d_a["actor"](batch.real)[new] for d_a in d_as]
+    fake = [[d_a["actor"](images)[new] for images in batch.fakes] for d_a in d_as]
     for i, agent in enumerate(trainer.generators):
         expected = sum(logsigmoid(logits[i]).mean() for logits in fake) / discriminators
         assert metrics[f"{agent.name}/return"].item() == pytest.approx(expected.item(), rel=1e-4)
-        now = sum(logsigmoid(a.networks["actor"](batch.fakes[i])[fresh]).mean() for a in trainer.discriminators)
+        now = sum(logsigmoid(a.networks["actor"](batch.fakes[i])[new]).mean() for a in trainer.discriminators)
         assert abs(now / discriminators - expected) > 0.01
     for j, agent in enumerate(trainer.discriminators):
         expected = logsigmoid(real[j]).mean() + sum(logsigmoid(-one).mean() for one in fake[j]) / generators
@@ -128,15 +128,15 @@ def test_generators_learn_from_discriminators_and_critics_that_have_made_this_st
     _, batch = step_and_batch(trainer)
 
     def expected(i, discriminators, critic):
-        (z,), painter = shown[i], before[i]["generator"]
+        (z,), generator_network = shown[i], before[i]["generator"]
         assert len(z) == 8
-        outputs = [networks["actor"].discriminate(painter(z)) for networks in discriminators]
+        outputs = [networks["actor"].discriminate(generator_network(z)) for networks in discriminators]
         objective = lam * sum(logsigmoid(logits) for _, logits, _ in outputs) / 2
         if critic:
             objective = objective + (1 - lam) * critic(
                 batch.acts[i].embedding, torch.cat([one for one, *_ in outputs], dim=1)
             )
-        return gradient(-objective.mean(), painter)
+        return gradient(-objective.mean(), generator_network)
 
     learned = [agent.networks for agent in trainer.discriminators]
     for i, agent in enumerate(trainer.generators):
@@ -174,9 +174,9 @@ def test_targets_move_by_tau_after_all_agents_have_learned():
 
 def test_critics_compute_in_float32_with_bf16_convolutions():
     trainer = new_trainer(precision="bf16", **FULL)
-    lessons = [(copy.deepcopy(agent.critic), overhear(agent)) for agent in trainer.agents]
+    critic_batches = [(copy.deepcopy(agent.critic), overhear(agent)) for agent in trainer.agents]
     metrics = trainer.step()
-    for agent, (critic, (heard,)) in zip(trainer.agents, lessons, strict=True):
+    for agent, (critic, (heard,)) in zip(trainer.agents, critic_batches, strict=True):
         assert {value.dtype for value in heard.values()} == {torch.float32}
         error = critic(heard["features"], heard["actions"]) - heard["reward"] - 0.9 * heard["next_value"]
         assert metrics[f"{agent.name}/td_error"].item() == pytest.approx(error.square().mean().item(), rel=1e-5)
@@ -188,18 +188,18 @@ def test_r1_is_in_every_kth_step_alone_with_k_times_the_weight(every):
     (discriminator,) = trainer.discriminators
     steps = watch_steps(discriminator)
     for t in range(5):
-        judge = copy.deepcopy(discriminator.networks["actor"])
+        d_a = copy.deepcopy(discriminator.networks["actor"])
         metrics, batch = step_and_batch(trainer)
         real = batch.real.detach().requires_grad_()
-        logits = judge(real)
-        loss = -(logsigmoid(logits) + logsigmoid(-judge(batch.fakes[0]))).mean()
+        logits = d_a(real)
+        loss = -(logsigmoid(logits) + logsigmoid(-d_a(batch.fakes[0]))).mean()
         assert ("discriminator/r1" in metrics) == (t % every == 0)
         if t % every == 0:
             (slope,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
             penalty = slope.square().sum(dim=(1, 2, 3)).mean()
             assert metrics["discriminator/r1"].item() == pytest.approx(penalty.item(), rel=1e-3)
             loss = loss + every * 0.5 / 2 * penalty
-        torch.testing.assert_close(steps["actor"], gradient(loss, judge), rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(steps["actor"], gradient(loss, d_a), rtol=1e-3, atol=1e-6)
 
 
 # Episodes and epochs
@@ -208,18 +208,18 @@ def test_r1_is_in_every_kth_step_alone_with_k_times_the_weight(every):
 @pytest.mark.parametrize("fraction", [0.0, 0.25])
 def test_memory_is_zero_where_an_episode_starts_and_carried_on_inside(fraction):
     trainer, carried = new_trainer(2, 1, episode_length=3, replay_fraction=fraction), None
-    heard, fresh = memories_acted_on(trainer), trainer.fresh
+    heard, new = memories_acted_on(trainer), trainer.new_rows
     for t in range(7):
         actors = [networks["actor"] for networks in networks_of(trainer)[:2]]
         _, batch = step_and_batch(trainer)
         for i, actor in enumerate(actors):
             before = heard[i][t]
             if t % 3 == 0:
-                assert not before[:fresh].any()
+                assert not before[:new].any()
             else:
-                assert torch.equal(before[:fresh], carried[i]) and before[:fresh].any()
+                assert torch.equal(before[:new], carried[i]) and before[:new].any()
             torch.testing.assert_close(batch.acts[i].recurrent, actor(batch.state, before)[1])
-        carried = [act.recurrent[:fresh] for act in batch.acts]
+        carried = [act.recurrent[:new] for act in batch.acts]
 
 
 def test_a_step_plays_the_environments_state_and_real_next_state():
@@ -235,10 +235,10 @@ def test_a_step_plays_the_environments_state_and_real_next_state():
 
 
 @pytest.mark.parametrize(("fraction", "fresh"), [(0.0, 8), (0.25, 6), (0.5, 4)])
-def test_counters(fraction, fresh):
+def test_counters(fraction, new):
     trainer = new_trainer(replay_fraction=fraction)
     assert trainer.steps == trainer.images_seen == 0
-    assert trainer.steps_per_epoch == 20 // fresh
+    assert trainer.steps_per_epoch == 20 // new
     run(trainer, 3)
     assert trainer.steps == 3 and trainer.images_seen == 3 * 8
 

@@ -10,7 +10,7 @@ from magnet.data.image_dataset import to_uint8
 from magnet.evaluation.metrics import sliced_wasserstein
 from magnet.evaluation.sampling import GRID_BATCH, FixedGrids, Sampler, draw
 from magnet.evaluation.scores import Evaluation
-from magnet.game.environment import FaceGame
+from magnet.game.environment import FaceEnv
 from magnet.game.returns import RETURNS
 from magnet.support.errors import UserError
 from magnet.support.random_streams import stream
@@ -56,30 +56,30 @@ def test_critics_see_the_features_of_the_discriminators_as_they_were_and_whose_a
     states = [agent.random.get_state() for agent in trainer.discriminators]
     _, batch = step_and_batch(trainer)
     features = trainer.config.features
-    judged = [
+    shown = [
         [networks["actor"].discriminate(images) for images in (batch.real, *batch.fakes)] for networks in before[3:]
     ]
     for i in range(3):
-        (lesson,) = heard[i]
-        assert lesson["actions"].shape == (8, 2 * features)
-        torch.testing.assert_close(lesson["actions"], torch.cat([one[1 + i][0] for one in judged], dim=1).detach())
-        torch.testing.assert_close(lesson["features"], batch.acts[i].embedding)
+        (critic_batch,) = heard[i]
+        assert critic_batch["actions"].shape == (8, 2 * features)
+        torch.testing.assert_close(critic_batch["actions"], torch.cat([one[1 + i][0] for one in shown], dim=1).detach())
+        torch.testing.assert_close(critic_batch["features"], batch.acts[i].embedding)
     labels = torch.tensor(8 * [1.0] + 3 * 8 * [-1.0])
-    for (lesson,), outputs, state in zip(heard[3:], judged, states, strict=True):
-        torch.testing.assert_close(lesson["features"], torch.cat([one for one, *_ in outputs]).detach())
+    for (critic_batch,), outputs, state in zip(heard[3:], shown, states, strict=True):
+        torch.testing.assert_close(critic_batch["features"], torch.cat([one for one, *_ in outputs]).detach())
         logits, draw = torch.cat([one for _, one, _ in outputs]).detach(), torch.Generator()
         draw.set_state(state)
         explored = labels * logits + torch.randn(4 * 8, generator=draw)
-        torch.testing.assert_close(lesson["actions"], torch.stack([explored, labels], dim=1))
-        assert lesson["next_value"] is None
+        torch.testing.assert_close(critic_batch["actions"], torch.stack([explored, labels], dim=1))
+        assert critic_batch["next_value"] is None
 
 
 def test_each_generator_earns_by_the_class_that_is_its_own():
     trainer = new_trainer(2, 2, specialise=1.0, lr=0.01)
-    judges = [agent.networks["actor"] for agent in trainer.discriminators]  # they have learned before generators earn
+    d_as = [agent.networks["actor"] for agent in trainer.discriminators]  # they have learned before generators earn
     metrics, batch = step_and_batch(trainer)
     for i, agent in enumerate(trainer.generators):
-        chances = [judge.classifier(judge.stack(batch.images[i])).log_softmax(dim=1)[:, i].mean() for judge in judges]
+        chances = [d_a.classifier(d_a.stack(batch.images[i])).log_softmax(dim=1)[:, i].mean() for d_a in d_as]
         assert metrics[f"{agent.name}/classified"].item() == pytest.approx(sum(chances).item() / 2, rel=1e-4)
 
 
@@ -149,7 +149,7 @@ def test_returns_bring_what_they_ask_for_unless_flags_say_otherwise():
 @pytest.mark.parametrize("kind", ["log", "hinge", "relativistic"])
 def test_the_games_rewards_are_of_its_kind_and_means_over_the_others(kind):
     generators, discriminators = ["g_0", "g_1"], ["d_0", "d_1", "d_2"]
-    game = FaceGame(small_faces(), 4, 3, generators, discriminators, kind)
+    game = FaceEnv(small_faces(), 4, 3, generators, discriminators, kind)
     game.reset(0)
     logits = torch.randn(3, 3, 4, generator=torch.Generator().manual_seed(0))  # discriminators, real and fakes, B
     shown = dict.fromkeys(generators, torch.zeros(4, 3, 32, 32))
@@ -172,5 +172,5 @@ def test_what_the_log_calls_return_and_generators_critics_learn_from_is_what_the
     rewards = paid[0][1]
     for agent in trainer.agents:
         assert metrics[f"{agent.name}/return"].item() == pytest.approx(rewards[agent.name].mean().item(), rel=1e-4)
-    for agent, (lesson,) in zip(trainer.generators, heard, strict=True):
-        assert torch.equal(lesson["reward"][:6], rewards[agent.name]) and len(lesson["reward"]) == 8
+    for agent, (critic_batch,) in zip(trainer.generators, heard, strict=True):
+        assert torch.equal(critic_batch["reward"][:6], rewards[agent.name]) and len(critic_batch["reward"]) == 8

@@ -27,34 +27,34 @@ def test_td_errors_by_hand_with_gamma(generators, discriminators, returns):
     for draw, agent in zip(draws, trainer.discriminators, strict=True):
         draw.set_state(agent.random.get_state())
     metrics, batch = step_and_batch(trainer)
-    judges, target_judges = online[generators:], targets[generators:]
+    d_as, target_judges = online[generators:], targets[generators:]
     images = [batch.real.detach(), *batch.fakes]
-    judged = [[judge["actor"].discriminate(shown) for shown in images] for judge in judges]
+    discriminated = [[d_a["actor"].discriminate(shown) for shown in images] for d_a in d_as]
 
     next_images = [trainer.faces.batch(batch.transitions["next_real"])]
     next_seen = []
     for i in range(generators):
         actor, target = online[i]["actor"], targets[i]["actor"]
-        _, memory = actor(batch.state, heard[i][0])  # h_{t+1}
-        next_images.append(targets[i]["generator"](target(batch.real, memory)[0]))
+        _, recurrent = actor(batch.state, heard[i][0])  # h_{t+1}
+        next_images.append(targets[i]["generator"](target(batch.real, recurrent)[0]))
         next_seen.append(target.embed(target.stack(batch.real)))
-    next_judged = [[judge["actor"].discriminate(shown) for shown in next_images] for judge in target_judges]
+    next_judged = [[d_a["actor"].discriminate(shown) for shown in next_images] for d_a in target_judges]
 
     def paid(logits, others):
         return logsigmoid(logits if returns == "log" else logits - others)
 
     for i, agent in enumerate(trainer.generators):
         assert len(batch.fakes[i]) == 8
-        reward = sum(paid(one[1 + i][1], one[0][1]) for one in judged) / discriminators
+        reward = sum(paid(one[1 + i][1], one[0][1]) for one in discriminated) / discriminators
         next_value = targets[i]["critic"](next_seen[i], torch.cat([one[1 + i][0] for one in next_judged], dim=1))
         seen = online[i]["actor"].embed(online[i]["actor"].stack(batch.state))
-        value = online[i]["critic"](seen, torch.cat([one[1 + i][0] for one in judged], dim=1))
+        value = online[i]["critic"](seen, torch.cat([one[1 + i][0] for one in discriminated], dim=1))
         error = (value - reward - GAMMA * next_value).square().mean()
         assert metrics[f"{agent.name}/td_error"].item() == pytest.approx(error.item(), rel=1e-4)
 
     labels = torch.cat([torch.ones(8), -torch.ones(8 * generators)])
     for j, agent in enumerate(trainer.discriminators):
-        logits = [one for _, one, _ in judged[j]]
+        logits = [one for _, one, _ in discriminated[j]]
         explored = torch.cat(logits) + labels * torch.randn(len(labels), generator=draws[j])
         on_real, *on_fakes = explored.split(8)
         if returns == "relativistic":  # a real image is paired with each generator's
@@ -62,9 +62,9 @@ def test_td_errors_by_hand_with_gamma(generators, discriminators, returns):
             rewards += [logsigmoid(logits[0] - fake) for fake in on_fakes]
         else:
             rewards = [logsigmoid(on_real), *[logsigmoid(-fake) for fake in on_fakes]]
-        features, next_features = (torch.cat([one for one, *_ in some[j]]) for some in (judged, next_judged))
+        features, next_features = (torch.cat([one for one, *_ in some[j]]) for some in (discriminated, next_judged))
         next_actions = torch.stack([labels * torch.cat([one for _, one, _ in next_judged[j]]), labels], dim=1)
-        value = judges[j]["critic"](features, torch.stack([labels * explored, labels], dim=1))
+        value = d_as[j]["critic"](features, torch.stack([labels * explored, labels], dim=1))
         target = torch.cat(rewards) + GAMMA * target_judges[j]["critic"](next_features, next_actions)
         assert metrics[f"{agent.name}/td_error"].item() == pytest.approx(
             (value - target).square().mean().item(), rel=1e-4

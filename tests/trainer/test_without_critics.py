@@ -13,19 +13,19 @@ def test_a_plain_gan_has_two_networks_that_ascend_their_returns_on_noise():
     (generator,), (discriminator,) = trainer.generators, trainer.discriminators
     assert (list(generator.networks), list(discriminator.networks)) == (["generator"], ["actor"])
     assert generator.critic is None and discriminator.critic is None
-    g, judge, shown = generator.networks["generator"], discriminator.networks["actor"], []
+    g, d_a, shown = generator.networks["generator"], discriminator.networks["actor"], []
     g.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[0]))
     batch = trainer.act(trainer.replay.sample(trainer.replayed))
     trainer.play(batch)
     (_, real, _), (_, fake, _) = batch.outputs[0]
     steps = watch_steps(discriminator), watch_steps(generator)
-    expected = gradient(-(logsigmoid(real) + logsigmoid(-fake)).mean(), judge)
+    expected = gradient(-(logsigmoid(real) + logsigmoid(-fake)).mean(), d_a)
     discriminator.update(batch)
     torch.testing.assert_close(steps[0], {"actor": expected})
 
     (z,) = shown
-    expected = gradient(-logsigmoid(judge(g(z))).mean(), g)
-    metrics = generator.update(batch, [judge])
+    expected = gradient(-logsigmoid(d_a(g(z))).mean(), g)
+    metrics = generator.update(batch, [d_a])
     torch.testing.assert_close(steps[1], {"generator": expected})
     assert set(metrics) == {"generator_gradient"}
 
@@ -33,7 +33,9 @@ def test_a_plain_gan_has_two_networks_that_ascend_their_returns_on_noise():
 def test_a_plain_gan_plays_standard_noise():
     trainer = new_trainer(algorithm="gan")
     (agent,) = trainer.generators
-    z = torch.cat([agent.act(trainer.observations["generator"], agent.initial_recurrent(8))[0] for _ in range(500)])
+    z = torch.cat(
+        [agent.act(trainer.observations["generator"], agent.initial_recurrent_state(8))[0] for _ in range(500)]
+    )
     assert z.mean().abs() < 0.02 and abs(z.std() - 1) < 0.02
 
 
@@ -66,9 +68,9 @@ def test_a_run_without_critics_steps_is_saved_and_goes_on_exactly(without):
         assert differing(before, weights(whole.agents)) == set(before)
         assert all(value.isfinite() for value in metrics.values())
         for agent in whole.agents:
-            told = {name for name in metrics if name.startswith(f"{agent.name}/")}
+            logged = {name for name in metrics if name.startswith(f"{agent.name}/")}
             critics = {f"{agent.name}/{name}" for name in ("td_error", "gradient_cosine", "critic_gradient")}
-            assert told & critics == (critics if agent.critic else set())
+            assert logged & critics == (critics if agent.critic else set())
     state = saved(whole)
     assert trainer_fault(state, restored) is None and networks_fault(state, whole.config) is None
     restored.load_state_dict(state)
