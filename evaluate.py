@@ -121,7 +121,7 @@ def feature_network(options: argparse.Namespace, device) -> tuple:
 
 
 def load_images(options: argparse.Namespace, config, fingerprint: str) -> tuple:
-    """The images that G_a answers, those to score against, both ImageDataset, and what the latter are.
+    """The images of the states, those to score against, both ImageDatasets, and what the latter are.
 
     fingerprint: of the images that the run learned from. Raises UserError.
     """

@@ -2,7 +2,7 @@
 """Makes pictures with a trained generator: a grid, single files, or an array for FID tools.
 
     python3 sample.py models/2026-11-22_14-03-59                          64 prior samples -> samples.png
-    python3 sample.py RUN --kind policy --out answers.png                 states, each with the answer beside it
+    python3 sample.py RUN --kind policy --out policy.png                  states, each with the policy's image beside it
     python3 sample.py RUN --kind guided --out guided.png                  noise led to what the discriminator believes
     python3 sample.py RUN --kind interpolation --out walk.gif             a loop from face to face
     python3 sample.py RUN --count 5000 --npz faces.npz                    uint8 (N, H, W, 3) under the key arr_0

@@ -41,13 +41,13 @@ class Config:
         0.0, "share of the images that training never sees, chosen by their names [D]", low=0, high=0.5
     )
     algorithm: str = parameter("magnet", "magnet, or gan: G and D_a alone, z from noise", choices=("magnet", "gan"))
-    generators: int = parameter(1, "N, generator agents, who all answer the same states", low=1, high=64)
-    discriminators: int = parameter(1, "M, discriminator agents, who all judge all images", low=1, high=64)
+    generators: int = parameter(1, "N, generator agents, which all act on the same states", low=1, high=64)
+    discriminators: int = parameter(1, "M, discriminator agents, which all classify all images", low=1, high=64)
     returns: str = parameter(
-        "log", "what the players earn (magnet/game/returns.py)",
+        "log", "the players' rewards (magnet/game/returns.py)",
         choices=("log", "minimax", "hinge", "least-squares", "wasserstein", "relativistic"),
     )  # fmt: skip
-    specialise: float = parameter(0.0, "weight of generators' return for being told apart", low=0, high=1e6)
+    specialise: float = parameter(0.0, "weight of the generators' return for being classified rightly", low=0, high=1e6)
     image_size: int = parameter(64, "S, side of all images in pixels; points have none [M]", choices=(32, 64, 128))
     epochs: int = parameter(50, "passes over the images [M]", low=1)
     steps: int = parameter(0, "steps of the trainer, if these end before the epochs; 0: no limit", low=0)
@@ -179,7 +179,7 @@ def check(config: Config) -> None:
     if config.generators == 1 and config.specialise:
         raise UserError(f"--specialise {config.specialise:g} is for several generators: give --generators 2 or more.")
     if config.returns == "wasserstein" and not (config.gradient_penalty or config.spectral_norm):
-        raise UserError("--returns wasserstein needs a bound on D's slopes: --gradient-penalty 10 or --spectral-norm.")
+        raise UserError("--returns wasserstein needs bounded gradients of D: --gradient-penalty 10 or --spectral-norm.")
     if config.points and (config.hold_out or config.skip_bad_images):
         raise UserError(f"--data {config.data} has no files to leave out: drop --hold-out and --skip-bad-images.")
     if config.points and config.precision == "bf16":

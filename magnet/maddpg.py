@@ -65,7 +65,7 @@ class MADDPG:
     """Generator agents and discriminator agents, their game, and the replay buffer.
 
     environment: a FaceEnv, or another class with its methods. Of several processes (distributed.py) each acts and
-    learns on its rows; the game, the buffer, the recurrent states and the metrics are whole on each.
+    learns on its rows; the game, the buffer, the recurrent states and the metrics are those of all.
     """
 
     def __init__(self, config, environment, device: torch.device):
@@ -73,7 +73,7 @@ class MADDPG:
         self.generators, self.discriminators = new_agents(config, device)
         self.agents = [*self.generators, *self.discriminators]
         self.new_rows = environment.batch // world_size()  # of this process's rows those that are played now
-        self.replayed = config.batch_size - environment.batch  # rows of a whole batch that are replayed
+        self.replayed = config.batch_size - environment.batch  # rows of the batch of all processes that are replayed
         recurrent = self.generators[0].initial_recurrent_state(1).shape[1:]
         self.replay = ReplayBuffer(
             config.replay_size if self.replayed else 0,
@@ -93,7 +93,7 @@ class MADDPG:
 
     @property
     def images_seen(self) -> int:
-        """How many real images each discriminator has judged, replayed ones counted again."""
+        """How many real images each discriminator has learned from, replayed ones counted again."""
         return self.steps * self.config.batch_size
 
     @property

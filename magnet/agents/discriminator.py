@@ -1,4 +1,4 @@
-"""The discriminator agent: D_a, which tells real images from generated ones, and D_c, which values its answers."""
+"""The discriminator agent: D_a, which classifies images as real or generated, and D_c, which values its logits."""
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ def critic_inputs(outputs: list[Discrimination]) -> tuple[Tensor, Tensor]:
     generated ones.
 
     MADDPG's critic knows the other agents' actions (Lowe et al. 2017, eq. 6): here, which images are a generator's.
-    label * logit is the logit of the right answer. With the logit itself beside the label the critic has to learn their
+    label * logit is the logit of the right class. With the logit itself beside the label the critic has to learn their
     product, and D_a may run away before it has (docs/results.md).
     """
     features, logits, _ = zip(*outputs, strict=True)
@@ -51,7 +51,7 @@ class DiscriminatorAgent(Agent):
             actions.retain_grad()
 
             def reward(right: Tensor) -> Tensor:
-                """What logits of the right answers would earn, ((1 + N) B,) each, were all others as D_a gave them."""
+                """The rewards of logits of the right class, ((1 + N) B,) each, with all others as D_a gave them."""
                 logits = actions[:, 1].detach() * right
                 real, fake = logits[: len(real_logits)], logits[len(real_logits) :].view_as(fake_logits)
                 on_real = kind.real(real.expand_as(fake), fake_logits.detach()).mean(dim=0)
@@ -68,7 +68,7 @@ class DiscriminatorAgent(Agent):
             loss = loss - config.specialise * torch.stack(named).mean()
             right = [(c.argmax(dim=1) == i).float().mean() for i, c in enumerate(classes[1:])]
             metrics["classified_rightly"] = torch.stack(right).mean()
-        if batch.r1:  # at the gradient of the pass that judged the real images
+        if batch.r1:  # at the gradient of D_a's pass over the real images
             (gradient,) = torch.autograd.grad(real_logits.sum(), real, create_graph=True)
             penalty = returns.gradient_penalty(gradient, 0.0)
             loss = loss + batch.r1 / 2 * penalty
@@ -103,7 +103,7 @@ class DiscriminatorAgent(Agent):
     def penalise(self, batches: list[Tensor], norm: float, weight: float) -> Tensor:
         """Adds to D_a's gradient that of `weight` times the penalty on its gradient in images; returns the penalty.
 
-        batches: images (B, 3, S, S) that are judged together; the penalty is their mean. The gradient is that of the
+        batches: images (B, 3, S, S) that pass D_a together; the penalty is their mean. The gradient is that of the
         batch's summed logits: with BatchNorm an image moves its neighbours' too, a little. With spectral_norm, which
         has no BatchNorm, it is the image's own.
         """

@@ -1,4 +1,4 @@
-"""The generator agent: G_a, which answers states, G, which makes images of its actions, and G_c, which values them."""
+"""The generator agent: G_a, the policy, G, which makes images of its actions, and G_c, which values them."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from magnet.support.distributed import all_gather_rows
 
 
 class Act(NamedTuple):
-    """A generator agent's answer to states. Of a plain GAN there is neither a policy nor an embedding."""
+    """A generator agent's action on states. Of a plain GAN there is neither a policy nor an embedding."""
 
     action: Tensor  # z (B, nz), with exploration
     policy: Tensor | None  # mu(s, h) (B, nz), the policy's own action
@@ -95,6 +95,6 @@ class GeneratorAgent(Agent):
         return metrics | {
             "diversity": diversity.detach(),
             "z_correlation": returns.mean_correlation(policy),
-            # Normalised, z always has unit deviation: what tells of a collapse is the deviation before.
+            # Normalised, z always has unit deviation: a collapse shows in the deviation before.
             "z_deviation": self.networks["actor"].normalise.running_var.sqrt().mean(),
         }

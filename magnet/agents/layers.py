@@ -18,7 +18,7 @@ def feature_maps(image_size: int, width: int) -> list[int]:
 
 
 class Convolutions(nn.Sequential):
-    """Layers that compute in bfloat16 if so told; float32 goes in and comes out, forward and backward."""
+    """Layers that compute in bfloat16 if bf16; float32 goes in and comes out, forward and backward."""
 
     def __init__(self, *layers: nn.Module, bf16: bool):
         super().__init__(*layers)
@@ -55,11 +55,11 @@ class Normalise(torch.autograd.Function):
         return normalised, scale, mean, variance
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor, scale_slope: torch.Tensor, *_) -> tuple[torch.Tensor, None]:
-        """The slope at x. scale_slope is other than 0 only when a backward pass is itself differentiated (R1)."""
+    def backward(ctx, gradient: torch.Tensor, scale_gradient: torch.Tensor, *_) -> tuple[torch.Tensor, None]:
+        """The gradient at x. scale_gradient is other than 0 only when a backward pass is itself differentiated (R1)."""
         normalised, scale = ctx.saved_tensors
         sums = [one.sum(ctx.dims).view(scale.shape) for one in (gradient, gradient * normalised)]
-        sums = all_gather_rows(torch.stack([*sums, scale_slope])[None]).sum(dim=0)
+        sums = all_gather_rows(torch.stack([*sums, scale_gradient])[None]).sum(dim=0)
         shift, along, scaled = sums / (world_size() * gradient.numel() / gradient.shape[1])
         return scale * (gradient - shift - normalised * (along + scale * scaled)), None
 

@@ -38,7 +38,7 @@ def initialise(module: nn.Module) -> None:
 
 
 class GeneratorActor(nn.Module):
-    """G_a, the generator's policy: what it sees and remembers -> its action, the hidden state z for the next picture.
+    """G_a, the generator's policy: state and recurrent state -> action, the hidden state z for the next picture.
 
     The recurrent state of the LSTM goes in and comes out as one tensor (B, 2, layers, hidden), its h and c.
     """
@@ -46,7 +46,7 @@ class GeneratorActor(nn.Module):
     def __init__(self, stack: nn.Module, features: int, nz: int, layers: int = 2, hidden: int = 128):
         super().__init__()
         self.stack = stack
-        # BatchNorm brings what tells states apart to unit deviation, by which policy samples win (docs/results.md).
+        # BatchNorm brings the differences between states to unit deviation (docs/results.md).
         self.embed = nn.Sequential(nn.Linear(features, nz), BatchNorm1d(nz))
         self.lstm = nn.LSTM(nz, hidden, layers)
         self.action = nn.Linear(hidden, nz)
@@ -112,7 +112,7 @@ class DiscriminatorActor(nn.Module):
     """
 
     def __init__(self, stack: nn.Module, features: int, spectral_norm: bool = False, classes: int = 0):
-        """classes: how many generators a classifier beside the logit tells apart; 0: there is none."""
+        """classes: how many generators a classifier beside the logit distinguishes; 0: there is none."""
         super().__init__()
         self.stack = stack
         self.logit = nn.Linear(features, 1)

@@ -79,7 +79,7 @@ def paint(points: Tensor, behind: Tensor) -> Tensor:
 class PointDataset:
     """PointDataset ready for training on a device; they stand where the game has `faces.ImageDataset`."""
 
-    stored, shown = torch.float32, SHOWN
+    stored, grid_size = torch.float32, SHOWN
 
     def __init__(self, points: np.ndarray, device: torch.device | str):
         """points: (N, 2) float32, as from draw_points."""
@@ -101,7 +101,7 @@ class PointDataset:
         return torch.where(mirrored[:, None], points * points.new_tensor([-1, 1]), points)
 
     def pack(self, points: Tensor) -> Tensor:
-        """As they are kept in the ring."""
+        """As the replay buffer keeps them."""
         return points.detach()
 
     def unpack(self, points: Tensor) -> Tensor:

@@ -223,8 +223,8 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
 class ImageDataset:
     """Images ready for training on a device: held there if they fit beside a model, else in the computer's memory."""
 
-    stored, shown = torch.uint8, 64  # as what the ring keeps images, how many a grid shows
-    pack, unpack = staticmethod(to_uint8), staticmethod(from_uint8)  # into the ring and back
+    stored, grid_size = torch.uint8, 64  # how the replay buffer keeps images; how many a grid has
+    pack, unpack = staticmethod(to_uint8), staticmethod(from_uint8)  # into the replay buffer and back
 
     def __init__(self, pixels: np.ndarray, device: torch.device | str):
         """pixels: (N, 3, S, S) uint8, N >= 1, as from load_faces; they are never written to."""

@@ -1,9 +1,10 @@
-"""How near the players are to equilibrium: where the generator's images are the data's, and nobody can tell them apart.
+"""How near the players are to equilibrium: where the generator's images are the data's, and no discriminator can
+classify them.
 
     report = equilibrium_report(discriminator, fakes=fakes, draw=draw, training=training, held_out=held_out)
 
 A discriminator that is right half the time proves nothing alone: it may be a poor one. So the report also teaches a
-fresh discriminator against the generator as it stands, and says how well that one tells.
+fresh discriminator against the generator as it stands, and reports its accuracy.
 """
 
 import dataclasses
@@ -33,12 +34,12 @@ def equilibrium_report(
     D_a has played against the trained G: the running average's samples it may know at once (seen at step 1,500: 100 %
     of them, 76 % of the trained G's), and V(D, G) is then not the game's.
     training: real images that the players learned from; held_out: such that they never saw, or None. Of either as many
-    as there are fakes are judged, in random order and half of them mirrored, as the game shows them.
+    as there are fakes are classified, in random order and half of them mirrored, as the game shows them.
 
-    accuracy_real, accuracy_fake, accuracy_held_out: the share that D_a judges rightly.
+    accuracy_real, accuracy_fake, accuracy_held_out: the share that D_a classifies rightly.
     value, from_equilibrium: V(D, G) and its distance from -log 4 (of other returns than log see `equilibrium`);
-    value_held_out, from_equilibrium_held_out: the same on the held-out images. Much below the first, D_a knows the
-    training images by heart.
+    value_held_out, from_equilibrium_held_out: the same on the held-out images. Much below the first, D_a
+    overfits the training images.
     calibration_error: see there; on equally many training images and fakes; absent where sigmoid(l) is no chance.
     fresh_accuracy, fresh_value: of the fresh discriminator, on the held-out images, else on a fifth of the training
     images that it was not taught, and on as many of the fakes. At equilibrium 0.5 and -log 4.
@@ -104,8 +105,8 @@ def d_a(discriminator: DiscriminatorAgent, images: Tensor) -> Tensor:
     """D_a's logits (N,) on images (N, 3, S, S) uint8, either all real or all fake; on the CPU.
 
     As in the game: BatchNorm normalises by the batch, of the training's size and of one kind. In evaluation mode D_a
-    would be another judge, by running statistics that mix those of real and fake batches and that it never played
-    with. A copy judges, so that these stay as they are.
+    would be another network, by running statistics that mix those of real and fake batches and that it never played
+    with. A copy runs, so that these stay as they are.
     """
     actor = deepcopy(discriminator.networks["actor"]).train()
     batches = _batches(images, discriminator.config.batch_size)

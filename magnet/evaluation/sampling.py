@@ -1,6 +1,6 @@
 """How a trained generator agent is sampled: its averaged networks, with statistics of BatchNorm of their own.
 
-Prior samples are G(z) of noise z ~ N(0, I), policy samples G(z) of the z with which G_a answers real states, guided
+Prior samples are G(z) of noise z ~ N(0, I), policy samples G(z) of G_a's actions z on real states, guided
 samples G(z) of noise that was moved to where the discriminator takes G(z) for real.
 """
 
@@ -19,7 +19,7 @@ from magnet.support.random_streams import stream
 BATCHES, BATCH = 16, 128  # over which the statistics are taken
 GRID_BATCH = 32  # instead, for the grids of a run, which waits for them
 # States that G_a sees before it is sampled. In training z is normalised over a batch whose rows have all seen equally
-# many; over an episode the first answers lie nearer to each other, and with the statistics of the later ones they look
+# many; the first actions of an episode lie nearer to each other, and with the statistics of the later ones they look
 # alike. After 8 states nothing changes any more (docs/results.md).
 WARM_UP = 8
 WAY = 8  # pictures from one point of an interpolation to the next
@@ -76,7 +76,8 @@ class Sampler:
         self, agent: GeneratorAgent, faces: ImageDataset | None, seed: int = 0, averaged: bool = True,
         batch: int = BATCH,
     ):  # fmt: skip
-        """faces: whose states G_a answers; None if only prior samples are wanted, or there is no G_a (a plain GAN).
+        """faces: whose images are G_a's states; None if only prior samples are wanted, or there is no G_a (a plain
+        GAN).
 
         averaged: sample the targets, running averages of the trained networks; else these themselves. batch: inputs in
         each of the batches over which the statistics are taken.
@@ -87,8 +88,8 @@ class Sampler:
         networks = agent.targets if averaged else agent.networks
         self.generator = with_own_statistics(networks["generator"], self._show_noise)
         if faces:
-            # What G_a remembers in the middle of an episode (batch, 2, layers, hidden), seen as in training.
-            self.remembered = self._remember(in_float32(networks["actor"]), batch)
+            # The recurrent state in the middle of an episode (batch, 2, layers, hidden), as in training.
+            self.mid_episode = self._recurrent_after_warm_up(in_float32(networks["actor"]), batch)
             self.actor = with_own_statistics(networks["actor"], self._show_states)
 
     def _show_noise(self, generator: nn.Module) -> None:
@@ -99,7 +100,7 @@ class Sampler:
         left = self.config.episode_length - self._warm_up
         for t in range(BATCHES):
             if t % left == 0:
-                recurrent = self.remembered  # at first, and where an episode would end
+                recurrent = self.mid_episode  # at first, and where an episode would end
             _, recurrent = actor(self.state(self.batch), recurrent)
 
     @property
@@ -107,15 +108,15 @@ class Sampler:
         return min(WARM_UP, self.config.episode_length - 1)
 
     @torch.no_grad()
-    def _remember(self, actor: nn.Module, count: int) -> Tensor:
+    def _recurrent_after_warm_up(self, actor: nn.Module, count: int) -> Tensor:
         recurrent = actor.initial_recurrent_state(count)
         for _ in range(self._warm_up):
             _, recurrent = actor(self.state(count), recurrent)
         return recurrent
 
     def recurrent_state(self, count: int) -> Tensor:
-        """What G_a remembers (count, 2, layers, hidden) in the middle of an episode, after some random states."""
-        return self._remember(self.actor, count)
+        """The recurrent state (count, 2, layers, hidden) in the middle of an episode, after some random states."""
+        return self._recurrent_after_warm_up(self.actor, count)
 
     def noise(self, count: int) -> Tensor:
         """z ~ N(0, I), (count, nz)."""
@@ -133,9 +134,9 @@ class Sampler:
 
     @torch.no_grad()
     def policy(self, state: Tensor, recurrent: Tensor) -> tuple[Tensor, Tensor]:
-        """G_a's answer to states (B, 3, S, S): the images (B, 3, S, S) that it puts forward, and its next memory.
+        """By G_a on states (B, 3, S, S): the generated images (B, 3, S, S), and the next recurrent state.
 
-        memory: as `memory` gives it, or the last call's in the same episode.
+        recurrent: as `recurrent_state` gives it, or the last call's in the same episode.
         """
         z, recurrent = self.actor(state, recurrent)
         return self.generator(z), recurrent
@@ -161,7 +162,7 @@ class Guide:
         """z ~ N(0, I), (B, nz) -> z (B, nz), about from the density N(z; 0, I) exp(l(G(z))), with l the mean logit.
 
         If D were optimal for G, G(z) of such z would be distributed as the data are: Langevin steps in z, Che et al.
-        2020 (DDLS, arXiv 2003.06060, algorithm 1). D_a judges as in training, by the statistics of the batch.
+        2020 (DDLS, arXiv 2003.06060, algorithm 1). D_a runs as in training, by the statistics of the batch.
         """
         for _ in range(LANGEVIN_STEPS):
             gradient = logit_gradient(sampler.generator, self.discriminators, z)
@@ -171,12 +172,12 @@ class Guide:
 
 
 def draw(samplers: list[Sampler], kind: str, count: int, guide: Guide | None = None) -> tuple[Tensor, Tensor | None]:
-    """`count` images (count, 3, S, S) uint8 on the CPU, and for policy samples the states they answer, else None.
+    """`count` images (count, 3, S, S) uint8 on the CPU, and for policy samples their states, else None.
 
     Of a run on points these, (count, 2) float32.
 
     kind: prior, policy, guided or interpolation. Every generator makes its share, one after another. Policy samples are
-    from the middle of episodes: a batch at a time, the memory carried from state to state.
+    from the middle of episodes: a batch at a time, the recurrent state carried from state to state.
     """
     shares = [count // len(samplers) + (i < count % len(samplers)) for i in range(len(samplers))]
     parts = [_drawn(*pair, kind, guide) for pair in zip(samplers, shares, strict=True) if pair[1]]
@@ -207,27 +208,29 @@ def _drawn(sampler: Sampler, count: int, kind: str, guide: Guide | None) -> tupl
 
 
 class FixedGrids:
-    """The grids of a run: 64 pictures of fixed noise, and G_a's answers to 32 fixed states, each beside its state.
+    """The grids of a run: 64 images of fixed noise, and images of G_a's actions on 32 fixed states, each beside its
+    state.
 
-    Of points 2,500 of fixed noise, and the answers to 1,250 fixed states, over points of the data. Several generators
-    have the same noise and states, each in a part of the grid: rows of 8 pictures, as many as fit into 64, or one.
+    Of points 2,500 of fixed noise, and the points of the actions on 1,250 fixed states, over points of the data.
+    Several generators have the same noise and states, each in a part of the grid: rows of 8 pictures, as many as fit
+    into 64, or one.
     """
 
     def __init__(self, agents: list[GeneratorAgent], faces: ImageDataset, seed: int):
         self.agents, self.faces = agents, faces
-        draw, count = stream(seed, "grid"), max(8, faces.shown // len(agents) // 8 * 8)
-        z = torch.randn(faces.shown, agents[0].config.nz, generator=draw)
-        state = faces.batch(torch.randperm(len(faces), generator=draw)[: faces.shown // 2].to(faces.device))
+        draw, count = stream(seed, "grid"), max(8, faces.grid_size // len(agents) // 8 * 8)
+        z = torch.randn(faces.grid_size, agents[0].config.nz, generator=draw)
+        state = faces.batch(torch.randperm(len(faces), generator=draw)[: faces.grid_size // 2].to(faces.device))
         self.z, self.state = z[:count].to(agents[0].device), state[: count // 2]
 
     def draw(self) -> dict[str, Tensor]:
         """The grids of the present networks by name, "prior" and "policy": (N, 3, S, S) in [-1, 1] each."""
-        answering = "actor" in self.agents[0].networks
-        faces = self.faces if answering else None
+        has_policy = "actor" in self.agents[0].networks
+        faces = self.faces if has_policy else None
         samplers = [Sampler(agent, faces, batch=max(GRID_BATCH, len(self.state))) for agent in self.agents]
         grids = {"prior": torch.cat([self.faces.grid(sampler.prior(self.z)) for sampler in samplers])}
-        if answering:
+        if has_policy:
             count = len(self.state)
-            generated = [sampler.policy(self.state, sampler.remembered[:count])[0] for sampler in samplers]
+            generated = [sampler.policy(self.state, sampler.mid_episode[:count])[0] for sampler in samplers]
             grids["policy"] = torch.cat([self.faces.grid(images, self.state) for images in generated])
         return grids

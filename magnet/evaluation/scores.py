@@ -19,7 +19,7 @@ IMAGES = 2000  # on either side, if there are as many to train on
 
 
 class Evaluation:
-    """Scores a run every `config.evaluate_every` steps, and remembers the best.
+    """Scores a run every `config.evaluate_every` steps, and keeps the best.
 
     Pictures by the sliced Wasserstein distance ("swd"), points by how many modes they cover and how evenly ("kl").
 

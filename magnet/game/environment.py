@@ -1,7 +1,8 @@
 """The game: states are random sets of real images, and an episode is T of them.
 
-At each step the generator sees the state s_t and puts forward images as the next state; the discriminator is shown the
-real next state x_t = s_{t+1} and the images put forward, and answers with its logits. Rewards are the two returns
+At each step the generator observes the state s_t, and its action makes images, its guess of the next state. The
+discriminator observes the real next state x_t = s_{t+1} and the generated images; its actions are logits. Rewards are
+the two returns
 (`returns.py`). The next state is drawn whatever the agents did. `reset` and `step` have the shape of PettingZoo's
 parallel games: dicts keyed by the agents' names; `parallel_env.py` makes it one of them for other libraries. The
 environment owns its random generator.
@@ -20,9 +21,9 @@ class FaceEnv:
     """An endless supply of episodes over `faces`.
 
     A state is B = `batch` indices in [0, 2N): i < N is image i, i >= N is image i - N mirrored (ImageDataset.batch).
-    States come from a shuffled order of all the images: one pass over the data (an epoch) is N // B states, and no image
-    stands in two consecutive states. kind: see `returns.py`. Of several processes (distributed.py) each observes its
-    own rows; the indices are those of all. Raises ValueError if there are too few images for two states.
+    States come from a shuffled order of all the images: one pass over the data (an epoch) is N // B states, and no
+    image stands in two consecutive states. kind: see `returns.py`. Of several processes (distributed.py) each observes
+    its own rows; the indices are those of all. Raises ValueError if there are too few images for two states.
     """
 
     # What says which images a transition was made of: the indices, (B,) int64, of s_t, of x_t and of x_{t+1}.

@@ -4,8 +4,8 @@
     env = ParallelFaceEnv(game)
     observations, infos = env.reset(seed=0)
 
-In PettingZoo all agents act at once, on what they observed. A discriminator must have seen the images that it judges,
-so here it judges them one step after they were put forward.
+In PettingZoo all agents act at once, on what they observed. A discriminator must have observed the images that it
+classifies, so here it acts on them one step after they were generated.
 """
 
 import numpy as np
@@ -25,11 +25,11 @@ except ImportError:
 class ParallelFaceEnv(ParallelEnv):
     """`game` as PettingZoo wants it: observations and actions are float32 arrays, rewards floats.
 
-    A generator observes the state (B, 3, S, S) in [-1, 1]; its action is as many images, put forward as the next state.
-    A discriminator observes (1 + generators, B, 3, S, S): the state, then what each generator put forward as this state
-    in the step before; its action is the logits (1 + generators, B) of these. In an episode's first step nothing has
-    been put forward: discriminators see grey images, and their answers do not count. Then come the T = `episode_length`
-    steps of the game. What is put forward in the last of them is not judged.
+    A generator observes the state (B, 3, S, S) in [-1, 1]; its action is as many generated images. A discriminator
+    observes (1 + generators, B, 3, S, S): the state, then the images that each generator made in the step before; its
+    action is the logits (1 + generators, B) of these. In an episode's first step nothing has been generated:
+    discriminators see grey images, and their actions do not count. Then come the T = `episode_length` steps of the
+    game. No discriminator sees the images of the last of them.
     """
 
     metadata = {"name": "magnet_faces_v0", "render_modes": []}
@@ -39,11 +39,11 @@ class ParallelFaceEnv(ParallelEnv):
         """game: to be played through this object alone. It starts from a random seed, until `reset` is given one."""
         self.game, self.agents, self.possible_agents = game, [], game.generators + game.discriminators
         images = tuple(game.reset(seed=game.random.seed())[game.generators[0]].shape)
-        shown = (1 + len(game.generators), *images)
+        observed = (1 + len(game.generators), *images)
         self.observation_spaces = {name: Box(-1, 1, images) for name in game.generators}
-        self.observation_spaces |= {name: Box(-1, 1, shown) for name in game.discriminators}
+        self.observation_spaces |= {name: Box(-1, 1, observed) for name in game.discriminators}
         self.action_spaces = {name: Box(-1, 1, images) for name in game.generators}
-        self.action_spaces |= {name: Box(-np.inf, np.inf, shown[:2]) for name in game.discriminators}
+        self.action_spaces |= {name: Box(-np.inf, np.inf, observed[:2]) for name in game.discriminators}
 
     def observation_space(self, agent: str) -> Box:
         """What `agent` may see."""
@@ -67,9 +67,9 @@ class ParallelFaceEnv(ParallelEnv):
 
         rewards: means over the batch, a discriminator's for these logits, a generator's for its images of the step
         before; 0 in an episode's first step. infos, empty after the first step: "rewards" (B,) float32, the agent's by
-        image, and (B,) int64 the indices that `FaceEnv.step` gives: the "state" that was answered, the "real" images
-        that were judged, and "next_real". Nothing terminates, the last step truncates. Raises ValueError if the actions
-        are not of all agents, each in its action space, or if the episode has ended.
+        image, and (B,) int64 the indices that `FaceEnv.step` gives: the "state" of the generated images, the "real"
+        images beside them, and "next_real". Nothing terminates, the last step truncates. Raises ValueError if the
+        actions are not of all agents, each in its action space, or if the episode has ended.
         """
         if not self.agents or set(actions) != set(self.agents):
             raise ValueError(f"the agents to act are {self.agents}, not {list(actions)}; reset() begins an episode")
@@ -80,10 +80,10 @@ class ParallelFaceEnv(ParallelEnv):
         images = {name: actions.pop(name) for name in self.game.generators}
 
         if self.generated:
-            seen, earned, terminated, truncated, indices = self.game.step(self.generated | actions)
+            seen, by_image, terminated, truncated, indices = self.game.step(self.generated | actions)
             self.next_state = seen[self.game.discriminators[0]]
-            rewards = {name: reward.mean().item() for name, reward in earned.items()}
-            infos = {name: _arrays(indices | {"rewards": reward}) for name, reward in earned.items()}
+            rewards = {name: reward.mean().item() for name, reward in by_image.items()}
+            infos = {name: _arrays(indices | {"rewards": reward}) for name, reward in by_image.items()}
         else:
             rewards, infos = dict.fromkeys(self.agents, 0.0), {name: {} for name in self.agents}
             terminated, truncated = dict.fromkeys(self.agents, False), dict.fromkeys(self.agents, False)
@@ -92,8 +92,8 @@ class ParallelFaceEnv(ParallelEnv):
         return self._observations(self.next_state, images), rewards, terminated, truncated, infos
 
     def _observations(self, state: Tensor, generated: dict[str, Tensor]) -> dict[str, np.ndarray]:
-        shown = torch.stack([state, *generated.values()])
-        return _arrays(dict.fromkeys(self.game.generators, state) | dict.fromkeys(self.game.discriminators, shown))
+        observed = torch.stack([state, *generated.values()])
+        return _arrays(dict.fromkeys(self.game.generators, state) | dict.fromkeys(self.game.discriminators, observed))
 
 
 def _arrays(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:

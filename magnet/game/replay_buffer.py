@@ -1,4 +1,5 @@
-"""The ring of past transitions, from which each update takes a share of its batch (Lowe et al. 2017, algorithm 1).
+"""The replay buffer: past transitions, from which each update takes a share of its batch (Lowe et al. 2017, algorithm
+1).
 
 It stores and samples, nothing more. Rewards are not stored: a stored log D is stale, so the update computes them anew.
 """
@@ -10,9 +11,9 @@ from magnet.support.random_streams import restore
 
 
 class ReplayBuffer:
-    """A ring of `capacity` transitions on `device`.
+    """The last `capacity` transitions, on `device`.
 
-    fields: name -> (shape, dtype) of what one transition holds. `random` is the ring's own generator, on `device`.
+    fields: name -> (shape, dtype) of what one transition holds. `random` is the buffer's own generator, on `device`.
     """
 
     def __init__(self, capacity: int, fields: dict[str, tuple], device: torch.device, random: torch.Generator):
@@ -26,27 +27,27 @@ class ReplayBuffer:
         return min(self.written, self.capacity)
 
     def add(self, transitions: dict[str, Tensor]) -> None:
-        """Writes B <= capacity transitions, each tensor (B, ...), over the oldest ones when the ring is full."""
+        """Writes B <= capacity transitions, each tensor (B, ...), over the oldest ones when it is full."""
         count = len(next(iter(transitions.values())))
         places = torch.arange(self.written, self.written + count, device=self.device) % self.capacity
-        for name, ring in self.storage.items():
-            ring[places] = transitions[name]
+        for name, rows in self.storage.items():
+            rows[places] = transitions[name]
         self.written += count
 
     def sample(self, count: int) -> dict[str, Tensor]:
-        """`count` transitions, drawn uniformly with replacement: tensors (count, ...); none from an empty ring."""
+        """`count` transitions, drawn uniformly with replacement: tensors (count, ...); none from an empty buffer."""
         count = count if len(self) else 0
         places = torch.randint(max(len(self), 1), (count,), generator=self.random, device=self.device)
-        return {name: ring[places] for name, ring in self.storage.items()}
+        return {name: rows[places] for name, rows in self.storage.items()}
 
     def state_dict(self) -> dict:
-        """The filled part of the ring, its counter and its random state."""
-        filled = {name: ring[: len(self)].clone() for name, ring in self.storage.items()}
+        """The filled part, its counter and its random state."""
+        filled = {name: rows[: len(self)].clone() for name, rows in self.storage.items()}
         return {"storage": filled, "written": self.written, "random": self.random.get_state()}
 
     def load_state_dict(self, saved: dict) -> None:
-        """Takes over what `state_dict` of a ring of the same capacity gave."""
+        """Takes over what `state_dict` of a buffer of the same capacity gave."""
         self.written = saved["written"]
         restore(self.random, saved["random"])
-        for name, ring in self.storage.items():
-            ring[: len(self)] = saved["storage"][name]
+        for name, rows in self.storage.items():
+            rows[: len(self)] = saved["storage"][name]

@@ -1,4 +1,4 @@
-"""Whether what was read from a checkpoint has the form of what a run writes, told before any of it is taken over.
+"""Whether what was read from a checkpoint has the form of what a run writes, checked before any of it is used.
 
 The form is given by an example: what the run itself would write, with a type or a function where it cannot know the
 value's own form.
@@ -127,9 +127,9 @@ def trainer_fault(saved, trainer: MADDPG) -> str | None:
     if fault:
         return fault
     rows = min(saved["replay"]["written"], trainer.replay.capacity)
-    ring = {name: values[:rows] for name, values in trainer.replay.storage.items()}
-    ring |= {name: indices(ring[name], below) for name in ("state", "real", "next_real")}
-    return first_fault(saved["replay"]["storage"], ring, "trainer.replay.storage")
+    stored = {name: values[:rows] for name, values in trainer.replay.storage.items()}
+    stored |= {name: indices(stored[name], below) for name in ("state", "real", "next_real")}
+    return first_fault(saved["replay"]["storage"], stored, "trainer.replay.storage")
 
 
 def networks_fault(saved, config) -> str | None:

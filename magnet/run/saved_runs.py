@@ -45,7 +45,7 @@ def only_pictures(run: Path, config: Config) -> None:
 
 
 def load_states(config: Config, data: str | None, held_out: bool = False) -> ImageDataset:
-    """The faces that G_a answers, those that it learned from, or those held out. Raises UserError if they are gone."""
+    """The faces of a run's states, which it learned from, or those held out. Raises UserError if they are gone."""
     pixels = load_faces(
         data or config.data, config.image_size, cache_dir=CACHE, skip_bad_images=config.skip_bad_images,
         hold_out=config.hold_out, held_out=held_out,

@@ -1,4 +1,4 @@
-"""What a run will need, told before it starts: parameters per network and memory, counted without computing."""
+"""What a run will need, printed before it starts: parameters per network and memory, counted without computing."""
 
 import dataclasses
 import math
@@ -60,9 +60,9 @@ def refuse_too_large(config) -> None:
 def count(config, images: int) -> tuple[dict[str, int], dict[str, float]]:
     """The networks' parameters, and the bytes that training on `images` images or points takes, by what for.
 
-    Memory is counted from the tensors themselves: weights with their copies, the array, the ring, and what the forward
-    passes of one step keep. Libraries' workspaces, and what penalties on D_a's slope keep, come on top. Of several
-    processes it is what each takes.
+    Memory is counted from the tensors themselves: weights with their copies, the array, the replay buffer, and what the
+    forward passes of one step keep. Libraries' workspaces, and what penalties on D_a's gradient keep, come on top. Of
+    several processes it is what each takes.
     """
     batch = config.batch_size // world_size()  # each process has its share
     n, m = config.generators, config.discriminators
@@ -89,7 +89,7 @@ def count(config, images: int) -> tuple[dict[str, int], dict[str, float]]:
     bulk = 0.5 if config.precision == "bf16" else 1.0  # of float32, for what convolutions keep
     weights = [copies * size_of(network) for _, network, _, copies in rows]
     kept = sum(copies * bulk * kept_bytes(network, *inputs) for _, network, inputs, copies in rows)
-    stored = math.prod(config.shape) * (4 if config.points else 1)  # bytes of one, as the data and the ring hold it
+    stored = math.prod(config.shape) * (4 if config.points else 1)  # bytes of one
     transition = n * (stored + 4 * recurrent[0].numel()) + 3 * 8
     needs = {
         "weights, targets, gradients, optimizers": 4 * WEIGHT_COPIES * sum(weights),

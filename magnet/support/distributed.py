@@ -54,7 +54,7 @@ def all_gather_rows(rows: Tensor) -> Tensor:
 
 
 class AllGatherRows(torch.autograd.Function):
-    """`whole`, whose transpose is AllReduceLocalRows."""
+    """`all_gather_rows`, whose transpose is AllReduceLocalRows."""
 
     @staticmethod
     def forward(ctx, rows: Tensor) -> Tensor:
@@ -66,12 +66,12 @@ class AllGatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
-        """Of all processes' slopes at the gathered rows those at the own ones."""
+        """Of all processes' gradients at the gathered rows those at the local ones."""
         return AllReduceLocalRows.apply(gradient)
 
 
 class AllReduceLocalRows(torch.autograd.Function):
-    """This process's rows of the sum of all processes' tensors; its transpose is Whole."""
+    """This process's rows of the sum of all processes' tensors; its transpose is AllGatherRows."""
 
     @staticmethod
     def forward(ctx, gradient: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class AllReduceLocalRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
-        """Each process's slope reaches all of them."""
+        """Each process's gradient reaches all of them."""
         return AllGatherRows.apply(gradient)
 
 

@@ -68,7 +68,7 @@ def test_samples_have_a_range_and_depend_on_what_they_should(trainer):
     assert images.shape == (6, 3, 32, 32) and images.dtype == torch.float32 and images.abs().max() <= 1
     assert torch.equal(images[:1], sampler.prior(z[:1])), "a sample depends on no other of its batch"
     state = sampler.state(6)
-    memory = sampler.memory(6)
+    memory = sampler.recurrent_state(6)
     first, after = sampler.policy(state, memory)
     again, _ = sampler.policy(state, memory)
     later, _ = sampler.policy(state, after)
@@ -135,7 +135,7 @@ def test_policy_samples_are_spread_as_those_that_g_learned_from():
     for _ in range(5):
         trainer.step()
     sampler = Sampler(trainer.generators[0], trainer.faces)
-    memory, actions = sampler.memory(400), []
+    memory, actions = sampler.recurrent_state(400), []
     sampler.actor.register_forward_hook(lambda module, inputs, outputs: actions.append(outputs[0]))
     for _ in range(25 - WARM_UP):
         _, memory = sampler.policy(sampler.state(400), memory)
