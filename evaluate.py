@@ -35,11 +35,12 @@ def evaluate(options: argparse.Namespace) -> dict:
     """
     import torch
 
+    from magnet.evaluation.comparison import compare, described, pick, rows
     from magnet.evaluation.metrics import nearest
+    from magnet.evaluation.pictures import write
     from magnet.evaluation.sampling import Guide, Sampler, draw
     from magnet.run.saved_runs import load_agents, load_checkpoint, only_pictures
     from magnet.support.random_streams import stream
-    from sample import write
 
     picture = options.nearest or (options.run / "nearest.png" if options.run.is_dir() else Path("nearest.png"))
     if not picture.parent.is_dir():
@@ -140,40 +141,6 @@ def load_images(options: argparse.Namespace, config, fingerprint: str) -> tuple:
             f"give train.py a larger --hold-out."
         )
     return faces, reference, "held out" if options.held_out else "training" if known else "not those of training"
-
-
-def pick(faces, indices):
-    """Images uint8 (n, 3, S, S) on the CPU, for indices (n,) as ImageDataset.batch takes them."""
-    import torch
-
-    from magnet.data.image_dataset import to_uint8
-
-    return torch.cat([to_uint8(faces.batch(part)).cpu() for part in indices.split(256)])
-
-
-def described(images, embed) -> dict:
-    """A set of images (N, 3, S, S), with their features (N, F) if there is a network."""
-    from magnet.evaluation.metrics import features
-
-    return {"images": images} | ({"features": features(embed, images)} if embed else {})
-
-
-def rows(whole: dict, start: int, stop: int) -> dict:
-    """Part of a set that `described` gave."""
-    return {key: values[start:stop] for key, values in whole.items()}
-
-
-def compare(fakes: dict, reals: dict, frechet: str, device) -> dict[str, float]:
-    """All scores of one set against another, the Frechet distance under the name `frechet`; and how many they are."""
-    from magnet.evaluation.metrics import feature_scores, sliced_wasserstein
-    from magnet.support.random_streams import stream
-
-    scores = {"samples": len(fakes["images"]), "references": len(reals["images"])}
-    scores |= sliced_wasserstein(fakes["images"].to(device), reals["images"].to(device), stream(0, "patches"))
-    if "features" in fakes:
-        found = feature_scores(fakes["features"], reals["features"])
-        scores |= {frechet: found.pop("frechet")} | found
-    return scores
 
 
 def log(run: Path, step: int, scores: dict[str, dict[str, float]], name: str) -> None:

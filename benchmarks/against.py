@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""MAGNET's program against what a user would write (textbook.py): its five networks in a plain loop, and a DCGAN.
+"""MAGNET's program against what a user would write (textlogger.py): its five networks in a plain loop, and a DCGAN.
 
     python3 benchmarks/against.py --image-size 64 --width 64 --batch-size 32 --device cpu --threads 2
 
@@ -25,7 +25,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import train  # noqa: E402
 from benchmarks.options import new_parser, parse  # noqa: E402
 from magnet.config import PRESETS, Config  # noqa: E402
 from magnet.support.errors import UserError  # noqa: E402
@@ -59,19 +58,20 @@ def program(config: Config, pixels, run: Path, owned: ExitStack, clock) -> tuple
     from magnet.evaluation.sampling import FixedGrids
     from magnet.run import checkpoint
     from magnet.run.logger import RunLogger, new_run
+    from magnet.run.session import build
 
-    trainer = train.build(config, pixels, None, None)[0]
+    trainer = build(config, pixels)[0]
     run = new_run(run)
-    book = owned.enter_context(RunLogger(run, 0, config.batch_size, train.LOG_EVERY))
+    logger = owned.enter_context(RunLogger(run, 0, config.batch_size))
     grids = FixedGrids(trainer.generators, trainer.faces, config.seed)
 
     def steps() -> None:
         for _ in range(period(config)):
-            book.add(trainer.step(), None)
+            logger.add(trainer.step(), None)
 
     def draw() -> None:
         for kind, images in grids.draw().items():
-            book.picture(kind, images)
+            logger.picture(kind, images)
 
     def save() -> None:
         checkpoint.save(run / "checkpoints" / "000000.pt", {"trainer": trainer.state_dict()})
@@ -84,10 +84,10 @@ def program(config: Config, pixels, run: Path, owned: ExitStack, clock) -> tuple
 def measure(config: Config, folder: Path, repeats: int, workers: int, cpu_time: bool) -> dict:
     """Images a second of the program's games and of both loops, and their ratios, over the turns."""
     import torch
+    from benchmarks.textlogger import dcgan, five_networks
 
     from benchmarks.floor import period
     from benchmarks.measure import flops, in_turns, new_clock, ratios, spread
-    from benchmarks.textbook import dcgan, five_networks
     from magnet.data.image_dataset import load_faces
 
     clock = new_clock(torch.device(config.device), cpu_time)

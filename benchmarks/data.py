@@ -77,7 +77,8 @@ def measure_making(folder: Path, config: Config, repeats: int, cpu_time: bool) -
 
 def until_first_step(words: list[str]) -> None:
     """What `train.py` does with these words, until its first step is made; then prints the time and ends."""
-    import train
+    import runpy
+
     from magnet import maddpg
 
     step = maddpg.MADDPG.step
@@ -90,7 +91,8 @@ def until_first_step(words: list[str]) -> None:
         os._exit(0)
 
     maddpg.MADDPG.step = noted
-    sys.exit(train.main(words))
+    sys.argv = [str(ROOT / "train.py"), *words]
+    runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def measure_first_step(config: Config, words: list[str], repeats: int) -> dict:
@@ -115,9 +117,9 @@ def measure_first_step(config: Config, words: list[str], repeats: int) -> dict:
 
 def new_trainer(config: Config, pixels):
     """A trainer on these pixels that has made two steps."""
-    import train
+    from magnet.run.session import build
 
-    trainer = train.build(config, pixels, None, None)[0]
+    trainer = build(config, pixels)[0]
     for _ in range(2):  # in the first the replay buffer is empty
         trainer.step()
     return trainer

@@ -2,8 +2,8 @@
 
 import argparse
 
-import train
 from magnet.config import PRESETS, Config, check, complete, settle
+from magnet.run import command_line
 from magnet.support.errors import UserError
 
 
@@ -24,7 +24,7 @@ def new_parser(about: str, repeats: int) -> argparse.ArgumentParser:
 def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[argparse.Namespace, list[str], Config]:
     """The benchmark's own options, the words left for train.py, and the config that these give. Raises UserError."""
     options, words = parser.parse_known_args(arguments)
-    given, commands = train.parse(words)
+    given, commands = command_line.parse(words)
     if commands.resume or commands.dry_run:
         raise UserError("a benchmark begins with fresh weights: leave out --resume and --dry-run.")
     if options.repeats < 1 or (options.threads is not None and options.threads < 1):

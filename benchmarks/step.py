@@ -26,7 +26,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import train  # noqa: E402
 from benchmarks.options import new_parser, parse  # noqa: E402
 from magnet.config import Config, check  # noqa: E402
 from magnet.support.errors import UserError  # noqa: E402
@@ -50,12 +49,13 @@ def new_trainer(config: Config):
     import numpy as np
 
     from magnet.data.gaussians import draw_points
+    from magnet.run.session import build
 
     if config.points:
         pixels = draw_points(config.data)
     else:
         pixels = np.random.default_rng(0).integers(0, 256, (8 * config.batch_size, *config.shape), np.uint8)
-    trainer = train.build(config, pixels, None, None)[0]
+    trainer = build(config, pixels)[0]
     for _ in range(2):  # in the first the replay buffer is empty
         trainer.step()
     return trainer
@@ -189,11 +189,8 @@ def measure_teams(configs: dict[str, Config], repeats: int, cpu_time: bool) -> d
             "step_seconds": spread(spent[team, "step"]), "floor_seconds": spread(spent[team, "floor"]),
             "growth": step, "floor_growth": floor_growth,
         })  # fmt: skip
-    return {
-        "ratio": max(row["ratio"]["median"] for row in rows),
-        "growth": max(r["growth"] for r in rows),
-        "teams": rows,
-    }
+    worst = {"ratio": max(row["ratio"]["median"] for row in rows), "growth": max(row["growth"] for row in rows)}
+    return worst | {"teams": rows}
 
 
 def print_teams(result: dict) -> None:
@@ -210,9 +207,7 @@ def print_teams(result: dict) -> None:
             f"{row['team']:<7}{row['networks']:>9}{times}{shown(row['ratio']):>21}{row['growth']:>8.2f}"
             f"{row['floor_growth']:>7.2f}  {in_mebibytes(row['peak_memory'])}"
         )
-    print(
-        "growth: of step and floor over the first team's, by the growth of the number of networks; 1 is in proportion"
-    )
+    print("growth: of step and floor over the first team's, by that of the number of networks; 1 is in proportion")
 
 
 def peak_memory_apart(config: Config, words: list[str]) -> int | None:

@@ -64,7 +64,7 @@ def scorer(features: Path, count: int) -> Callable[[Path], list[dict]]:
     """
     import torch
 
-    from evaluate import compare, described, pick
+    from magnet.evaluation.comparison import compare, described, pick
     from magnet.evaluation.metrics import exported_network
     from magnet.evaluation.sampling import Sampler, draw
     from magnet.run.saved_runs import load_agents, load_checkpoint, load_states

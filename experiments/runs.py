@@ -19,12 +19,12 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-import train
 from magnet.config import PRESETS, check, complete
+from magnet.run.command_line import parse
 from magnet.support.atomic_files import write_atomically
 from magnet.support.errors import UserError
 
-ROOT = Path(train.__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 OWN = {"seed", "epochs", "steps", "keep", "name", "models_dir"}  # what a run gets from the table
 NOT_OF_GAME = {"name", "models_dir", "keep"}
 
@@ -165,7 +165,7 @@ def at_least(parser: argparse.ArgumentParser, options: argparse.Namespace, **low
 
 def base_of(parser: argparse.ArgumentParser, arguments: list[str]) -> dict:
     """The parameters of all runs, of words of train.py. Exits with 2 on a bad word."""
-    given, commands = train.parse(arguments)
+    given, commands = parse(arguments)
     if commands.resume or commands.dry_run or OWN & given.keys():
         parser.error(f"--resume, --dry-run and {', '.join(words(dict.fromkeys(OWN, True)))} are no flags of all runs")
     return PRESETS[commands.preset] | given

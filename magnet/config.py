@@ -196,18 +196,14 @@ def check(config: Config) -> None:
         raise UserError(f"--replay-size is {config.replay_size}, but one step stores {new} transitions; give more.")
 
 
+OF_THE_POLICY = "lambda_generator lambda_discriminator exploration epsilon diversity_weight episode_length"
+
+
 def without_effect(config: Config) -> set[str]:
     """The parameters that change nothing in this combination."""
     idle = set()
     if config.algorithm == "gan":
-        idle |= {
-            "lambda_generator",
-            "lambda_discriminator",
-            "exploration",
-            "epsilon",
-            "diversity_weight",
-            "episode_length",
-        }
+        idle |= set(OF_THE_POLICY.split())
     if not config.r1:
         idle.add("r1_every")
     if not config.replay_fraction:

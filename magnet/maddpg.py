@@ -153,7 +153,7 @@ class MADDPG:
         else:
             self.observations = observations
             self.recurrent = [all_gather_rows(act.recurrent[: self.new_rows]) for act in batch.acts]
-        return {f"{name}/return": reward.mean() for name, reward in rewards.items()}
+        return {f"{name}/reward": reward.mean() for name, reward in rewards.items()}
 
     def update(self, batch: Batch) -> Metrics:
         """Lines 9 to 14: for each agent its critic, then its actor (and G). Discriminators first."""

@@ -85,7 +85,7 @@ class Agent:
         target = returns.td_target(reward, next_value, self.config.gamma)
         loss = (self.critic(features, actions) - target).square().mean()
         loss.backward()
-        return {"td_error": loss.detach(), "critic_gradient": self.descend("critic")}
+        return {"critic_loss": loss.detach(), "critic_gradient": self.descend("critic")}
 
     def state_dict(self) -> dict:
         """Networks, targets, optimizers and random state: the live tensors, to be written before the next step."""

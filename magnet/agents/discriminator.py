@@ -67,7 +67,7 @@ class DiscriminatorAgent(Agent):
             named = [returns.classification_return(c, i) for i, c in enumerate(classes[1:])]
             loss = loss - config.specialise * torch.stack(named).mean()
             right = [(c.argmax(dim=1) == i).float().mean() for i, c in enumerate(classes[1:])]
-            metrics["classified_rightly"] = torch.stack(right).mean()
+            metrics["classifier_accuracy"] = torch.stack(right).mean()
         if batch.r1:  # at the gradient of D_a's pass over the real images
             (gradient,) = torch.autograd.grad(real_logits.sum(), real, create_graph=True)
             penalty = returns.gradient_penalty(gradient, 0.0)

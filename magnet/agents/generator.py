@@ -74,7 +74,7 @@ class GeneratorAgent(Agent):
         if config.specialise:
             classified = torch.stack([returns.classification_return(c, self.index) for c in classes]).mean()
             loss = loss - config.specialise * classified
-            metrics["classified"] = classified.detach()
+            metrics["classification"] = classified.detach()
         if policy is not None:
             policy = all_gather_rows(policy)
             diversity = returns.diversity_return(policy)

@@ -4,8 +4,7 @@
     faces = ImageDataset(pixels, device)
     images = faces.batch(torch.randint(2 * len(faces), (16,), device=device))
 
-Every image is decoded once, into an .npy file under the cache folder that later runs map into memory. Training then
-takes batches from that array by index.
+Every image is decoded once, into an .npy file under the cache folder that later runs map into memory.
 """
 
 import hashlib
@@ -42,11 +41,9 @@ FORMAT_VERSION = 2  # raise it when the same files give other pixels
 def is_held_out(name: str, share: float) -> bool:
     """Whether the image `name` is among the `share` in [0, 1] of all images that are kept from training.
 
-    By a hash of the name alone: it falls alike on every machine and whatever images lie beside it, and what one share
-    holds out, every larger one does too.
+    By a hash of the name alone, so alike on every machine; what one share holds out, every larger one does too.
     """
-    digest = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < share * 2**64
+    return int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8).digest(), "big") < share * 2**64
 
 
 def _part(source: str, images: list, name: Callable[[Any], str], share: float, held_out: bool) -> list:
@@ -200,10 +197,7 @@ def _drawn(indices: list[int], image_size: int, workers: int) -> Iterator[np.nda
 
 
 def fingerprint(pixels: np.ndarray) -> str:
-    """16 hexadecimal digits that tell one set of images from another, wherever and however old its files are.
-
-    Of their number and of up to 1,000 of them, evenly spaced: reading all would delay each start by seconds.
-    """
+    """16 hexadecimal digits by which sets of images differ: of their number and of up to 1,000, evenly spaced."""
     digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=8)
     for i in np.linspace(0, len(pixels) - 1, min(len(pixels), 1000)).astype(int):
         digest.update(pixels[i].tobytes())
@@ -232,7 +226,7 @@ class ImageDataset:
             raise ValueError(f"pixels must be (N, 3, S, S) uint8, not {pixels.shape} {pixels.dtype}")
         self.device = torch.device(device)
         self.fingerprint = fingerprint(pixels)
-        with warnings.catch_warnings():  # torch warns that it has no read-only tensors; nothing here writes to this one
+        with warnings.catch_warnings():  # torch warns that it has no read-only tensors; nothing here writes
             warnings.simplefilter("ignore", UserWarning)
             self._pixels = torch.from_numpy(pixels)  # the same memory, not a copy
         if self.device.type == "cuda" and pixels.nbytes <= torch.cuda.mem_get_info(self.device)[0] // 2:
@@ -245,7 +239,7 @@ class ImageDataset:
         """Images (B, 3, S, S) float32 in [-1, 1] on the device, for indices (B,) int64 in [0, 2N).
 
         Index N + i is image i mirrored left to right. The indices may lie on any device; where the images do not fit on
-        the GPU, indices that lie there make the CPU wait for it.
+        the GPU, indices there make the CPU wait.
         """
         indices = indices.to(self._pixels.device)
         mirrored = indices >= len(self)
@@ -256,7 +250,7 @@ class ImageDataset:
     def _gather(self, indices: torch.Tensor) -> torch.Tensor:
         if self._pixels.device.type != "cpu" or self.device.type != "cuda":
             return self._pixels.index_select(0, indices).to(self.device)
-        # Page-locked, so that the copy runs beside the computation; torch keeps the memory until the copy is done.
+        # Page-locked: the copy runs beside the computation.
         rows = torch.empty((len(indices), *self._pixels.shape[1:]), dtype=torch.uint8, pin_memory=True)
         return torch.index_select(self._pixels, 0, indices, out=rows).to(self.device, non_blocking=True)
 

@@ -248,11 +248,10 @@ def nearest(samples: Tensor, faces: ImageDataset, embed: Embed | None) -> Tensor
 
     By pixels; with `embed` by features, among the 64 nearest by pixels: a large set need not be embedded for it.
     """
-    # A mirrored image is as far from a sample as the image from the mirrored sample.
     wanted = from_uint8(torch.cat([samples, samples.flip(3)])).flatten(1).to(faces.device)
     rows = torch.arange(len(faces), device=faces.device).split(CHUNK)
     distances = torch.cat([torch.cdist(wanted, faces.batch(indices).flatten(1)) for indices in rows], dim=1)
-    distances = torch.cat(distances.chunk(2), dim=1)  # (n, 2N), in the order of Faces' indices
+    distances = torch.cat(distances.chunk(2), dim=1)  # (n, 2N): an image mirrored, or the sample
     candidates = distances.topk(min(CANDIDATES, 2 * len(faces)), largest=False).indices
     if embed:
         found = features(embed, to_uint8(faces.batch(candidates.flatten()))).unflatten(0, candidates.shape)

@@ -69,7 +69,7 @@ class Evaluation:
         """Why the run ended, and how near equilibrium the game was by the last line of the log."""
         line = json.loads((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
         discriminator = agent_names(self.config)[1][0]
-        value = line[f"{discriminator}/return"]
+        value = line[f"{discriminator}/reward"]
         return (
             f"no better score in {self.best['worse_since']} evaluations than {self.best[self.score]:.2f} at step "
             f"{self.best['step']} (checkpoints/best.pt); at the end V(D, G) was {value:.2f}, at "

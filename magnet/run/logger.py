@@ -29,6 +29,7 @@ from magnet.data.image_dataset import to_uint8
 from magnet.support.atomic_files import remove_abandoned, write_atomically
 from magnet.support.errors import Diverged, UserError
 
+LOG_EVERY = 20  # steps: metrics are read back from the device, checked and written together
 GIF_FRAMES, GIF_MILLISECONDS = 60, 100
 
 
@@ -104,7 +105,7 @@ class RunLogger:
     batch: images a step.
     """
 
-    def __init__(self, run: Path, step: int, batch: int, every: int):
+    def __init__(self, run: Path, step: int, batch: int, every: int = LOG_EVERY):
         self.run, self.batch, self.every = run, batch, every
         self.metrics = run / "metrics.jsonl"
         self._take_back(step)

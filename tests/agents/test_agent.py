@@ -123,6 +123,6 @@ def test_a_critics_step_is_that_of_its_squared_td_error_by_hand(gamma):
     next_value = torch.tensor([4.0, -2.0]) if gamma else None
     metrics = agent.update_critic(features, actions, torch.tensor([2.0, -1.0]), next_value)
     torch.testing.assert_close(steps["critic"], expected)
-    assert metrics["td_error"].item() == pytest.approx((errors[0] ** 2 + errors[1] ** 2) / 2)
+    assert metrics["critic_loss"].item() == pytest.approx((errors[0] ** 2 + errors[1] ** 2) / 2)
     assert metrics["critic_gradient"].item() == pytest.approx(expected.norm().item())
     assert agent.critic.weight.grad is None

@@ -113,7 +113,7 @@ def check_update(generators, **changes):
     if twin.critic:
         cosine = cosine_similarity(*gradients, dim=0).item()
         assert metrics["gradient_cosine"].item() == pytest.approx(cosine, abs=1e-4)
-        assert metrics["td_error"].item() == pytest.approx(loss.item(), rel=1e-4)
+        assert metrics["critic_loss"].item() == pytest.approx(loss.item(), rel=1e-4)
     return metrics
 
 
@@ -151,7 +151,7 @@ def test_d_c_learns_by_its_td_error_at_explored_logits(kind, gamma, generators):
     metrics = update_discriminator(agent, generators, next_value)
     assert relative_error(steps["critic"], expected) < 1e-4
     assert metrics["critic_gradient"].item() == pytest.approx(expected.norm().item(), rel=1e-4)
-    assert metrics["td_error"].item() == pytest.approx(loss.item(), rel=1e-4)
+    assert metrics["critic_loss"].item() == pytest.approx(loss.item(), rel=1e-4)
 
 
 @LAMBDAS
@@ -191,7 +191,7 @@ def test_the_classifier_learns_which_generator_made_an_image(lam):
     expected = -gradient(chances.log().mean(), actor)
     assert relative_error((steps[1]["actor"] - steps[0]["actor"]) / 2, expected) < 1e-3
     rightly = sum(((one[:, i] > one[:, 1 - i]).float().mean().item()) for i, one in enumerate(classes)) / 2
-    assert metrics["classified_rightly"].item() == pytest.approx(rightly)
+    assert metrics["classifier_accuracy"].item() == pytest.approx(rightly)
 
 
 @GENERATORS

@@ -87,8 +87,8 @@ def expected_actors_step(agent, discriminators):
     if config.specialise:
         pairs = zip(discriminators, features, strict=True)
         chances = torch.stack([one.classifier(f).softmax(dim=1)[:, agent.index] for one, f in pairs])
-        found["classified"] = chances.log().mean()
-        objective = objective + config.specialise * found["classified"]
+        found["classification"] = chances.log().mean()
+        objective = objective + config.specialise * found["classification"]
     product = torch.corrcoef(policy[::2].T) * torch.corrcoef(policy[1::2].T)
     found["diversity"] = -(product.sum() - product.trace()) / NZ
     objective = objective + config.diversity_weight * found["diversity"]
@@ -173,7 +173,7 @@ def test_g_c_learns_by_its_td_error_at_the_features_of_the_played_images(gamma, 
     steps = watch_steps(agent)
     metrics = update_generator(agent, actors, next_value)
     assert relative_error(steps["critic"], expected) < 1e-4
-    assert metrics["td_error"].item() == pytest.approx(loss.item(), rel=1e-4)
+    assert metrics["critic_loss"].item() == pytest.approx(loss.item(), rel=1e-4)
     assert metrics["critic_gradient"].item() == pytest.approx(expected.norm().item(), rel=1e-4)
 
 
@@ -196,7 +196,7 @@ def test_every_kind_of_return_reaches_g_and_g_a(lam, discriminators, kind):
 @DISCRIMINATORS
 def test_generators_ascend_the_chance_that_their_images_are_said_to_be_theirs(lam, discriminators):
     metrics = check_update(discriminators, index=1, lambda_generator=lam, generators=3, specialise=2.0)
-    assert metrics["classified"] < 0
+    assert metrics["classification"] < 0
 
 
 def test_at_lambda_0_the_actor_follows_the_critic_and_not_the_return():

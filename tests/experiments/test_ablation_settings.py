@@ -4,17 +4,17 @@ import pytest
 import torch
 from conftest import new_trainer, relative_error, watch_steps
 
-import train
 from experiments import ablation, runs
 from magnet.agents.networks import discriminator_networks, generator_networks
 from magnet.config import PRESETS, Config, check
+from magnet.run import command_line
 
 
 @pytest.mark.parametrize("setting", ablation.SETTINGS)
 def test_every_setting_is_a_run_of_train(setting):
     _, base = ablation.parse([])
     flags = base | ablation.SETTINGS[setting][1] | {"seed": 1}
-    given, _ = train.parse(runs.words(flags))
+    given, _ = command_line.parse(runs.words(flags))
     assert given == flags
     check(Config(**given))
 

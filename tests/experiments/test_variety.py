@@ -10,13 +10,12 @@ import torch
 from conftest import CPU, small_config, small_faces, trainer_on
 from PIL import Image
 
-import train
 from experiments import factors, runs, variety
 from magnet.agents.networks import Generator, PointGenerator
 from magnet.config import Config, check, complete
 from magnet.data.gaussians import PointDataset, draw_points, mixture
 from magnet.data.synthetic import FACTORS, render_faces, sample_factors
-from magnet.run import checkpoint
+from magnet.run import checkpoint, command_line
 from magnet.support.errors import UserError
 
 # Factors of drawn faces
@@ -106,7 +105,7 @@ def test_the_reader_is_trained_once(trained, monkeypatch, tmp_path):
 def test_every_setting_is_a_run_of_train_in_every_world(setting, world):
     _, base = variety.parse(["--world", world])
     flags = base | variety.SETTINGS[setting][1] | {"seed": 1}
-    given, _ = train.parse(runs.words(flags))
+    given, _ = command_line.parse(runs.words(flags))
     assert given == flags and given["data"] == world
     check(Config(**given))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import train
+from magnet.run import command_line
 
 ROOT = Path(train.__file__).parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "experiments" / "README.md"]
@@ -36,4 +37,4 @@ def test_the_commands_for_training_are_understood():
     for command in commands:
         words = command.replace("FOLDER", "x").replace("RUN", "x").split()
         if "--help" not in words:
-            train.parse(words)
+            command_line.parse(words)

@@ -79,13 +79,13 @@ def test_what_is_not_finite_stops_the_run_and_names_the_step(place, capsys, monk
     def poisoned(trainer):
         metrics = step(trainer)
         if trainer.steps == 9:
-            metrics["generator/td_error"] = metrics["generator/td_error"] * float("nan")
+            metrics["generator/critic_loss"] = metrics["generator/critic_loss"] * float("nan")
         return metrics
 
     monkeypatch.setattr(MADDPG, "step", poisoned)
     assert train.main([*TINY, "--steps", "20", "--name", "nan"]) == 3
     error = capsys.readouterr().err
-    assert "generator/td_error was nan at step 9" in error and "Traceback" not in error
+    assert "generator/critic_loss was nan at step 9" in error and "Traceback" not in error
     assert [p.stem for p in checkpoint.listed(place / "models" / "nan" / "checkpoints")] == ["000000", "000006"]
 
 

@@ -74,7 +74,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(place, moment):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert sum(line["steps"] for line in lines) == total  # no gap, no step twice
     assert list(run.rglob("*.tmp")) == []
-    steps = [e.step for e in EventAccumulator(str(run)).Reload().Scalars("generator/return")]
+    steps = [e.step for e in EventAccumulator(str(run)).Reload().Scalars("generator/reward")]
     assert steps == [line["step"] for line in lines]
 
 

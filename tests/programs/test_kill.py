@@ -88,7 +88,7 @@ def test_a_run_killed_at_random_moments_is_at_its_end_what_it_would_have_been(pl
     ends = [line["step"] for line in lines]
     assert [line["step"] - line["steps"] for line in lines] == [0, *ends[:-1]] and ends[-1] == total
     events = EventAccumulator(str(run), size_guidance={IMAGES: 0, SCALARS: 0}).Reload()
-    assert [event.step for event in events.Scalars("generator/return")] == ends
+    assert [event.step for event in events.Scalars("generator/reward")] == ends
     grids = sorted(int(path.stem) for path in (run / "samples").iterdir() if path.stem.isdigit())
     assert [event.step for event in events.Images("prior")] == grids and {0, 5, total} <= set(grids)
 

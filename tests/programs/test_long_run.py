@@ -62,7 +62,7 @@ def test_a_long_run_takes_what_a_short_one_took(place, early, late, every):
 def shown(run: Path, kind: str) -> list[int]:
     """The steps at which TensorBoard shows scalars or images of a run."""
     events = EventAccumulator(str(run), size_guidance={IMAGES: 0}).Reload()
-    return [event.step for event in (events.Scalars("generator/return") if kind == "return" else events.Images(kind))]
+    return [event.step for event in (events.Scalars("generator/reward") if kind == "return" else events.Images(kind))]
 
 
 def test_tensorboard_shows_each_step_once_after_five_resumes(place):

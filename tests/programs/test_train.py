@@ -18,7 +18,7 @@ import sample
 import train
 from magnet.config import PRESETS, Config
 from magnet.data.image_dataset import fingerprint, is_held_out
-from magnet.run import checkpoint
+from magnet.run import checkpoint, command_line
 
 ROOT = Path(train.__file__).parent
 PER_EPOCH = 6  # 40 images, 6 fresh rows a step
@@ -80,7 +80,7 @@ def test_every_parameter_has_a_flag_and_its_default(capsys):
     text = capsys.readouterr().out
     for field in dataclasses.fields(Config):
         assert f"--{field.name.replace('_', '-')} " in text.replace("\n", " ")
-    given, _ = train.parse(["--replay-fraction", "0.5", "--nz", "7"])
+    given, _ = command_line.parse(["--replay-fraction", "0.5", "--nz", "7"])
     assert given == {"replay_fraction": 0.5, "nz": 7}  # nothing else is set by the command line
 
 
@@ -156,9 +156,9 @@ def test_a_run_leaves_what_the_readme_says(place):
     assert [line["step"] for line in lines] == [6, 12, 13]  # read back at each checkpoint
     assert sum(line["steps"] for line in lines) == 13 and lines[-1]["images"] == 13 * 8
     for name in (
-        "generator/return", "generator/td_error", "generator/gradient_cosine", "generator/z_deviation",
+        "generator/reward", "generator/critic_loss", "generator/gradient_cosine", "generator/z_deviation",
         "generator/z_correlation", "generator/actor_gradient", "generator/generator_gradient",
-        "discriminator/return", "discriminator/td_error", "discriminator/gradient_cosine",
+        "discriminator/reward", "discriminator/critic_loss", "discriminator/gradient_cosine",
         "discriminator/accuracy_real", "discriminator/accuracy_fake", "discriminator/critic_gradient",
         "images_per_second",
     ):  # fmt: skip
@@ -166,9 +166,9 @@ def test_a_run_leaves_what_the_readme_says(place):
     assert ["discriminator/r1" in line for line in lines] == [True, True, False], "R1 is of steps 1 and 9"
 
     events = EventAccumulator(str(run)).Reload()
-    assert [e.step for e in events.Scalars("generator/return")] == [6, 12, 13]
-    assert [e.value for e in events.Scalars("generator/return")] == pytest.approx(
-        [x["generator/return"] for x in lines]
+    assert [e.step for e in events.Scalars("generator/reward")] == [6, 12, 13]
+    assert [e.value for e in events.Scalars("generator/reward")] == pytest.approx(
+        [x["generator/reward"] for x in lines]
     )
     assert [e.step for e in events.Images("prior")] == [0, 5, 10, 13]
 

@@ -21,6 +21,7 @@ from magnet.config import restored_config
 from magnet.run import checkpoint
 from magnet.run.checkpoint_validation import random_state
 from magnet.run.saved_runs import load_agents
+from magnet.run.session import build
 from magnet.support.errors import UserError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 3, 32, 32), np.uint8)
@@ -57,7 +58,7 @@ def packed(state: dict) -> bytes:
 def resume(path):
     """What train.py --resume makes of a checkpoint."""
     found = checkpoint.load(path)
-    return train.build(restored_config(path, found), PIXELS, path, found)[0]
+    return build(restored_config(path, found), PIXELS, path, found)[0]
 
 
 def sampled(path):

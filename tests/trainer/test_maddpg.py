@@ -45,11 +45,11 @@ def memories_acted_on(trainer) -> list[list]:
 # One step
 
 DISCRIMINATOR_METRICS = {
-    "return", "accuracy_real", "accuracy_fake", "td_error", "gradient_cosine", "critic_gradient", "actor_gradient",
+    "reward", "accuracy_real", "accuracy_fake", "critic_loss", "gradient_cosine", "critic_gradient", "actor_gradient",
 }  # fmt: skip
 GENERATOR_METRICS = {
     "return", "diversity", "z_correlation", "z_deviation",
-    "td_error", "gradient_cosine", "critic_gradient", "actor_gradient", "generator_gradient",
+    "critic_loss", "gradient_cosine", "critic_gradient", "actor_gradient", "generator_gradient",
 }  # fmt: skip
 
 
@@ -109,12 +109,12 @@ def test_the_return_is_the_reward_of_the_states_played_now_before_any_agent_lear
     fake = [[d_a["actor"](images)[new] for images in batch.fakes] for d_a in d_as]
     for i, agent in enumerate(trainer.generators):
         expected = sum(logsigmoid(logits[i]).mean() for logits in fake) / discriminators
-        assert metrics[f"{agent.name}/return"].item() == pytest.approx(expected.item(), rel=1e-4)
+        assert metrics[f"{agent.name}/reward"].item() == pytest.approx(expected.item(), rel=1e-4)
         now = sum(logsigmoid(a.networks["actor"](batch.fakes[i])[new]).mean() for a in trainer.discriminators)
         assert abs(now / discriminators - expected) > 0.01
     for j, agent in enumerate(trainer.discriminators):
         expected = logsigmoid(real[j]).mean() + sum(logsigmoid(-one).mean() for one in fake[j]) / generators
-        assert metrics[f"{agent.name}/return"].item() == pytest.approx(expected.item(), rel=1e-4)
+        assert metrics[f"{agent.name}/reward"].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.3, 1.0])
@@ -179,7 +179,7 @@ def test_critics_compute_in_float32_with_bf16_convolutions():
     for agent, (critic, (heard,)) in zip(trainer.agents, critic_batches, strict=True):
         assert {value.dtype for value in heard.values()} == {torch.float32}
         error = critic(heard["features"], heard["actions"]) - heard["reward"] - 0.9 * heard["next_value"]
-        assert metrics[f"{agent.name}/td_error"].item() == pytest.approx(error.square().mean().item(), rel=1e-5)
+        assert metrics[f"{agent.name}/critic_loss"].item() == pytest.approx(error.square().mean().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("every", [1, 3])

@@ -80,7 +80,7 @@ def test_each_generator_earns_by_the_class_that_is_its_own():
     metrics, batch = step_and_batch(trainer)
     for i, agent in enumerate(trainer.generators):
         chances = [d_a.classifier(d_a.stack(batch.images[i])).log_softmax(dim=1)[:, i].mean() for d_a in d_as]
-        assert metrics[f"{agent.name}/classified"].item() == pytest.approx(sum(chances).item() / 2, rel=1e-4)
+        assert metrics[f"{agent.name}/classification"].item() == pytest.approx(sum(chances).item() / 2, rel=1e-4)
 
 
 # What is shown
@@ -171,6 +171,6 @@ def test_what_the_log_calls_return_and_generators_critics_learn_from_is_what_the
     metrics = trainer.step()
     rewards = paid[0][1]
     for agent in trainer.agents:
-        assert metrics[f"{agent.name}/return"].item() == pytest.approx(rewards[agent.name].mean().item(), rel=1e-4)
+        assert metrics[f"{agent.name}/reward"].item() == pytest.approx(rewards[agent.name].mean().item(), rel=1e-4)
     for agent, (critic_batch,) in zip(trainer.generators, heard, strict=True):
         assert torch.equal(critic_batch["reward"][:6], rewards[agent.name]) and len(critic_batch["reward"]) == 8

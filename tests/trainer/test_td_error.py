@@ -50,7 +50,7 @@ def test_td_errors_by_hand_with_gamma(generators, discriminators, returns):
         seen = online[i]["actor"].embed(online[i]["actor"].stack(batch.state))
         value = online[i]["critic"](seen, torch.cat([one[1 + i][0] for one in discriminated], dim=1))
         error = (value - reward - GAMMA * next_value).square().mean()
-        assert metrics[f"{agent.name}/td_error"].item() == pytest.approx(error.item(), rel=1e-4)
+        assert metrics[f"{agent.name}/critic_loss"].item() == pytest.approx(error.item(), rel=1e-4)
 
     labels = torch.cat([torch.ones(8), -torch.ones(8 * generators)])
     for j, agent in enumerate(trainer.discriminators):
@@ -66,6 +66,6 @@ def test_td_errors_by_hand_with_gamma(generators, discriminators, returns):
         next_actions = torch.stack([labels * torch.cat([one for _, one, _ in next_judged[j]]), labels], dim=1)
         value = d_as[j]["critic"](features, torch.stack([labels * explored, labels], dim=1))
         target = torch.cat(rewards) + GAMMA * target_judges[j]["critic"](next_features, next_actions)
-        assert metrics[f"{agent.name}/td_error"].item() == pytest.approx(
+        assert metrics[f"{agent.name}/critic_loss"].item() == pytest.approx(
             (value - target).square().mean().item(), rel=1e-4
         )

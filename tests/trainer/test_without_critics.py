@@ -69,7 +69,7 @@ def test_a_run_without_critics_steps_is_saved_and_goes_on_exactly(without):
         assert all(value.isfinite() for value in metrics.values())
         for agent in whole.agents:
             logged = {name for name in metrics if name.startswith(f"{agent.name}/")}
-            critics = {f"{agent.name}/{name}" for name in ("td_error", "gradient_cosine", "critic_gradient")}
+            critics = {f"{agent.name}/{name}" for name in ("critic_loss", "gradient_cosine", "critic_gradient")}
             assert logged & critics == (critics if agent.critic else set())
     state = saved(whole)
     assert trainer_fault(state, restored) is None and networks_fault(state, whole.config) is None

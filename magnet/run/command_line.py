@@ -1,0 +1,61 @@
+"""The command line of train.py, made from the fields of Config, in groups; experiments and benchmarks take it too."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from magnet.config import PRESETS, Config
+
+GROUPS = {
+    "data": "data skip_bad_images hold_out image_size",
+    "game": "algorithm returns gamma episode_length exploration epsilon diversity_weight lambda_generator "
+    "lambda_discriminator",
+    "learning": "epochs steps batch_size width nz lr beta1 beta2 tau replay_size replay_fraction seed",
+    "regularisers of D_a": "r1 r1_every r2 gradient_penalty spectral_norm",
+    "several agents": "generators discriminators specialise",
+    "run": "device precision sample_every checkpoint_every keep evaluate_every patience models_dir name",
+}
+
+
+def presets() -> str:
+    """Each preset with what it sets, for the help."""
+    lines = [f"  {name:<12}" + " ".join(f"{key}={value}" for key, value in PRESETS[name].items()) for name in PRESETS]
+    return "presets:\n" + "\n".join(line.rstrip() for line in lines)
+
+
+def parse(
+    arguments: list[str], about: str | None = None, parameters: dict | None = None
+) -> tuple[dict, argparse.Namespace]:
+    """The parameters that the command line gives, and its commands (preset, resume, dry_run). Others exit with 2.
+
+    parameters: what holds where the command line says nothing; of a new run, not of one that is resumed.
+    """
+    parser = argparse.ArgumentParser(
+        prog="train.py", usage="%(prog)s [--preset NAME | --resume RUN] [--dry-run] [parameters]; --help lists them",
+        description=about, epilog=presets(), formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--preset", choices=PRESETS, help="a set of parameters; flags beside it win")
+    parser.add_argument("--resume", metavar="RUN", type=Path, help="go on with a run folder, from its last checkpoint")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the settings and the memory that two steps need, and stop"
+    )
+    fields = {field.name: field for field in dataclasses.fields(Config)}
+    sources = {"game": "[M]: as the published MAGNET, [L]: as Lowe et al. 2017 (MADDPG), [D]: see docs/differences.md"}
+    for title, names in GROUPS.items():
+        group = parser.add_argument_group(title, sources.get(title))
+        for field in map(fields.get, names.split()):
+            flag, about = f"--{field.name.replace('_', '-')}", field.metadata["about"]
+            if field.type is bool:
+                group.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=about)
+            else:
+                about = f"{about} (default {field.default!r})"
+                choices = field.metadata["choices"] or None
+                group.add_argument(flag, type=field.type, choices=choices, default=argparse.SUPPRESS, help=about)
+    if unknown := sorted((parameters or {}).keys() - fields.keys()):
+        parser.error(f"PARAMETERS in train.py has no such parameters as {', '.join(unknown)}; --help lists them")
+    given = parser.parse_args(arguments)
+    if given.resume and given.preset:
+        parser.error("--preset begins a run and --resume goes on with one: give one of them")
+    commands = argparse.Namespace(preset=given.preset or "default", resume=given.resume, dry_run=given.dry_run)
+    given = {key: value for key, value in vars(given).items() if key not in vars(commands)}
+    return (given if commands.resume else (parameters or {}) | given), commands

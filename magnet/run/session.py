@@ -1,0 +1,81 @@
+"""How a run begins: its settings, its data, its trainer; and where an earlier one stood."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from magnet.config import CACHE, FREE_ON_RESUME, Config, restored_config
+from magnet.data.gaussians import PointDataset, draw_points
+from magnet.data.image_dataset import ImageDataset, load_faces
+from magnet.evaluation.sampling import FixedGrids
+from magnet.evaluation.scores import Evaluation
+from magnet.game.environment import new_environment
+from magnet.maddpg import MADDPG
+from magnet.run import checkpoint
+from magnet.run.checkpoint_validation import first_fault, refuse, trainer_fault
+from magnet.run.process_memory import peak
+from magnet.support.distributed import first_on_machine
+from magnet.support.errors import UserError
+
+
+def resumed(run: Path, given: dict) -> tuple[Config, Path, dict]:
+    """`run`'s last good checkpoint: its config with what is `given`, its path and contents.
+
+    Raises UserError if `given` asks for another game.
+    """
+    path, saved = checkpoint.latest(run / "checkpoints")
+    config = restored_config(path, saved)
+    if given.get("precision") == "auto":
+        given = {key: value for key, value in given.items() if key != "precision"}
+    changed = sorted(k for k, v in given.items() if k not in FREE_ON_RESUME and v != getattr(config, k))
+    if changed:
+        flags = ", ".join(f"--{key.replace('_', '-')} (was {getattr(config, key)})" for key in changed)
+        raise UserError(f"{run} cannot go on with other values of {flags}; leave them out, or start a new run.")
+    print(f"Going on from {path}.")
+    return dataclasses.replace(config, **given), path, saved
+
+
+def load_pixels(config: Config):
+    """The images uint8 (N, 3, S, S), or points float32 (N, 2), that a run learns from. Raises UserError."""
+    if config.points:
+        return draw_points(config.data)
+    with first_on_machine():
+        return load_faces(
+            config.data, config.image_size, cache_dir=CACHE, skip_bad_images=config.skip_bad_images,
+            hold_out=config.hold_out,
+        )  # fmt: skip
+
+
+def build(config: Config, pixels, path: Path | None = None, saved: dict | None = None) -> tuple[MADDPG, Evaluation]:
+    """The trainer of `config` on pixels, as `load_pixels` gives them, and its scores so far, where `saved` stood.
+
+    saved: the contents of the checkpoint `path`. Raises UserError.
+    """
+    faces = PointDataset(pixels, config.device) if config.points else ImageDataset(pixels, config.device)
+    if saved and saved["faces"] != faces.fingerprint:
+        raise UserError(f"The images in {config.data} are not those that the run learned from; give these with --data.")
+    try:
+        trainer = MADDPG(config, new_environment(config, faces), torch.device(config.device))
+    except ValueError as error:
+        raise UserError(f"{config.data}: {error}; give more images or a smaller --batch-size.") from error
+    evaluation = Evaluation(trainer.generators, trainer.faces, config)
+    if saved:
+        refuse(path, trainer_fault(saved["trainer"], trainer))
+        trainer.load_state_dict(saved["trainer"])
+        if saved["best"]:
+            refuse(path, first_fault(saved["best"], evaluation.best, "best"))
+            evaluation.best = saved["best"]
+    return trainer, evaluation
+
+
+def trial(config: Config, pixels) -> int | None:
+    """Bytes that the process has at its peak if it trains: it makes two steps and a grid, and throws them away.
+
+    Images that stay in their file are not among them. None where the system cannot say. Raises UserError.
+    """
+    trainer, _ = build(config, pixels)
+    for _ in range(2):  # in the first the replay buffer is empty
+        trainer.step()
+    FixedGrids(trainer.generators, trainer.faces, config.seed).draw()
+    return peak(trainer.device)

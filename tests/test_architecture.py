@@ -1,0 +1,85 @@
+"""How the code is laid out: imports run downwards, programs are not imported, files and functions stay short."""
+
+import ast
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+import train
+from magnet.config import Config
+from magnet.run.command_line import GROUPS, parse
+
+ROOT = Path(train.__file__).parent
+ROOMS = ["run", "evaluation", "maddpg", "agents", "game", "data", "config", "support"]  # from above to below
+PROGRAMS = {path.stem for path in ROOT.glob("*.py")}
+LIBRARY = sorted(
+    path for folder in ("magnet", "experiments", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")
+)
+
+
+def imported(path: Path) -> set[str]:
+    """The modules that a file imports anywhere, by their full names."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def upward(path: Path, modules: set[str]) -> list[str]:
+    """Those of `modules` that stand above the file `path` of magnet/."""
+    room = path.relative_to(ROOT / "magnet").parts[0].removesuffix(".py")
+    above = ROOMS[: ROOMS.index(room)]
+    return [name for name in modules if name.startswith("magnet.") and name.split(".")[1] in above]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "magnet").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_run_downwards(path):
+    if path.parent == ROOT / "magnet" and path.stem == "__init__":
+        return
+    assert not upward(path, imported(path))
+
+
+def test_an_upward_import_is_noticed(tmp_path):
+    (tmp_path / "new.py").write_text("def f():\n    from magnet.agents import networks\n    import magnet.run.logger\n")
+    found = upward(ROOT / "magnet" / "game" / "new.py", imported(tmp_path / "new.py"))
+    assert {name.split(".")[1] for name in found} == {"agents", "run"}
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_program_is_imported(path):
+    assert not {name.split(".")[0] for name in imported(path)} & PROGRAMS
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "magnet").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_modules_are_short(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 260
+
+
+def test_train_reads_from_top_to_bottom():
+    text = (ROOT / "train.py").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 200
+    functions = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
+    assert all(node.end_lineno - node.lineno < 40 for node in functions)
+    assert text.index("PARAMETERS = {}") < text.index("import ")
+
+
+def test_every_parameter_stands_in_one_group_of_the_help():
+    names = [name for group in GROUPS.values() for name in group.split()]
+    assert sorted(names) == sorted(field.name for field in dataclasses.fields(Config))
+
+
+def test_parameters_in_the_program_hold_for_new_runs_and_flags_win():
+    given, _ = parse(["--lr", "0.1"], None, {"lr": 0.2, "nz": 7})
+    assert given == {"lr": 0.1, "nz": 7}
+    given, _ = parse(["--resume", "models/x"], None, {"nz": 7})
+    assert given == {}
+
+
+def test_an_unknown_parameter_in_the_program_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        parse([], None, {"learning_rate": 0.1})
+    assert "learning_rate" in capsys.readouterr().err
