@@ -18,9 +18,13 @@ GAUSSIANS = ("gaussians-8", "gaussians-25")  # see gaussians.py
 MANY = 10**12  # more than anything that is counted here
 
 
-def parameter(default, about: str, low: float = -math.inf, high: float = MANY, choices: tuple = ()):
-    """A field of Config: its default, what the command line says of it, and the values that it may take."""
-    return dataclasses.field(default=default, metadata={"about": about, "low": low, "high": high, "choices": choices})
+def parameter(default, about: str, low: float = -math.inf, high: float = MANY, choices: tuple = (), old=None):
+    """A field of Config: its default, what the command line says of it, the values that it may take.
+
+    old: for a field that is added, the value that does what the program did before; None: older runs are refused.
+    """
+    metadata = {"about": about, "low": low, "high": high, "choices": choices, "old": old}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -236,23 +240,3 @@ def settle(config: Config) -> Config:
             fast = torch.cuda.get_device_capability(name) >= (8, 0)  # before Ampere bfloat16 is emulated
         precision = "bf16" if fast else "fp32"
     return dataclasses.replace(config, device=name, precision=precision)
-
-
-def restored_config(path: Path, saved: dict) -> Config:
-    """The config of the checkpoint `saved`, which was read from `path`.
-
-    Raises UserError if it has not exactly the present parameters: the default of a new one could change the game; or if
-    a value cannot be.
-    """
-    differing = sorted(map(str, saved["config"].keys() ^ {field.name for field in dataclasses.fields(Config)}))
-    if differing:
-        raise UserError(
-            f"{path} is of another release of MAGNET, which differs in {', '.join(differing)}: use that release "
-            f"(git_commit in the run's environment.json)."
-        )
-    config = Config(**saved["config"])
-    try:
-        check(config)
-    except UserError as error:
-        raise UserError(f"{path} is not as train.py writes checkpoints: of its config {error}") from None
-    return config

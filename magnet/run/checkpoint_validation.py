@@ -4,6 +4,7 @@ The form is given by an example: what the run itself would write, with a type or
 value's own form.
 """
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from magnet.agents.networks import discriminator_networks, generator_networks
-from magnet.config import agent_names
+from magnet.config import Config, agent_names, check
 from magnet.maddpg import MADDPG
 from magnet.support.errors import UserError
 
@@ -144,3 +145,28 @@ def networks_fault(saved, config) -> str | None:
         example = {"networks": weights, "targets": weights, "optimizers": dict, "random": Tensor}
         agents |= dict.fromkeys(names, example)
     return first_fault(saved.get("agents"), agents, "trainer.agents")
+
+
+def restored_config(path: Path, saved: dict) -> Config:
+    """The config of the checkpoint `saved`, which was read from `path`.
+
+    A parameter that it lacks has the `old` value that the field declares. Raises UserError if there is none, if it has
+    parameters that are no more, or if a value cannot be.
+    """
+    fields, found = {field.name: field for field in dataclasses.fields(Config)}, saved["config"]
+    added = {name: field.metadata["old"] for name, field in fields.items() if name not in found}
+    differing = sorted(map(str, (found.keys() - fields.keys()) | {name for name in added if added[name] is None}))
+    if differing:
+        raise UserError(
+            f"{path} is of another release of MAGNET, which differs in {', '.join(differing)}: use that release "
+            f"(git_commit in the run's environment.json)."
+        )
+    if added:
+        values = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in added.items())
+        print(f"{path} is older than {values}: with these values it does what it did.")
+    config = Config(**found, **added)
+    try:
+        check(config)
+    except UserError as error:
+        raise UserError(f"{path} is not as train.py writes checkpoints: of its config {error}") from None
+    return config

@@ -7,11 +7,11 @@ import torch
 
 from magnet.agents.discriminator import DiscriminatorAgent
 from magnet.agents.generator import GeneratorAgent
-from magnet.config import CACHE, Config, restored_config, settle
+from magnet.config import CACHE, Config, settle
 from magnet.data.image_dataset import ImageDataset, load_faces
 from magnet.maddpg import new_agents
 from magnet.run import checkpoint
-from magnet.run.checkpoint_validation import networks_fault, refuse
+from magnet.run.checkpoint_validation import networks_fault, refuse, restored_config
 from magnet.support.errors import UserError
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from magnet.config import CACHE, FREE_ON_RESUME, Config, restored_config
+from magnet.config import CACHE, FREE_ON_RESUME, Config
 from magnet.data.gaussians import PointDataset, draw_points
 from magnet.data.image_dataset import ImageDataset, load_faces
 from magnet.evaluation.sampling import FixedGrids
@@ -13,7 +13,7 @@ from magnet.evaluation.scores import Evaluation
 from magnet.game.environment import new_environment
 from magnet.maddpg import MADDPG
 from magnet.run import checkpoint
-from magnet.run.checkpoint_validation import first_fault, refuse, trainer_fault
+from magnet.run.checkpoint_validation import first_fault, refuse, restored_config, trainer_fault
 from magnet.run.process_memory import peak
 from magnet.support.distributed import first_on_machine
 from magnet.support.errors import UserError

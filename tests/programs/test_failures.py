@@ -1,15 +1,18 @@
 """Failures of the machine, numbers that are not finite, checkpoints of another release: a sentence and a status."""
 
+import dataclasses
 import os
 
 import pytest
 import torch
 from test_train import TINY, state
 
+import evaluate
 import sample
 import train
+from magnet.config import Config, parameter
 from magnet.maddpg import MADDPG
-from magnet.run import checkpoint
+from magnet.run import checkpoint, checkpoint_validation
 
 
 def test_a_failing_disk_is_a_sentence_and_status_1(place, capsys, monkeypatch):
@@ -102,3 +105,26 @@ def test_a_checkpoint_with_other_parameters_than_this_release_is_refused(place, 
         assert program.main(words) == 2
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert str(path.name) in error and next(iter(change)) in error
+
+
+def test_a_run_from_before_a_parameter_was_added_goes_on_as_it_was(place, capsys, monkeypatch):
+    assert train.main([*TINY, "--steps", "2", "--name", "older"]) == 0
+
+    @dataclasses.dataclass(frozen=True)
+    class Newer(Config):
+        sharpness: float = parameter(0.7, "a new idea", low=0, high=1, old=0.1)
+
+    monkeypatch.setattr(checkpoint_validation, "Config", Newer)
+    for program, words in (
+        (sample, ["models/older"]),
+        (evaluate, ["models/older", "--no-features", "--count", "32"]),
+        (train, ["--resume", "models/older", "--steps", "4"]),
+    ):
+        capsys.readouterr()
+        assert program.main(words) == 0
+        output = capsys.readouterr()
+        assert "is older than --sharpness 0.1" in output.out + output.err
+    path = place / "models" / "older" / "checkpoints" / "000004.pt"
+    assert checkpoint.load(path)["config"]["sharpness"] == 0.1
+    capsys.readouterr()
+    assert sample.main(["models/older"]) == 0 and "older than" not in capsys.readouterr().out

@@ -17,9 +17,8 @@ from conftest import SEED, cases, leaves, same, saved, small_config, small_faces
 import evaluate
 import sample
 import train
-from magnet.config import restored_config
 from magnet.run import checkpoint
-from magnet.run.checkpoint_validation import random_state
+from magnet.run.checkpoint_validation import random_state, restored_config
 from magnet.run.saved_runs import load_agents
 from magnet.run.session import build
 from magnet.support.errors import UserError
