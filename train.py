@@ -6,7 +6,7 @@
     python3 train.py --resume models/2026-11-22_14-03-59
 
 Exit status: 0 done, 1 a failure of the machine (disk, memory), 2 a mistake in the settings or the data, 3 not finite
-(the last good checkpoint stays), 130 and 143 stopped by SIGINT or SIGTERM after the step was finished and saved.
+(the last good checkpoint stays), 130, 143 and 129 stopped by Ctrl-C, SIGTERM or a closed terminal, saved.
 """
 
 PARAMETERS = {}  # training parameters: change them here, or on the command line, which wins: {"lr": 1e-4}
@@ -22,6 +22,7 @@ from pathlib import Path
 from magnet.config import PRESETS, Config, check, complete, settle, without_effect
 from magnet.run.command_line import parse
 from magnet.support.errors import Diverged, UserError
+from magnet.support.streams import resilient_output
 
 # What imports torch is imported where it is needed: --help and a wrong word answer at once.
 
@@ -31,7 +32,7 @@ def start(given: dict, commands: argparse.Namespace, owned: ExitStack) -> int:
 
     owned: where the run's lock is held.
     """
-    from magnet.run.session import build, load_pixels, trial
+    from magnet.run.session import build, follow, load_pixels, trial
     from magnet.run.summary import summary
     from magnet.support import distributed
 
@@ -153,28 +154,21 @@ def lead(config: Config, run: Path | None, trainer, evaluation, total: int, owne
     return 0
 
 
-def follow(trainer, evaluation, total: int) -> int:
-    """What the other processes of several do: the same steps, and no writing. Returns the exit status."""
-    from magnet.run.signals import Stop, goes_on
-    from magnet.support import distributed
-
-    stop = Stop()
-    while goes_on(trainer, evaluation, total, stop):
-        trainer.step()
-    distributed.all_reduce_max(0)  # once the first has saved: torchrun may stop all when one ends
-    return 128 + stop.signal if stop.signal else 0
-
-
 def main(arguments: list[str] | None = None) -> int:
-    """The program; returns its exit status. Says in a sentence what went wrong."""
+    """The program; returns its exit status."""
+    with resilient_output():
+        return attempt(sys.argv[1:] if arguments is None else arguments)
+
+
+def attempt(arguments: list[str]) -> int:
+    """Parses and starts; says in a sentence what went wrong. Returns the exit status."""
     try:
         with ExitStack() as owned:
             if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's
                 from magnet.support.distributed import group
 
                 owned.enter_context(group())
-            given, commands = parse(sys.argv[1:] if arguments is None else arguments, __doc__, PARAMETERS)
-            return start(given, commands, owned)
+            return start(*parse(arguments, __doc__, PARAMETERS), owned)
     except UserError as error:
         status, sentence = 2, error
     except Diverged as error:

@@ -15,6 +15,7 @@ from magnet.config import Config
 from magnet.data.image_dataset import ImageDataset
 from magnet.game.environment import new_environment
 from magnet.maddpg import MADDPG
+from magnet.run.signals import SIGNALS
 
 pytest.register_assert_rewrite("downloads")  # fixtures of some test files
 torch.set_num_threads(1)  # the networks are so small that threads cost more than they bring
@@ -57,7 +58,7 @@ def place(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def handlers():
     """Puts the signal handlers back that main takes over."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -14,7 +14,7 @@ class Progress:
 
     def __init__(self, trainer, total: int, unit: str):
         self.trainer, self.total = trainer, total
-        self.batch, self.per_epoch = trainer.config.batch_size, trainer.steps_per_epoch
+        self.batch, self.per_epoch, self.unit = trainer.config.batch_size, trainer.steps_per_epoch, unit
         self.bar = tqdm(
             total=total * self.batch, initial=trainer.images_seen, unit=unit, dynamic_ncols=True,
             disable=None,  # where standard error is no terminal
@@ -52,7 +52,7 @@ class Progress:
         left = (self.total - steps) * (now - self.began[0]) / (steps - self.began[1]) / 60
         self.written = now, steps
         print(
-            f"step {steps}/{self.total}, {self.epoch}, trains on {rate:.0f} {self.bar.unit}s/s, {self.metrics}, "
+            f"step {steps}/{self.total}, {self.epoch}, trains on {rate:.0f} {self.unit}s/s, {self.metrics}, "
             f"{left:.0f} min left", file=sys.stderr, flush=True,
         )  # fmt: skip
 

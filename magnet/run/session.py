@@ -15,7 +15,8 @@ from magnet.maddpg import MADDPG
 from magnet.run import checkpoint
 from magnet.run.checkpoint_validation import first_fault, refuse, restored_config, trainer_fault
 from magnet.run.process_memory import peak
-from magnet.support.distributed import first_on_machine
+from magnet.run.signals import Stop, goes_on
+from magnet.support.distributed import all_reduce_max, first_on_machine
 from magnet.support.errors import UserError
 
 
@@ -79,3 +80,12 @@ def trial(config: Config, pixels) -> int | None:
         trainer.step()
     FixedGrids(trainer.generators, trainer.faces, config.seed).draw()
     return peak(trainer.device)
+
+
+def follow(trainer: MADDPG, evaluation: Evaluation, total: int) -> int:
+    """What all of several processes but the first do: the same steps, and no writing. Returns the exit status."""
+    stop = Stop()
+    while goes_on(trainer, evaluation, total, stop):
+        trainer.step()
+    all_reduce_max(0)  # once the first has saved: torchrun may stop all when one ends
+    return 128 + stop.signal if stop.signal else 0

@@ -4,24 +4,28 @@ import signal
 
 from magnet.support.distributed import all_reduce_max
 
+# Ctrl-C, what ends a job, and a terminal that is closed (there is none on Windows).
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
 
 class Stop:
-    """Notes SIGINT and SIGTERM, so that the step is finished and saved; a second signal ends the program at once."""
+    """Notes SIGNALS, so that the step is finished and saved; a second one ends the program at once."""
 
     def __init__(self):
         self.signal = 0  # none
-        for number in (signal.SIGINT, signal.SIGTERM):
+        self.numbers = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup's stays
+        for number in self.numbers:
             signal.signal(number, self.note)
 
     def note(self, number, frame) -> None:
         """The signal handler."""
         self.signal = number
-        for either in (signal.SIGINT, signal.SIGTERM):
+        for either in self.numbers:
             signal.signal(either, signal.SIG_DFL)
 
 
 def goes_on(trainer, evaluation, total: int, stop: Stop) -> bool:
-    """Whether there is another step to do. Of several processes all get the same answer, and the same `stop.signal`."""
+    """Whether there is another step to make: the same on all of several processes, like `stop.signal`."""
     signalled, ended = all_reduce_max(stop.signal, evaluation.patience_ended)
     if signalled:  # never back to 0: this process may have got a signal since
         stop.signal = signalled

@@ -9,7 +9,8 @@ import train
 from magnet.run import command_line
 
 ROOT = Path(train.__file__).parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "experiments" / "README.md"]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "experiments/README.md")]
+DOCUMENTS = [*PAGES, *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def anchors(path: Path) -> set[str]:
@@ -38,3 +39,7 @@ def test_the_commands_for_training_are_understood():
         words = command.replace("FOLDER", "x").replace("RUN", "x").split()
         if "--help" not in words:
             command_line.parse(words)
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 180

@@ -3,15 +3,17 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_train import PER_EPOCH, TINY, differences, finish, metrics, start, state, wait_for
+from test_train import PER_EPOCH, ROOT, TINY, differences, finish, metrics, start, state, wait_for
 
 import train
 from magnet.run import checkpoint
 from magnet.run.logger import sole_owner
-from magnet.run.signals import Stop
+from magnet.run.signals import SIGNALS, Stop
 
 
 @pytest.mark.parametrize("k", [1, PER_EPOCH, 10])
@@ -33,7 +35,7 @@ def test_k_steps_and_the_rest_are_all_steps_bit_for_bit(place, k):
     assert (straight / grid).read_bytes() == (parts / grid).read_bytes()
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_finishes_the_step_saves_and_goes_on_bit_for_bit(place, number, status):
     process = start(place, *TINY, "--epochs", "1000", "--name", "stopped")
     wait_for(place / "models" / "stopped" / "samples" / "000005.png", process)
@@ -56,7 +58,7 @@ def test_a_second_signal_of_either_kind_ends_the_program_at_once(first):
     stop = Stop()
     signal.raise_signal(first)
     assert stop.signal == first
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == [signal.SIG_DFL] * 2
+    assert [signal.getsignal(number) for number in SIGNALS] == [signal.SIG_DFL] * 3
 
 
 @pytest.mark.parametrize("moment", ["checkpoints/000000.pt", "samples/000010.png"])
@@ -117,3 +119,22 @@ def test_eight_runs_started_at_once_share_a_cache_and_no_folder(place):
     assert len(runs) == 8 and len(list((place / "data" / "cache").glob("*.npy"))) == 1
     assert all(differences(state(runs[0]), state(run)) == [] for run in runs[1:])
     assert not list(place.rglob("*.tmp"))
+
+
+def test_a_run_goes_on_when_nobody_reads_its_output_any_more(place):
+    command = [sys.executable, str(ROOT / "train.py"), *TINY, "--steps", "13", "--name", "unread"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = subprocess.Popen(command, cwd=place, env=os.environ | {"OMP_NUM_THREADS": "1"}, **pipes)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=120) == 0
+    assert state(place / "models" / "unread")["steps"] == 13
+
+
+def test_where_standard_error_is_no_terminal_progress_is_plain_lines(place, capsys, monkeypatch):
+    monkeypatch.setattr("magnet.run.progress.LINE_EVERY", 0)
+    assert train.main([*TINY, "--steps", "8", "--name", "lines"]) == 0
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith("step ")]
+    assert "\r" not in error and [line.split(",")[0] for line in lines] == [f"step {i}/8" for i in range(1, 9)]
+    assert all(part in lines[-1] for part in ("epoch 2/2", "images/s", "reward G", "0 min left"))
