@@ -24,6 +24,7 @@ from magnet.support.errors import UserError
 # What imports torch is imported where it is needed: --help and a wrong word answer at once.
 
 SHOWN = 16  # samples, or up to as many, whose nearest real image is drawn
+LITTLE = 0.01  # recall
 FEWEST = 32  # images to score against: half of them are the floor, whose neighbourhoods must not be all of it
 
 
@@ -71,7 +72,8 @@ def evaluate(options: argparse.Namespace) -> dict:
     scores["real"] = compare(rows(real, 0, half), rows(real, half, 2 * half), frechet, device)
 
     shown = torch.cat([images[: SHOWN // len(samples) // 4 * 4] for images in samples.values()])  # whole rows of 4
-    write(nearest(shown, faces, embed), shown, picture, None, None)
+    beside = nearest(shown, faces, embed)
+    write(beside, shown, picture, None, None)
     step = saved["trainer"]["steps"]
     if options.run.is_dir():
         log(options.run, step, scores, "evaluate-held-out" if options.held_out else "evaluate")
@@ -84,6 +86,7 @@ def evaluate(options: argparse.Namespace) -> dict:
         "fingerprint": reference.fingerprint, "features": network, "torch": torch.__version__,
     }  # fmt: skip
     report = {"scores": scores, "protocol": protocol, "nearest": str(picture)}
+    report["remarks"] = remarks(scores, len(beside.flatten(1).unique(dim=0)), len(shown), picture)
     if options.equilibrium:
         report["equilibrium"] = equilibrium(options, generators, discriminators, faces, count)
     return report
@@ -168,6 +171,18 @@ def table(scores: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+def remarks(scores: dict[str, dict[str, float]], different: int, shown: int, picture: Path) -> list[str]:
+    """What a reader of the scores may overlook. different: of the nearest images of `shown` samples."""
+    found = [
+        f"Recall of {kind} samples is {numbers['recall']:.3f}: they hardly vary, and their precision says nothing."
+        for kind, numbers in scores.items()
+        if numbers.get("recall", 1) < LITTLE
+    ]
+    if different <= shown // 4:
+        found.append(f"{picture} has {different} different real images beside {shown} samples: these hardly vary.")
+    return found
+
+
 def at_equilibrium(key: str, returns: str) -> str:
     """A remark: which value a number of the equilibrium report has there, if it has one."""
     from magnet.game.returns import return_of
@@ -219,6 +234,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(table(report["scores"]) + "\n")
         for key, value in report.get("equilibrium", {}).items():
             print(f"{key.replace('_', ' '):<32}{value:>7.3f}{at_equilibrium(key, report['protocol']['returns'])}")
+        for remark in report["remarks"]:
+            print(f"{remark}\n")
         for key, value in (report["protocol"] | {"nearest": report["nearest"]}).items():
             print(f"{key.replace('_', ' '):<16}{value}")
     return 0

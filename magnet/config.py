@@ -66,7 +66,7 @@ class Config:
     beta2: float = parameter(0.999, "Adam's decay of the mean squared gradient [M]", low=0, high=0.999999)
     gamma: float = parameter(0.0, "discount of later returns [D]; 0.95 in [M]", low=0, high=0.999)
     tau: float = parameter(
-        0.003, "share of the new weights in every target at each step [D]; 0.01 in [L]", low=0, high=1
+        0.003, "share of the new weights in every target at each step [D]; 0.01 in [L]", low=1e-6, high=1
     )
     lambda_generator: float = parameter(
         0.0, "what G_a and G ascend: 0 their critic [M], 1 the return itself, without a critic", low=0, high=1

@@ -61,7 +61,7 @@ def verify(path: Path, archive: Archive) -> dict:
     if archive.size not in (None, size):
         raise BadArchive(f"not the right file: it has {size:,} bytes, not {archive.size:,}")
     digest = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as file, tqdm(total=size, unit="B", unit_scale=True, desc="Checking") as bar:
+    with open(path, "rb") as file, tqdm(total=size, unit="B", unit_scale=True, desc="Checking", disable=None) as bar:
         while piece := file.read(1 << 20):
             digest.update(piece)
             bar.update(len(piece))
@@ -81,7 +81,7 @@ def unpack(path: Path, archive: Archive, folder: Path) -> int:
             members = image_members(source.infolist(), path.stat().st_size, archive.images)
             require_space(folder.parent, sum(member.file_size + 4096 for member in members))  # a disk rounds up
             folder.mkdir()
-            for member in tqdm(members, unit=" images", desc="Unpacking"):
+            for member in tqdm(members, unit=" images", desc="Unpacking", disable=None):
                 with source.open(member) as packed, open(folder / Path(member.filename).name, "xb") as image:
                     shutil.copyfileobj(packed, image)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OSError) as error:
@@ -126,7 +126,9 @@ def decode_all(folder: Path) -> None:
     """Raises BadArchive unless every image in the folder decodes."""
     images = sorted(folder.iterdir())
     with ThreadPool() as pool:
-        for error in tqdm(pool.imap(decoding_error, images, chunksize=64), total=len(images), desc="Decoding"):
+        for error in tqdm(
+            pool.imap(decoding_error, images, chunksize=64), total=len(images), desc="Decoding", disable=None
+        ):
             if error:
                 raise BadArchive(f"damaged: {error}")
 

@@ -136,7 +136,7 @@ def _make_array(target: Path, image_size: int, expected: int, blocks: Iterable[n
         header = {"descr": "|u1", "fortran_order": False, "shape": (expected, 3, image_size, image_size)}
         np.lib.format.write_array_header_1_0(file, header)
         count = 0
-        with tqdm(total=expected, desc=f"making {target}", unit="image") as bar:
+        with tqdm(total=expected, desc=f"making {target}", unit="image", disable=None) as bar:
             for block in blocks:
                 file.write(block.tobytes())
                 count += len(block)

@@ -214,7 +214,7 @@ def features(embed: Embed, images: Tensor) -> Tensor:
     In float64: the metrics are small differences of large sums.
     """
     parts = images.tensor_split(-(-len(images) // EMBEDDED))  # no part of 1, which an exported network may refuse
-    bar = tqdm(parts, desc="features", unit=f" x {len(parts[0])} images", leave=False)
+    bar = tqdm(parts, desc="features", unit=f" x {len(parts[0])} images", leave=False, disable=None)
     return torch.cat([embed(part).double().cpu() for part in bar])
 
 

@@ -83,7 +83,8 @@ class Sampler:
         each of the batches over which the statistics are taken.
         """
         self.batch = batch
-        self.random = stream(seed, "sampler", agent.device)
+        # Generators of a team have noise and states of their own, so that their samples together are independent.
+        self.random = stream(seed, f"sampler/{agent.index}" if agent.index else "sampler", agent.device)
         self.config, self.device, self.faces = agent.config, agent.device, faces
         networks = agent.targets if averaged else agent.networks
         self.generator = with_own_statistics(networks["generator"], self._show_noise)
@@ -97,11 +98,15 @@ class Sampler:
             generator(self.noise(self.batch))
 
     def _show_states(self, actor: nn.Module) -> None:
-        left = self.config.episode_length - self._warm_up
         for t in range(BATCHES):
-            if t % left == 0:
+            if t % self.run_length == 0:
                 recurrent = self.mid_episode  # at first, and where an episode would end
             _, recurrent = actor(self.state(self.batch), recurrent)
+
+    @property
+    def run_length(self) -> int:
+        """How many states are left of an episode after those before `recurrent_state`."""
+        return self.config.episode_length - self._warm_up
 
     @property
     def _warm_up(self) -> int:
@@ -195,7 +200,7 @@ def _drawn(sampler: Sampler, count: int, kind: str, guide: Guide | None) -> tupl
         return pack(torch.cat([sampler.prior(part) for part in z.split(batch)])).cpu(), None
     for t in range(-(-count // batch)):
         if kind == "policy":
-            if t % sampler.config.episode_length == 0:
+            if t % sampler.run_length == 0:
                 recurrent = sampler.recurrent_state(batch)
             state = sampler.state(batch)
             generated, recurrent = sampler.policy(state, recurrent)

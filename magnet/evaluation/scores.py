@@ -23,6 +23,8 @@ class Evaluation:
 
     Pictures by the sliced Wasserstein distance ("swd"), points by how many modes they cover and how evenly ("kl").
 
+    faces: the images or points to compare with, held-out ones if there are some.
+
     The samples are of the averaged G (of several a share each) from the same noise each time, and real images and
     projections are the same too: differences are the network's. Draws nothing from the run's own generators.
     """

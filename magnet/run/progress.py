@@ -51,10 +51,8 @@ class Progress:
         rate = (steps - self.written[1]) * self.batch / (now - self.written[0])
         left = (self.total - steps) * (now - self.began[0]) / (steps - self.began[1]) / 60
         self.written = now, steps
-        print(
-            f"step {steps}/{self.total}, {self.epoch}, trains on {rate:.0f} {self.unit}s/s, {self.metrics}, "
-            f"{left:.0f} min left", file=sys.stderr, flush=True,
-        )  # fmt: skip
+        parts = [f"step {steps}/{self.total}", self.epoch, f"trains on {rate:.0f} {self.unit}s/s", self.metrics]
+        print(", ".join(filter(None, [*parts, f"{left:.0f} min left"])), file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Ends the bar."""

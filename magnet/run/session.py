@@ -37,14 +37,17 @@ def resumed(run: Path, given: dict) -> tuple[Config, Path, dict]:
     return dataclasses.replace(config, **given), path, saved
 
 
-def load_pixels(config: Config):
-    """The images uint8 (N, 3, S, S), or points float32 (N, 2), that a run learns from. Raises UserError."""
+def load_pixels(config: Config, held_out: bool = False):
+    """The images uint8 (N, 3, S, S), or points float32 (N, 2), that a run learns from, or those held out of it.
+
+    Raises UserError.
+    """
     if config.points:
         return draw_points(config.data)
     with first_on_machine():
         return load_faces(
             config.data, config.image_size, cache_dir=CACHE, skip_bad_images=config.skip_bad_images,
-            hold_out=config.hold_out,
+            hold_out=config.hold_out, held_out=held_out,
         )  # fmt: skip
 
 
@@ -60,7 +63,10 @@ def build(config: Config, pixels, path: Path | None = None, saved: dict | None =
         trainer = MADDPG(config, new_environment(config, faces), torch.device(config.device))
     except ValueError as error:
         raise UserError(f"{config.data}: {error}; give more images or a smaller --batch-size.") from error
-    evaluation = Evaluation(trainer.generators, trainer.faces, config)
+    reference = trainer.faces
+    if config.evaluate_every and config.hold_out:  # the best checkpoint is chosen on images that training never sees
+        reference = ImageDataset(load_pixels(config, held_out=True), config.device)
+    evaluation = Evaluation(trainer.generators, reference, config)
     if saved:
         refuse(path, trainer_fault(saved["trainer"], trainer))
         trainer.load_state_dict(saved["trainer"])

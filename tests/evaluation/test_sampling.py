@@ -22,6 +22,7 @@ from magnet.evaluation.sampling import (
     FixedGrids,
     Guide,
     Sampler,
+    draw,
     in_float32,
     logit_gradient,
     spherical,
@@ -272,3 +273,20 @@ def test_the_generator_agent_is_sampled_in_the_middle_of_an_episode(length):
     assert starts == list(range(before, before + BATCHES, length - before)), "no more states than an episode has"
     assert torch.equal(memories[-1], memories[before][: len(grids.state)]), "a grid's states come after those before"
     assert torch.equal(passes[-1][0], grids.state)
+
+
+def test_generators_of_a_team_are_sampled_with_noise_and_states_of_their_own():
+    trainer = trainer_on(small_config(generators=3), small_faces())
+    samplers = [Sampler(agent, trainer.faces, seed=1) for agent in trainer.generators]
+    noise, states = [sampler.noise(4) for sampler in samplers], [sampler.state(8) for sampler in samplers]
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        assert not torch.equal(noise[first], noise[second]) and not torch.equal(states[first], states[second])
+
+
+def test_policy_samples_do_not_run_past_an_episode():
+    trainer = trainer_on(small_config(episode_length=WARM_UP + 3), small_faces())
+    sampler = Sampler(trainer.generators[0], trainer.faces)
+    began, recurrent_state = [], sampler.recurrent_state
+    sampler.recurrent_state = lambda count: began.append(count) or recurrent_state(count)
+    draw([sampler], "policy", 8 * trainer.config.batch_size)
+    assert len(began) == 3, "eight batches, three to an episode"

@@ -8,6 +8,7 @@ from test_train import TINY, differences, finish, metrics, start, state, wait_fo
 
 import sample
 import train
+from magnet.data.image_dataset import load_faces
 from magnet.run import checkpoint
 from magnet.run.saved_runs import load_checkpoint
 
@@ -102,3 +103,19 @@ def test_patience_ends_a_run_that_gets_no_better_and_says_how_near_to_equilibriu
     assert "Nothing to do" in capsys.readouterr().out and state(run)["steps"] == 16
     assert train.main(["--resume", "models/patient", "--patience", "4", "--steps", "18"]) == 0
     assert checkpoint.load(run / "checkpoints" / "best.pt")["best"] == {"swd": 1.0, "step": 18, "worse_since": 0}
+
+
+def test_the_best_checkpoint_is_chosen_on_held_out_images(place, monkeypatch):
+    from magnet.evaluation import scores
+
+    seen, distance = [], scores.sliced_wasserstein
+    monkeypatch.setattr(scores, "sliced_wasserstein", lambda a, b, random: seen.append(b) or distance(a, b, random))
+    apart = ["--hold-out", "0.4", "--replay-fraction", "0.5", "--evaluate-every", "2"]
+    assert train.main([*TINY, *apart, "--steps", "2", "--name", "apart"]) == 0
+    config = json.loads((place / "models" / "apart" / "config.json").read_text())
+    pixels = {held: load_faces("faces", 32, hold_out=0.4, held_out=held, cache_dir=place / "cache") for held in (0, 1)}
+    assert config["hold_out"] == 0.4 and len(pixels[1]) >= 10
+    known = {held: {image.tobytes() for image in images} for held, images in pixels.items()}
+    (real,) = seen
+    images = {image.tobytes() for image in real.numpy()} | {image.flip(2).numpy().tobytes() for image in real}
+    assert images & known[1] and not images & known[0]

@@ -260,3 +260,23 @@ def test_a_team_is_scored_together(place, thumbnail, capsys):
     assert equilibrium["from_equilibrium"] == pytest.approx(equilibrium["value"] + 2, abs=1e-5)
     assert evaluate.main(["models/team", "--no-features", "--equilibrium", "--count", "40"]) == 0
     assert "(-2.000 at equilibrium)" in capsys.readouterr().out
+
+
+def test_what_a_reader_of_the_scores_may_overlook_is_said():
+    varied, alike = {"recall": 0.3}, {"recall": 0.0}
+    assert evaluate.remarks({"prior": varied, "real": {"recall": 0.9}}, 9, 16, Path("nearest.png")) == []
+    assert evaluate.remarks({"prior": {"swd": 3.0}}, 9, 16, Path("nearest.png")) == []
+    recall, nearest = evaluate.remarks({"prior": varied, "policy": alike}, 1, 16, Path("nearest.png"))
+    assert "policy" in recall and "precision says nothing" in recall
+    assert nearest == "nearest.png has 1 different real images beside 16 samples: these hardly vary."
+
+
+def test_a_generator_whose_samples_are_all_alike_is_remarked_on(place, capsys):
+    path = Path("models/default/checkpoints/000002.pt")
+    saved = checkpoint.load(path)
+    for tensor in saved["trainer"]["agents"]["generator"]["targets"]["generator"].values():
+        if tensor.is_floating_point():
+            tensor.zero_()
+    checkpoint.save(Path("grey.pt"), saved)
+    assert evaluate.main(["grey.pt", "--no-features", "--count", "32"]) == 0
+    assert "nearest.png has 1 different real images beside 16 samples" in capsys.readouterr().out

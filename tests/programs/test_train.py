@@ -102,6 +102,7 @@ def test_every_preset_trains_and_flags_come_before_it(place, preset):
         (["--lr", "nan"], ["--lr is nan"]),
         (["--gamma", "1"], ["--gamma is 1.0"]),
         (["--tau", "-0.1"], ["--tau is -0.1"]),
+        (["--tau", "0"], ["--tau is 0.0", "at least"]),
         (["--patience", "3"], ["--patience 3", "--evaluate-every"]),
         (["--hold-out", "0.6"], ["--hold-out is 0.6", "from 0 to 0.5"]),
         (["--hold-out", "1e-9"], ["--hold-out 1e-09", "0 of 40 images"]),

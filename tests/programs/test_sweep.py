@@ -1,0 +1,97 @@
+"""Random combinations of settings: each is trained, sampled in every kind, scored with every flag, and resumed.
+
+A combination that check() refuses is drawn anew. What is left must end without a traceback, a warning or a number that
+is not finite.
+"""
+
+import functools
+import json
+import math
+import random
+import warnings
+
+import numpy as np
+import pytest
+from conftest import SEED, cases
+from PIL import Image
+
+import evaluate
+import sample
+import train
+from magnet.config import GAUSSIANS, check, complete
+from magnet.evaluation import equilibrium
+from magnet.game.returns import RETURNS
+from magnet.support.errors import UserError
+
+CHOICES = {
+    "algorithm": ["magnet", "magnet", "gan"], "returns": list(RETURNS),
+    "generators": [1, 1, 2], "discriminators": [1, 1, 2], "specialise": [0.0, 0.0, 0.5], "gamma": [0.0, 0.0, 0.9],
+    "lambda_generator": [0.0, 0.5, 1.0], "lambda_discriminator": [0.0, 0.5, 1.0], "diversity_weight": [0.0, 1.0],
+    "exploration": [0.0, 0.1, 1.0], "epsilon": [0.0, 0.5, 1.0], "r1": [0.0, 0.1], "r1_every": [1, 2], "r2": [0.0, 0.1],
+    "gradient_penalty": [0.0, 1.0], "spectral_norm": [False, True], "replay_fraction": [0.0, 0.25, 0.5],
+    "batch_size": [4, 8, 10], "episode_length": [1, 2, 25], "hold_out": [0.0, 0.5], "evaluate_every": [0, 2],
+    "patience": [0, 1], "precision": ["fp32", "auto"],
+    "data": ["faces", "faces", "faces", "gaussians-8", "gaussians-25"],
+}  # fmt: skip
+SMALL = {"image_size": 32, "width": 4, "nz": 6, "replay_size": 20, "device": "cpu"}
+
+
+def combination(draw: random.Random) -> dict:
+    """Parameters of a run that check() takes."""
+    while True:
+        flags = SMALL | {name: draw.choice(values) for name, values in CHOICES.items()}
+        try:
+            check(complete(flags))
+        except UserError:
+            continue
+        return flags
+
+
+def words(flags: dict) -> list[str]:
+    """The flags as a command line."""
+    given = [(f"--{name.replace('_', '-')}", value) for name, value in flags.items() if value is not False]
+    return [word for flag, value in given for word in ([flag] if value is True else [flag, str(value)])]
+
+
+def programs(flags: dict):
+    """What is done with a run of these settings, one program after another."""
+    yield train, [*words(flags), "--steps", "3", "--name", "run"]
+    if flags["data"] not in GAUSSIANS:
+        for kind in ("prior", "guided", "interpolation", *(["policy"] if flags["algorithm"] == "magnet" else [])):
+            yield sample, ["models/run", "--kind", kind, "--count", "9"]
+        held_out = [["--held-out"]] if flags["hold_out"] else []
+        for more in (["--guided"], ["--equilibrium"], *held_out):
+            yield evaluate, ["models/run", "--no-features", "--count", "32", *more]
+    yield train, ["--resume", "models/run", "--steps", "5"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of 90 small images."""
+    folder, draw = tmp_path_factory.mktemp("faces"), np.random.default_rng(0)
+    for i in range(90):
+        Image.fromarray(draw.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{i:02d}.png")
+    return folder
+
+
+@cases(short=30, long=300)
+def test_random_combinations_of_settings_train_sample_score_and_go_on(tmp_path, monkeypatch, images, count):
+    draw = random.Random(SEED)
+    monkeypatch.setattr("magnet.evaluation.sampling.BATCHES", 2)  # how well is not what is tested here
+    report = functools.partial(equilibrium.equilibrium_report, steps=2)
+    monkeypatch.setattr(equilibrium, "equilibrium_report", report)
+    for i in range(count):
+        place = tmp_path / str(i)
+        place.mkdir()
+        monkeypatch.chdir(place)
+        (place / "faces").symlink_to(images)
+        flags = combination(draw)
+        for program, arguments in programs(flags):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                assert program.main(arguments) == 0, (flags, arguments)
+        run = place / "models" / "run"
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert all(math.isfinite(value) for line in lines for value in line.values()), flags
+        ended = flags["patience"] and flags["evaluate_every"]
+        assert lines[-1]["step"] == 5 or ended, flags
