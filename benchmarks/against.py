@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""MAGNET's program against what a user would write (textlogger.py): its five networks in a plain loop, and a DCGAN.
+"""MAGNET's program against what a user would write (textbook.py): its five networks in a plain loop, and a DCGAN.
 
     python3 benchmarks/against.py --image-size 64 --width 64 --batch-size 32 --device cpu --threads 2
 
@@ -84,10 +84,10 @@ def program(config: Config, pixels, run: Path, owned: ExitStack, clock) -> tuple
 def measure(config: Config, folder: Path, repeats: int, workers: int, cpu_time: bool) -> dict:
     """Images a second of the program's games and of both loops, and their ratios, over the turns."""
     import torch
-    from benchmarks.textlogger import dcgan, five_networks
 
     from benchmarks.floor import period
     from benchmarks.measure import flops, in_turns, new_clock, ratios, spread
+    from benchmarks.textbook import dcgan, five_networks
     from magnet.data.image_dataset import load_faces
 
     clock = new_clock(torch.device(config.device), cpu_time)

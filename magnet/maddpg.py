@@ -11,8 +11,7 @@
      9-10  for each agent: a minibatch from the replay buffer                          act (its rows act anew)
      11    the TD target y = r + gamma Q'(x', a')                                      next_values, returns.td_target
      12    the critic by the squared TD error                                          Agent.update_critic
-     13    the actor by the gradient of its critic                                     GeneratorAgent.update and
-                                                                                       DiscriminatorAgent.update
+     13    the actor by the gradient of its critic                                     update of either kind of agent
      15    the targets                                                                 Agent.update_targets
 """
 
@@ -54,10 +53,10 @@ class Batch:
 
 def new_agents(config, device: torch.device) -> tuple[list[GeneratorAgent], list[DiscriminatorAgent]]:
     """The agents of a game, with fresh weights."""
-    generators, discriminators = agent_names(config)
+    generators, discriminators = map(enumerate, agent_names(config))
     return (
-        [GeneratorAgent(name, config, device, i) for i, name in enumerate(generators)],
-        [DiscriminatorAgent(name, config, device, i) for i, name in enumerate(discriminators)],
+        [GeneratorAgent(name, config, device, i) for i, name in generators],
+        [DiscriminatorAgent(name, config, device, i) for i, name in discriminators],
     )
 
 

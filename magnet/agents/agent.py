@@ -27,17 +27,19 @@ def soft_update(target: nn.Module, online: nn.Module, tau: float) -> None:
 class Agent:
     """What both kinds share: networks by name, a target and an optimizer for each, random numbers of their own."""
 
-    def __init__(
-        self, name: str, config, device: torch.device, makers: dict[str, Callable[[], nn.Module]], index: int = 0
-    ):  # fmt: skip
-        """makers: what makes each network. Its first weights follow from the run's seed and its name alone, so that all
-        games of one seed, plain GANs too, start from the same G and D_a. index: its place among the agents of its kind.
+    makers: Callable[..., dict[str, Callable[[], nn.Module]]]  # of a config: by name what makes each network
+
+    def __init__(self, name: str, config, device: torch.device, index: int = 0):
+        """index: its place among the agents of its kind.
+
+        A network's first weights follow from the run's seed and its name alone: all games of one seed, plain GANs too,
+        start from the same G and D_a.
         """
         self.name, self.config, self.device, self.index = name, config, device, index
         self.random = stream(config.seed, name, device)
         place = {"device": device, "memory_format": torch.channels_last}
         self.networks = {}
-        for key, make in makers.items():
+        for key, make in self.makers(config).items():
             with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
                 torch.default_generator.manual_seed(derived_seed(config.seed, f"{name}/{key}"))
                 self.networks[key] = make().to(**place)

@@ -19,8 +19,7 @@ def critic_inputs(outputs: list[Discrimination]) -> tuple[Tensor, Tensor]:
     product, and D_a may run away before it has (docs/results.md).
     """
     features, logits, _ = zip(*outputs, strict=True)
-    labels = [torch.ones_like(logits[0]), *[-torch.ones_like(one) for one in logits[1:]]]
-    labels = torch.cat(labels)
+    labels = torch.cat([torch.ones_like(logits[0]), *[-torch.ones_like(one) for one in logits[1:]]])
     return torch.cat(features).detach(), torch.stack([labels * torch.cat(logits), labels], dim=1)
 
 
@@ -35,9 +34,7 @@ def per_kind(values: Tensor, real: int) -> Tensor:
 class DiscriminatorAgent(Agent):
     """D_a and D_c. Its action on an image is the logit l of the chance that the image is real."""
 
-    def __init__(self, name: str, config, device: torch.device, index: int = 0):
-        """index: its place among the discriminators."""
-        super().__init__(name, config, device, discriminator_networks(config), index)
+    makers = staticmethod(discriminator_networks)
 
     def update(self, batch) -> Metrics:
         """Critic, then actor, on real and generated images. batch: maddpg.Batch, all of it known."""
@@ -85,15 +82,11 @@ class DiscriminatorAgent(Agent):
         if self.critic:
             leaf = actions[:, 0].detach().requires_grad_()
             (gradient,) = torch.autograd.grad(per_kind(reward(leaf), len(real)), leaf)
-            metrics["gradient_cosine"] = returns.gradient_cosine(
-                all_gather_rows(-actions.grad[:, 0]), all_gather_rows(gradient)
-            )
-
-        fresh = batch.new  # accuracies are of the game as it was played
-        real_logits, fake_logits = (
-            all_gather_rows(real_logits.detach()[:fresh]),
-            all_gather_rows(fake_logits.detach().T[:fresh]).T,
-        )
+            by_critic, by_return = all_gather_rows(-actions.grad[:, 0]), all_gather_rows(gradient)
+            metrics["gradient_cosine"] = returns.gradient_cosine(by_critic, by_return)
+        # Accuracies are of the game as it was played.
+        real_logits = all_gather_rows(real_logits.detach()[: batch.new])
+        fake_logits = all_gather_rows(fake_logits.detach().T[: batch.new]).T
         border = kind.border(real_logits, fake_logits)
         return metrics | {
             "accuracy_real": (real_logits > border).float().mean(),

@@ -26,9 +26,7 @@ class GeneratorAgent(Agent):
     In a plain GAN (Goodfellow et al. 2014) there is G alone: its actions are noise, whatever the state.
     """
 
-    def __init__(self, name: str, config, device: torch.device, index: int = 0):
-        """index: its place among the generators."""
-        super().__init__(name, config, device, generator_networks(config), index)
+    makers = staticmethod(generator_networks)
 
     def initial_recurrent_state(self, batch: int) -> Tensor:
         """The recurrent state at the start of an episode: zeros (B, 2, layers, hidden), or (B, 0) of a plain GAN."""

@@ -19,6 +19,11 @@ def new_generator(**changes):
     return new_agents(GeneratorAgent, ["generator"], small_config(**changes))[0]
 
 
+def agent_of(makers, config):
+    """An agent of the networks that `makers` make."""
+    return type("Other", (Agent,), {"makers": staticmethod(lambda config: makers)})("agent", config, CPU)
+
+
 @pytest.mark.parametrize("tau", [0.0, 0.25, 1.0])
 def test_soft_update_moves_weights_by_tau_and_copies_statistics(tau):
     torch.manual_seed(0)
@@ -84,7 +89,7 @@ def test_first_weights_are_not_those_of_another_seed_name_or_network():
             assert all(not torch.equal(first[key], other[key]) for key in first)
     config = small_config(seed=3)
     makers = dict.fromkeys(("one", "other"), lambda: nn.Linear(3, 2))
-    one, other = Agent("agent", config, CPU, makers).networks.values()
+    one, other = agent_of(makers, config).networks.values()
     assert not torch.equal(one.weight, other.weight)
     torch.manual_seed(derived_seed(3, "agent/other"))
     assert torch.equal(other.weight, nn.Linear(3, 2).weight)
@@ -112,7 +117,7 @@ def test_a_critics_step_is_that_of_its_squared_td_error_by_hand(gamma):
         def forward(self, features, actions):
             return super().forward(torch.cat([features, actions], dim=1)).squeeze(1)
 
-    agent = Agent("agent", small_config(gamma=gamma), CPU, {"critic": lambda: Linear(3, 1, bias=False)})
+    agent = agent_of({"critic": lambda: Linear(3, 1, bias=False)}, small_config(gamma=gamma))
     features, actions = torch.tensor([[1.0, 2.0], [0.0, -1.0]]), torch.tensor([[3.0], [1.0]])
     with torch.no_grad():
         agent.critic.weight.copy_(torch.tensor([[1.0, -1.0, 0.5]]))

@@ -80,7 +80,8 @@ def test_a_killed_making_leaves_no_array_and_the_next_clears_up(tmp_path):
     images = folder_of(tmp_path / "images", 3 * faces.CHUNK)
     cache = tmp_path / "cache"
     slow = (
-        "import time; from pathlib import Path; from magnet import faces; load = faces.load_image\n"
+        "import time; from pathlib import Path; from magnet.data import image_dataset as faces\n"
+        "load = faces.load_image\n"
         "faces.load_image = lambda path, size: (time.sleep(60 if path.name > '000070' else 0), load(path, size))[1]\n"
         f"faces.load_faces({str(images)!r}, 16, cache_dir=Path({str(cache)!r}), workers=1)"
     )

@@ -95,7 +95,7 @@ def test_patience_ends_a_run_that_gets_no_better_and_says_how_near_to_equilibriu
     assert (run / "progress.gif").exists() and (run / "samples" / "000016.png").exists()
     (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Ended early: ")]
     line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    value, real, fake = (line[f"discriminator/{name}"] for name in ("return", "accuracy_real", "accuracy_fake"))
+    value, real, fake = (line[f"discriminator/{name}"] for name in ("reward", "accuracy_real", "accuracy_fake"))
     assert "in 3 evaluations than 4.00 at step 10" in said and f"{value:.2f}, at equilibrium -1.39" in said
     assert f"{real:.0%} of the real" in said and f"{fake:.0%} of the fake" in said
 

@@ -12,10 +12,12 @@ from test_train import PER_EPOCH, TINY
 
 import train
 from magnet.run import checkpoint
+from magnet.run.logger import LOG_EVERY
 
 WATCH = """
 import gc, json, os, torch
 import train
+from magnet.run.logger import LOG_EVERY
 from magnet.maddpg import MADDPG
 
 def watched(trainer, step=MADDPG.step):
@@ -53,7 +55,7 @@ def test_a_long_run_takes_what_a_short_one_took(place, early, late, every):
     assert len(list((run / "checkpoints").iterdir())) == 3  # --keep, and the best
     lines = (run / "metrics.jsonl").read_bytes().splitlines()
     saves = late // (every // per_epoch * per_epoch) + late // every
-    assert late / train.LOG_EVERY <= len(lines) <= late / train.LOG_EVERY + saves
+    assert late / LOG_EVERY <= len(lines) <= late / LOG_EVERY + saves
     assert len(list((run / "samples").iterdir())) == 2 * (1 + late // every)
     metrics, events, grids = (sum(p.stat().st_size for p in run.glob(n)) for n in ("*.jsonl", "events*", "samples/*"))
     assert metrics <= 1500 * len(lines) and events <= grids + 2000 * len(lines)

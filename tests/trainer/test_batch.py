@@ -12,7 +12,7 @@ FRESH = 6  # rows played now, of the 8 of a batch, where a quarter is replayed
 
 
 @pytest.mark.parametrize("algorithm", ["magnet", "gan"])
-@pytest.mark.parametrize(("fraction", "fresh"), [(0.0, 8), (0.25, 6), (0.5, 4)])
+@pytest.mark.parametrize(("fraction", "new"), [(0.0, 8), (0.25, 6), (0.5, 4)])
 def test_the_configured_share_of_a_batch_is_replayed(fraction, new, algorithm):
     trainer = new_trainer(2, 1, replay_fraction=fraction, algorithm=algorithm)
     assert trainer.new_rows == new

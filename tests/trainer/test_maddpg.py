@@ -48,7 +48,7 @@ DISCRIMINATOR_METRICS = {
     "reward", "accuracy_real", "accuracy_fake", "critic_loss", "gradient_cosine", "critic_gradient", "actor_gradient",
 }  # fmt: skip
 GENERATOR_METRICS = {
-    "return", "diversity", "z_correlation", "z_deviation",
+    "reward", "diversity", "z_correlation", "z_deviation",
     "critic_loss", "gradient_cosine", "critic_gradient", "actor_gradient", "generator_gradient",
 }  # fmt: skip
 
@@ -234,7 +234,7 @@ def test_a_step_plays_the_environments_state_and_real_next_state():
             assert torch.equal(faces.batch(game.state), real)
 
 
-@pytest.mark.parametrize(("fraction", "fresh"), [(0.0, 8), (0.25, 6), (0.5, 4)])
+@pytest.mark.parametrize(("fraction", "new"), [(0.0, 8), (0.25, 6), (0.5, 4)])
 def test_counters(fraction, new):
     trainer = new_trainer(replay_fraction=fraction)
     assert trainer.steps == trainer.images_seen == 0

@@ -125,7 +125,7 @@ def test_scores_during_training_are_of_all_generators():
         ({"specialise": 1.0}, "--specialise 1 is for several"),
         ({"algorithm": "gan", "gamma": 0.5}, "this game has none: give --gamma 0"),
         ({"lambda_generator": 1.0, "lambda_discriminator": 1.0, "gamma": 0.5}, "this game has none: give --gamma 0"),
-        ({"returns": "wasserstein", "gradient_penalty": 0.0}, "needs a bound"),
+        ({"returns": "wasserstein", "gradient_penalty": 0.0}, "needs bounded"),
     ],
 )
 def test_what_cannot_go_together_is_one_sentence(flags, sentence):
