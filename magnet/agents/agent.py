@@ -55,17 +55,11 @@ class Agent:
         return self.networks.get("critic")
 
     def drawn(self, how: Callable[..., Tensor], rows: int, *shape: int) -> Tensor:
-        """Random numbers (rows, *shape) by `how`, torch.randn or torch.rand.
-
-        Of several processes each draws those of the whole batch, so that their generators stay alike.
-        """
+        """Random numbers (rows, *shape) by `how`, torch.randn or torch.rand. Each process draws those of all rows."""
         return local_rows(how(world_size() * rows, *shape, generator=self.random, device=self.device))
 
     def descend(self, key: str) -> Tensor:
-        """One optimizer step on the gradients that `key` holds, which are then cleared. Returns their norm, ().
-
-        Of several processes each holds the gradient of its rows' mean; the step is on the mean over all.
-        """
+        """One optimizer step on the gradients that `key` holds, the mean over all processes. Returns their norm, ()."""
         parameters = list(self.networks[key].parameters())
         all_reduce_mean(p.grad for p in parameters)
         norm = nn.utils.get_total_norm(p.grad for p in parameters)

@@ -10,9 +10,8 @@ from magnet.support.distributed import all_gather_rows
 
 
 def critic_inputs(outputs: list[Discrimination]) -> tuple[Tensor, Tensor]:
-    """What D_c sees of D_a's outputs on real images (B, ...), then on each of N generators': features ((1 + N) B, F),
-    without their graph, and actions ((1 + N) B, 2): label * logit, and the label, 1 for real images and -1 for
-    generated ones.
+    """D_c's inputs, of D_a's outputs on real images (B, ...), then on each of N generators': features ((1 + N) B, F)
+    without a graph, and actions ((1 + N) B, 2): label * logit, and the label, 1 for real and -1 for generated images.
 
     MADDPG's critic knows the other agents' actions (Lowe et al. 2017, eq. 6): here, which images are a generator's.
     label * logit is the logit of the right class. With the logit itself beside the label the critic has to learn their
@@ -97,8 +96,7 @@ class DiscriminatorAgent(Agent):
         """Adds to D_a's gradient that of `weight` times the penalty on its gradient in images; returns the penalty.
 
         batches: images (B, 3, S, S) that pass D_a together; the penalty is their mean. The gradient is that of the
-        batch's summed logits: with BatchNorm an image moves its neighbours' too, a little. With spectral_norm, which
-        has no BatchNorm, it is the image's own.
+        batch's summed logits: with BatchNorm an image moves its neighbours' too, a little.
         """
         penalties = []
         for images in batches:

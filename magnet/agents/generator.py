@@ -60,8 +60,7 @@ class GeneratorAgent(Agent):
         if kind.paired:
             with torch.no_grad():
                 beside = torch.stack([discriminator(batch.real) for discriminator in discriminators])
-        reward = kind.generator(torch.stack(logits), beside).mean(dim=0)
-        objective = reward
+        objective = reward = kind.generator(torch.stack(logits), beside).mean(dim=0)
         if self.critic:  # Alg. 1, line 13
             actions = torch.cat(features, dim=1)
             actions.retain_grad()

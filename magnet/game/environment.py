@@ -1,11 +1,9 @@
 """The game: states are random sets of real images, and an episode is T of them.
 
-At each step the generator observes the state s_t, and its action makes images, its guess of the next state. The
+At each step a generator observes the state s_t, and its action makes images, its guess of the next state. A
 discriminator observes the real next state x_t = s_{t+1} and the generated images; its actions are logits. Rewards are
-the two returns
-(`returns.py`). The next state is drawn whatever the agents did. `reset` and `step` have the shape of PettingZoo's
-parallel games: dicts keyed by the agents' names; `parallel_env.py` makes it one of them for other libraries. The
-environment owns its random generator.
+the two returns (returns.py). The next state is drawn whatever the agents did. `reset` and `step` have the shape of
+PettingZoo's parallel games: dicts keyed by the agents' names (parallel_env.py makes it one of them).
 """
 
 import torch
@@ -69,8 +67,7 @@ class FaceEnv:
         info["next_real"] = self.real
         self.t += 1
         everyone = self.generators + self.discriminators
-        terminated = dict.fromkeys(everyone, False)
-        truncated = dict.fromkeys(everyone, self.t >= self.episode_length)
+        terminated, truncated = (dict.fromkeys(everyone, end) for end in (False, self.t >= self.episode_length))
         return self._observations(), rewards, terminated, truncated, info
 
     def rewards(self, logits: Tensor) -> dict[str, Tensor]:
