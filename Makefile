@@ -1,4 +1,4 @@
-# make demo: install, train on drawn faces on the CPU, show where the grid is.   make test: install, lint, all tests.
+# make demo: install, train on synthetic faces on the CPU, show where the grid is.   make test: install, lint, all tests.
 # make test-long: the tests with many random cases, which begin at another place with MAGNET_TEST_SEED=1 in front.
 PYTHON ?= python3
 

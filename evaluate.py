@@ -21,7 +21,7 @@ from pathlib import Path
 
 from magnet.support.errors import UserError
 
-# What imports torch is imported where it is needed: --help and a wrong word answer at once.
+# What imports torch is imported where it is needed: --help and a wrong word are immediate.
 
 SHOWN = 16  # samples, or up to as many, whose nearest real image is drawn
 LITTLE = 0.01  # recall

@@ -24,7 +24,7 @@ from magnet.run.command_line import parse
 from magnet.support.errors import Diverged, UserError
 from magnet.support.streams import resilient_output
 
-# What imports torch is imported where it is needed: --help and a wrong word answer at once.
+# What imports torch is imported where it is needed: --help and a wrong word are immediate.
 
 
 def start(given: dict, commands: argparse.Namespace, owned: ExitStack) -> int:

@@ -3,7 +3,7 @@
 
     python3 benchmarks/against.py --image-size 64 --width 64 --batch-size 32 --device cpu --threads 2
 
-All further words are train.py's flags; the images are the first of --data, of `--data synthetic` drawn faces as JPEG
+All further words are train.py's flags; the images are the first of --data, of `--data synthetic` these faces as JPEG
 files of CelebA's size. Same networks, batch and files for all, which take turns in one process. The program is the
 trainer's step with its log, and its share of grids and checkpoints as often as a run on all of CelebA makes them. It
 runs as the flags say; with the published hyperparameters, which are the plain loop's, and also in float32, as the loops
@@ -29,7 +29,7 @@ from benchmarks.options import new_parser, parse  # noqa: E402
 from magnet.config import PRESETS, Config  # noqa: E402
 from magnet.support.errors import UserError  # noqa: E402
 
-# What imports torch is imported where it is needed: --help answers at once.
+# What imports torch is imported where it is needed: --help is immediate.
 
 CELEBA_IMAGES = 202_599
 GAN = {"algorithm": "gan", "gamma": 0.0}
@@ -118,7 +118,7 @@ def measure(config: Config, folder: Path, repeats: int, workers: int, cpu_time: 
     against = {
         "published": (rates["MAGNET, published"], rates["five networks"]),
         "published, float32": (rates["MAGNET, published, float32"], rates["five networks"]),
-        "as told": (rates["MAGNET"], rates["five networks"]),
+        "as given": (rates["MAGNET"], rates["five networks"]),
         "plain GAN": (rates["MAGNET, plain GAN"], rates["DCGAN"]),
         "per operation": (operations["MAGNET"], operations["DCGAN"]),
     }
@@ -142,7 +142,7 @@ def print_tables(result: dict) -> None:
         print(f"{name:<28}{shown(rate, digits=1):>24}{result['flops'][name] / 1e9:>14.1f}{speed:>24}")
     ratio = {name: shown(figure) for name, figure in result["ratios"].items()}
     print(f"\nMAGNET, published / five networks  {ratio['published']}, in float32 {ratio['published, float32']}")
-    print(f"MAGNET / five networks             {ratio['as told']}")
+    print(f"MAGNET / five networks             {ratio['as given']}")
     print(f"MAGNET, plain GAN / DCGAN          {ratio['plain GAN']}")
     print(f"MAGNET / DCGAN, by operations      {ratio['per operation']}")
     same, plain = (shown(result["step_ratios"][name], digits=3) for name in ("GAN", "plain GAN"))

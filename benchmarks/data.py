@@ -5,7 +5,7 @@
     python3 benchmarks/data.py --preset cpu --data synthetic --cpu-time
 
 All further words are train.py's flags. Decoding alone is what torchvision's ImageFolder does to a file: Pillow opens
-it and converts it to RGB. The files are the first of --data; of `--data synthetic` drawn faces, as JPEG files of
+it and converts it to RGB. The files are the first of --data; of `--data synthetic` synthetic faces, as JPEG files of
 CelebA's 178x218 pixels. Printed are medians and, in brackets, the lowest and the highest over the turns, in which what
 is compared takes turns in one process; the last line is JSON, whose `ratio` is the array's rate with one worker over
 that of decoding alone.
@@ -32,7 +32,7 @@ from benchmarks.options import new_parser, parse  # noqa: E402
 from magnet.config import CACHE, Config  # noqa: E402
 from magnet.support.errors import UserError  # noqa: E402
 
-# What imports torch is imported where it is needed: --help answers at once.
+# What imports torch is imported where it is needed: --help is immediate.
 
 FEW, MANY = 1_000, 200_000  # images, between which a step should take the same time
 

@@ -108,7 +108,7 @@ def of_acting(trainer: MADDPG, batch: Batch) -> Iterator[Use]:
 
 
 def of_discriminators(trainer: MADDPG, batch: Batch, r1: bool) -> Iterator[Use]:
-    """D_a judges real images (R1 asks its gradient there in the same pass) and each generator's; D_c values that."""
+    """D_a's pass over real images (R1 asks its gradient there) and each generator's; D_c values its logits."""
     for j, agent in enumerate(trainer.discriminators):
         network = agent.networks["actor"]
         parameters, real, played = list(network.parameters()), batch.real.detach(), batch.fakes
@@ -118,7 +118,7 @@ def of_discriminators(trainer: MADDPG, batch: Batch, r1: bool) -> Iterator[Use]:
             at=at, parameters=parameters, penalty=r1,
         )  # fmt: skip
         for fake in played:
-            yield Use("D_a", "fake", len(fake), lambda d=network, x=fake: answers(d, x), parameters=parameters)
+            yield Use("D_a", "fake", len(fake), lambda d=network, x=fake: outputs_of(d, x), parameters=parameters)
         penalised = [leaf(fake) for fake in played] if trainer.config.r2 else []
         penalised += [leaf(torch.cat(played))] if trainer.config.gradient_penalty else []
         for images in penalised:
@@ -129,9 +129,9 @@ def of_discriminators(trainer: MADDPG, batch: Batch, r1: bool) -> Iterator[Use]:
 
 
 def of_generators(trainer: MADDPG, batch: Batch) -> Iterator[Use]:
-    """Each D_a, frozen, judges what G made; G_c values that."""
+    """Each D_a, frozen, on G's images; G_c values these."""
     networks = [agent.networks["actor"] for agent in trainer.discriminators]
-    if trainer.config.returns == "relativistic":  # D_a has learned since it judged these
+    if trainer.config.returns == "relativistic":  # D_a has learned since its pass over these
         for network in networks:
             yield Use("D_a", "real, beside G's", len(batch.real), lambda d=network: d(batch.real.detach()))
     for i, agent in enumerate(trainer.generators):
@@ -139,7 +139,7 @@ def of_generators(trainer: MADDPG, batch: Batch) -> Iterator[Use]:
         for network in networks:
             yield Use(
                 "D_a", "teaches G", len(images),
-                lambda d=network, x=images, seen=agent.critic is not None: answers(d, x, seen), at=images,
+                lambda d=network, x=images, seen=agent.critic is not None: outputs_of(d, x, seen), at=images,
             )  # fmt: skip
         if agent.critic:
             features = torch.cat([outputs[1 + i].features.detach() for outputs in batch.outputs], dim=1)
@@ -179,7 +179,7 @@ def of_targets(trainer: MADDPG, batch: Batch) -> Iterator[Use]:
             yield Use("D_c'", "next", len(features), lambda q=critic, x=features, a=actions: q(x, a))
 
 
-def answers(network: nn.Module, images: Tensor, features: bool = False) -> Tensor:
+def outputs_of(network: nn.Module, images: Tensor, features: bool = False) -> Tensor:
     """All that D_a gives: logits (B, 1), with its classes if there are some, with its features if these are wanted."""
     seen, logits, classes = network.discriminate(images)
     wanted = [logits[:, None], *([] if classes is None else [classes]), *([seen] if features else [])]

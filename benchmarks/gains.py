@@ -22,7 +22,7 @@ from benchmarks.step import new_trainer  # noqa: E402
 from magnet.config import Config  # noqa: E402
 from magnet.support.errors import UserError  # noqa: E402
 
-# What imports torch is imported where it is needed: --help answers at once.
+# What imports torch is imported where it is needed: --help is immediate.
 
 
 def rows_in_memory(trainer) -> None:

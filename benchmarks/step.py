@@ -30,7 +30,7 @@ from benchmarks.options import new_parser, parse  # noqa: E402
 from magnet.config import Config, check  # noqa: E402
 from magnet.support.errors import UserError  # noqa: E402
 
-# What imports torch is imported where it is needed: --help answers at once.
+# What imports torch is imported where it is needed: --help is immediate.
 
 
 def sized(config: Config, team: str) -> Config:

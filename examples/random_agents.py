@@ -4,8 +4,8 @@
     python3 examples/random_agents.py        a few seconds on one core
 
 Nothing is used here of MAGNET's agents and gradients: the discriminator draws its logits from N(mean, 1) and learns the
-mean by REINFORCE (Williams 1992, doi 10.1007/BF00992696) from the rewards that it is paid. The real images are faces
-that the program draws, the generator's are noise. Printed is the mean reward of a judgement, without that exploration:
+mean by REINFORCE (Williams 1992, doi 10.1007/BF00992696) from its rewards. The real images are faces
+that the program draws, the generator's are noise. Printed is the mean reward of an action, without that exploration:
 -1.386 (-log 4) knows nothing, 0 is the highest. Exit status 2: PettingZoo is missing.
 """
 
@@ -19,7 +19,7 @@ from magnet.support.errors import UserError  # noqa: E402
 
 
 def make_env(seed: int):
-    """The game on 512 drawn faces of 32x32: states of 16, episodes of 25 states."""
+    """The game on 512 synthetic faces of 32x32: states of 16, episodes of 25 states."""
     from magnet.data.image_dataset import ImageDataset
     from magnet.data.synthetic import draw_faces
     from magnet.game.environment import FaceEnv
@@ -36,16 +36,16 @@ def play(env, network, optimizer=None) -> float:
     """Plays an episode and returns the discriminator's mean reward; given an optimizer, it explores and learns."""
     import torch
 
-    (observations, _), earned = env.reset(), []
+    (observations, _), rewards_so_far = env.reset(), []
     while env.agents:
-        images = torch.from_numpy(observations["discriminator"])  # (2, B, 3, S, S): real, put forward
+        images = torch.from_numpy(observations["discriminator"])  # (2, B, 3, S, S): real, generated
         policy = torch.distributions.Normal(network(images.flatten(0, 1)).view(images.shape[:2]), 1.0)
         logits = policy.sample() if optimizer else policy.mean.detach()
         actions = {"generator": env.action_space("generator").sample(), "discriminator": logits.numpy()}
         observations, rewards, _, _, infos = env.step(actions)
         if not infos["discriminator"]:
-            continue  # in the first step there was nothing to judge
-        earned.append(rewards["discriminator"])
+            continue  # in the first step there was nothing to classify
+        rewards_so_far.append(rewards["discriminator"])
         if optimizer:
             reward = torch.from_numpy(infos["discriminator"]["rewards"])  # (B,), each for a real image and a fake one
             advantage = reward - reward.mean()
@@ -53,7 +53,7 @@ def play(env, network, optimizer=None) -> float:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    return sum(earned) / len(earned)
+    return sum(rewards_so_far) / len(rewards_so_far)
 
 
 def main(arguments: list[str] | None = None) -> int:

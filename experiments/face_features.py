@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains a small network to tell CelebA's 40 attributes, and exports its features, by which faces can be scored.
+"""Trains a small network to classify CelebA's 40 attributes, and exports its features, by which faces can be scored.
 
     python3 experiments/face_features.py --out NET.pt2
     python3 evaluate.py RUN --features NET.pt2

@@ -3,7 +3,7 @@
     reader, known = trained_reader(Path("factors.pt"))   # about two minutes on one core; then the file is read
     count_combinations(reader(pixels))                   # {"modes": 153, "kl": 0.41}
 
-The network learns from drawn faces of its own: of seed 1 (training has seed 0); those of seed 2 say how good it is.
+The network learns from synthetic faces too: of seed 1 (training has seed 0); those of seed 2 say how good it is.
 """
 
 import math
@@ -26,7 +26,7 @@ NAMES = ("hair_style", "hair_colour", "glasses", "beard")
 LEVELS = [synthetic.FACTORS[name] for name in NAMES]
 COMBINATIONS = math.prod(LEVELS)  # 180, of which every face has each with the same chance
 # The share of samples by which a combination counts as covered: 10 of 5,000, of which it should have 28. Among so many
-# drawn faces the rarest has more, and what the network takes for a combination by mistake is less (`known` says both).
+# synthetic faces the rarest has more, and the network's mistakes make less of a combination (`known` says both).
 ENOUGH = 1 / 500
 
 SIZE, FACES, UNSEEN = 32, 20_000, 5000
@@ -45,7 +45,7 @@ def count_combinations(found: Tensor) -> dict[str, float]:
     """How well samples cover the combinations, of which they have the numbers found (N,) int64.
 
     modes: how many combinations have their share of the samples (`ENOUGH`). kl: of the histogram to the uniform one,
-    which is the drawn faces' own, in nats, from 0 to log 180.
+    which is the synthetic faces' own, in nats, from 0 to log 180.
     """
     counts = found.bincount(minlength=COMBINATIONS)
     share = counts.double() / len(found)
@@ -72,7 +72,7 @@ def build() -> nn.Sequential:
 
 
 def learn() -> nn.Sequential:
-    """A network that has learned to tell the factors, for evaluation."""
+    """A network that has learned to classify the factors, for evaluation."""
     pixels, factors = drawn(FACES, seed=1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -130,9 +130,9 @@ def trained_reader(path: Path) -> tuple[Callable[[Tensor], Tensor], dict]:
             saved = torch.load(path, map_location="cpu", weights_only=True)
             network.load_state_dict(saved["network"])
         except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
-            raise UserError(f"{path} holds no network that tells factors; delete it, and it is made anew.") from error
+            raise UserError(f"{path} holds no network of factors; delete it, and it is made anew.") from error
     else:
-        print("training the network that tells the factors of drawn faces", flush=True)
+        print("training the network that classifies the factors of synthetic faces", flush=True)
         network = learn()
         saved = {"network": network.state_dict(), "known": discriminated(network)}
         write_atomically(path, lambda file: torch.save(saved, file))

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from magnet.support.errors import UserError  # noqa: E402
 
-# Of Okabe and Ito's palette, which people tell apart whatever their colour vision; without yellow, too pale for lines.
+# Of Okabe and Ito's palette, which differ whatever their colour vision; without yellow, too pale for lines.
 COLOURS = ("#0072B2", "#D55E00", "#000000", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 COLUMNS = (  # of the table: score, title, digits after the point
     ("swd", "SWD", 2), ("fd", "FD", 2), ("kid_x1000", "KID x 1000", 1), ("precision", "precision", 3),

@@ -6,8 +6,8 @@
     python3 experiments/variety.py --world synthetic --only 1x1 4x1 --steps 1500 --width 16
     python3 experiments/variety.py --world gaussians-25 --report        no training: the lines that there are
 
-Modes are the Gaussians of a mixture (magnet/data/gaussians.py), or combinations of the factors of drawn faces, which a
-network that is trained first, and kept beside the lines, reads off them (factors.py). All further words are train.py's
+Modes are the Gaussians of a mixture (magnet/data/gaussians.py), or combinations of the factors of synthetic faces, which
+a network that is trained first, and kept beside the lines, reads off them (factors.py). All further words are train.py's
 flags, for every run. A line of the output is a run. Stop it at any time: the same command goes on, and leaves finished
 lines alone. At the end, a table in Markdown and a figure beside the lines (it needs matplotlib).
 Exit status: 0 done, 2 a mistake in the settings or a run that failed, said in one sentence, 130 stopped.
@@ -38,7 +38,7 @@ SETTINGS = {
     LARGE: ("does one of four's size do? (its --width is found; D has it too)", {}),
     "2x1": ("do two generators cover more?", {"generators": 2}),
     "4x1": ("and four?", {"generators": 4}),
-    "4x1-specialise": ("if they are told apart?", {"generators": 4, "specialise": 1.0}),
+    "4x1-specialise": ("with a reward for being classified rightly?", {"generators": 4, "specialise": 1.0}),
     "1x2": ("do two discriminators see more?", {"discriminators": 2}),
     "2x2": ("and two of each?", {"generators": 2, "discriminators": 2}),
     "4x4": ("and four of each?", {"generators": 4, "discriminators": 4}),
@@ -70,7 +70,7 @@ def width_of_four(flags: dict) -> int:
 
 
 class Counter(NamedTuple):
-    """How a world's samples are judged."""
+    """How a world's samples are scored."""
 
     samples: int  # that are taken
     count: Callable  # samples -> the modes that they cover
@@ -80,7 +80,7 @@ class Counter(NamedTuple):
 
 
 def counter(world: str, factors: Path) -> Counter:
-    """How `world` is judged. factors: the file of the network that reads factors. Raises UserError."""
+    """How `world` is scored. factors: the file of the network that reads factors. Raises UserError."""
     import torch
 
     if world != "synthetic":

@@ -1,7 +1,7 @@
 """All parameters of a run, in one dataclass: their defaults, meaning, limits and sources, and the presets.
 
 train.py makes its command line from the fields; a run folder's config.json and every checkpoint hold their values.
-Nothing here imports torch before it is needed, so that --help and a wrong word answer at once.
+Nothing here imports torch before it is needed, so that --help and a wrong word are immediate.
 """
 
 import dataclasses

@@ -69,7 +69,7 @@ def load_faces(
     source: a folder of images, or "synthetic" (a folder of that name: "./synthetic").
     skip_bad_images: leave out files that cannot be decoded, at most 1 %, and say so on stderr.
     workers: decoding threads, by default one for each core. Threads do: Pillow decodes outside Python's lock.
-    hold_out: the share of images to leave out of the array (`is_held_out` of the relative name, of drawn faces of the
+    hold_out: the share of images to leave out of the array (`is_held_out` of the relative name, of a synthetic face's
     index), said on stderr; with held_out those alone are in it.
     The file's name is a digest of what it was made from: relative names, sizes and times of change of the images, S
     and skip_bad_images. Raises UserError.

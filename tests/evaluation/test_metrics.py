@@ -35,7 +35,7 @@ SHARED = Path(__file__).parents[3] / "shared"
 
 @pytest.fixture(scope="module")
 def faces():
-    """Two disjoint sets of drawn faces (100, 3, 32, 32)."""
+    """Two disjoint sets of synthetic faces (100, 3, 32, 32)."""
     return torch.from_numpy(draw_faces(200, 32, seed=0)[0]).split(100)
 
 

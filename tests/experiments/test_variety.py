@@ -18,7 +18,7 @@ from magnet.data.synthetic import FACTORS, render_faces, sample_factors
 from magnet.run import checkpoint, command_line
 from magnet.support.errors import UserError
 
-# Factors of drawn faces
+# Factors of synthetic faces
 
 
 def test_each_combination_has_a_number_of_its_own():
