@@ -6,10 +6,10 @@
     python3 experiments/variety.py --world synthetic --only 1x1 4x1 --steps 1500 --width 16
     python3 experiments/variety.py --world gaussians-25 --report        no training: the lines that there are
 
-Modes are the Gaussians of a mixture (data/gaussians.py), or combinations of the factors of synthetic faces, which
-a network that is trained first, and kept beside the lines, reads off them (factors.py). All further words are flags of
-train.py, for every run. A line of the output is a run. Stop it at any time: the same command goes on, and leaves finished
-lines alone. At the end, a table in Markdown and a figure beside the lines (it needs matplotlib).
+Modes are the Gaussians of a mixture (data/gaussians.py), or combinations of the factors of synthetic faces, which a
+network reads off them (factors.py); it is trained first, and kept beside the lines. All further words are flags of
+train.py, for every run. A line of the output is a run. Stop it at any time: the same command goes on, and leaves
+finished lines alone. At the end, a table in Markdown and a figure beside the lines (it needs matplotlib).
 Exit status: 0 done, 2 a mistake in the settings or a run that failed, said in one sentence, 130 stopped.
 """
 
