@@ -9,7 +9,7 @@ Exit status: 0 done, 1 a failure of the machine (disk, memory), 2 a mistake in t
 (the last good checkpoint stays), 130, 143 and 129 stopped by Ctrl-C, SIGTERM or a closed terminal, saved.
 """
 
-PARAMETERS = {}  # training parameters: change them here, or on the command line, which wins: {"lr": 1e-4}
+PARAMETERS = {}  # parameters of new runs: change them here, or on the command line, which wins: {"lr": 1e-4}
 
 import argparse
 import dataclasses
@@ -22,9 +22,9 @@ from pathlib import Path
 from magnet.config import PRESETS, Config, check, complete, settle, without_effect
 from magnet.run.command_line import parse
 from magnet.support.errors import Diverged, UserError
-from magnet.support.streams import resilient_output
+from magnet.support.output import resilient_output
 
-# What imports torch is imported where it is needed: --help and a wrong word are immediate.
+# What imports torch is imported where it is needed: --help and a mistyped option are immediate.
 
 
 def start(given: dict, commands: argparse.Namespace, owned: ExitStack) -> int:
@@ -69,19 +69,19 @@ def start(given: dict, commands: argparse.Namespace, owned: ExitStack) -> int:
 def settings(given: dict, commands: argparse.Namespace, owned: ExitStack) -> tuple[Config, Path | None, dict | None]:
     """The config of the run; of one that goes on also its last checkpoint's path and contents. Raises UserError."""
     from magnet.run.logger import sole_owner
-    from magnet.run.session import resumed
+    from magnet.run.session import folder_of, parameters_of, resumed
     from magnet.run.summary import refuse_too_large
     from magnet.support import distributed
 
     run, path, saved = commands.resume, None, None
     if run:
-        if not os.path.isdir(run / "checkpoints"):
-            raise UserError(f"{run} is no run of MAGNET: it has no folder checkpoints; `ls models` shows the runs.")
+        run = commands.resume = folder_of(run, given.get("models_dir", Config.models_dir))
         if distributed.rank() == 0:
             owned.enter_context(sole_owner(run))  # before all else: an owner writes and deletes checkpoints
         config, path, saved = resumed(run, given)
     else:
-        config = complete(PRESETS[commands.preset] | given)
+        base = parameters_of(commands.config) if commands.config else PRESETS[commands.preset]
+        config = complete({key: PARAMETERS[key] for key in PARAMETERS.keys() - base.keys()} | given, base)
     check(config)
     config = settle(config)
     distributed.refuse_uneven(config)
@@ -112,7 +112,7 @@ def train(config: Config, run: Path, trainer, evaluation, total: int, stop) -> N
             ended = trainer.steps == total or evaluation.patience_ended
             if trainer.steps % config.sample_every == 0 or ended:
                 recorder.draw()
-            if ended:  # before the last checkpoint: after it there is nothing to go on with
+            if ended:  # before the last checkpoint: a run that is killed in between goes on from the one before
                 write_progress(run)
             if scores and evaluation.best["step"] == trainer.steps:
                 recorder.save(BEST)
@@ -142,7 +142,7 @@ def lead(config: Config, run: Path | None, trainer, evaluation, total: int, owne
     except Diverged as error:
         again = f"`python3 train.py --resume {run} --lr {config.lr / 2:g}`"
         raise Diverged(f"{error}; the last good checkpoint stays, go on from it with {again}.") from error
-    if stop.signal:
+    if stop.signal and trainer.steps < total:
         print(f"Stopped and saved at step {trainer.steps}; go on with: python3 train.py --resume {run}")
         return 128 + stop.signal
     if evaluation.patience_ended:
@@ -191,4 +191,5 @@ if __name__ == "__main__":
         from magnet.support.distributed import leave_after
 
         leave_after(main)
-    sys.exit(main())
+    else:
+        sys.exit(main())

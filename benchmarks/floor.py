@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from magnet.agents.batch import Batch
 from magnet.agents.discriminator import critic_inputs
-from magnet.maddpg import MADDPG, Batch
+from magnet.maddpg import MADDPG
 
 FORWARD, TO_INPUTS, TO_PARAMETERS, DOUBLE = KINDS = "forward", "to inputs", "to parameters", "double backward"
 
@@ -73,7 +74,7 @@ def floor(trainer: MADDPG, r1: bool) -> list[Use]:
     """
     config = trainer.config
     with torch.no_grad():
-        batch = trainer.act(trainer.replay.sample(trainer.replayed))
+        batch = trainer.act(trainer.replay.sample(trainer.replayed_rows))
     trainer.play(batch)
     return list(
         itertools.chain(

@@ -25,10 +25,10 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[argpar
     """The benchmark's own options, the words left for train.py, and the config that these give. Raises UserError."""
     options, words = parser.parse_known_args(arguments)
     given, commands = command_line.parse(words)
-    if commands.resume or commands.dry_run:
-        raise UserError("a benchmark begins with fresh weights: leave out --resume and --dry-run.")
+    if commands.resume or commands.config or commands.dry_run:
+        raise UserError("a benchmark begins with fresh weights: leave out --resume, --config and --dry-run.")
     if options.repeats < 1 or (options.threads is not None and options.threads < 1):
         raise UserError("--repeats and --threads must be at least 1.")
-    config = complete(PRESETS[commands.preset] | given)
+    config = complete(given, PRESETS[commands.preset])
     check(config)
     return options, words, settle(config)

@@ -48,7 +48,7 @@ def read_attributes(path: Path):
 
 
 def load_data(folder: str, attributes: Path):
-    """ImageDataset and what is said of them: uint8 (N, 3, 64, 64), float32 (N, attributes), bool (N,): is it held out?
+    """Faces and their attributes: uint8 (N, 3, 64, 64), float32 (N, attributes), bool (N,): is it held out?
 
     An image and a row belong together by the file's name; those without the other are counted and left out. Raises
     UserError.

@@ -166,8 +166,9 @@ def at_least(parser: argparse.ArgumentParser, options: argparse.Namespace, **low
 def base_of(parser: argparse.ArgumentParser, arguments: list[str]) -> dict:
     """The parameters of all runs, of words of train.py. Exits with 2 on a bad word."""
     given, commands = parse(arguments)
-    if commands.resume or commands.dry_run or OWN & given.keys():
-        parser.error(f"--resume, --dry-run and {', '.join(words(dict.fromkeys(OWN, True)))} are no flags of all runs")
+    if commands.resume or commands.config or commands.dry_run or OWN & given.keys():
+        own = ", ".join(words(dict.fromkeys(OWN, True)))
+        parser.error(f"--resume, --config, --dry-run and {own} are no flags of all runs")
     return PRESETS[commands.preset] | given
 
 

@@ -161,7 +161,7 @@ def table(found: dict[str, list[dict]]) -> str:
 
 
 def scatter(axis, name: str, points: list[list[list[float]]]) -> None:
-    """PointDataset of each generator in its colour."""
+    """Points of each generator in its colour."""
     for part, colour in zip(points, figures.COLOURS * len(points), strict=False):
         axis.scatter(*zip(*part, strict=True), s=3, color=colour, linewidth=0)
     axis.set(title=name, xlim=(-1.4, 1.4), ylim=(-1.4, 1.4), aspect="equal", xticks=[], yticks=[])

@@ -1,7 +1,7 @@
 """All parameters of a run, in one dataclass: their defaults, meaning, limits and sources, and the presets.
 
 train.py makes its command line from the fields; a run folder's config.json and every checkpoint hold their values.
-Nothing here imports torch before it is needed, so that --help and a wrong word are immediate.
+Nothing here imports torch before it is needed, so that --help and a mistyped option are immediate.
 """
 
 import dataclasses
@@ -31,8 +31,7 @@ def parameter(default, about: str, low: float = -math.inf, high: float = MANY, c
 class Config:
     """All parameters of a run. The command line is made from these fields, and config.json holds them.
 
-    Sources: [M] the published MAGNET, [L] Lowe et al. 2017 (MADDPG), [D] chosen here: the README's differences say why,
-    docs/results.md what of it was measured.
+    Sources: [M] the published MAGNET, [L] Lowe et al. 2017 (MADDPG), [D] chosen here: docs/differences.md says why.
     """
 
     data: str = parameter(
@@ -147,7 +146,7 @@ PRESETS = {
     },
 }  # fmt: skip
 
-# What a kind of returns asks for, unless flags beside it say otherwise.
+# What --returns asks for, unless flags beside it say otherwise.
 WITH_RETURNS = {
     "wasserstein": {"gradient_penalty": 10.0, "r1": 0.0},
     "relativistic": {"r2": 0.1},
@@ -156,9 +155,11 @@ WITH_RETURNS = {
 CACHE = Path("data/cache")  # of decoded images
 
 
-def complete(flags: dict) -> Config:
-    """The Config of `flags`, and of what their kind of returns asks for beside them."""
-    return Config(**(WITH_RETURNS.get(flags.get("returns"), {}) | flags))
+def complete(flags: dict, base: dict | None = None) -> Config:
+    """The Config of `base`, of what the kind of returns in `flags` asks for, and of `flags`; the later win."""
+    values = (base or {}) | WITH_RETURNS.get(flags.get("returns"), {}) | flags
+    kinds = {field.name: field.type for field in dataclasses.fields(Config)}
+    return Config(**{name: float(x) if kinds[name] is float and type(x) is int else x for name, x in values.items()})
 
 
 def check(config: Config) -> None:

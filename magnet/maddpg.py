@@ -3,60 +3,42 @@
     trainer = MADDPG(config, new_environment(config, faces), device)
     metrics = trainer.step()        # one pass through the box; a dict of detached scalars
 
-`config` is any object with the fields of config.py's Config. The lines of the box, counted from its first:
+`config` is any object with the fields of config.py's Config. The lines of Algorithm 1, counted from its first:
 
-     1-3   for each episode: a random process for exploration; the initial state       begin_episode
-     4-5   for each time step: each agent selects its action, with exploration         act
-     6-8   execute the actions; store the transition; the new state                    play
-     9-10  for each agent: a minibatch from the replay buffer                          act (its rows act anew)
-     11    the TD target y = r + gamma Q'(x', a')                                      next_values, returns.td_target
-     12    the critic by the squared TD error                                          Agent.update_critic
-     13    the actor by the gradient of its critic                                     update of either kind of agent
-     15    the targets                                                                 Agent.update_targets
+     1-3   for each episode: a random process for exploration; the initial state      begin_episode
+     4-5   for each time step: each agent selects its action, with exploration        act
+     6-8   execute the actions; store the transition; the new state                   play
+     9-10  for each agent: a minibatch from the replay buffer                         step; its rows act anew in act
+     11    the TD target y = r + gamma Q'(x', a')                                     next_values: Q'; td_target in
+                                                                                      game/returns.py: y
+     12    the critic by the squared TD error                                         update_critic in agents/agent.py
+     13    the actor by the gradient of its critic                                    update in agents/generator.py and
+                                                                                      agents/discriminator.py
+     15    the targets                                                                step; update_targets in agent.py
+
+The replay buffer stores the environment's `fields` (which images a transition is made of), the recurrent states before
+the action and the generated images. Rewards are not stored: they are those of the present networks.
 """
-
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from magnet.agents.agent import Metrics
+from magnet.agents.batch import Batch
 from magnet.agents.discriminator import DiscriminatorAgent, critic_inputs
-from magnet.agents.generator import Act, GeneratorAgent
-from magnet.agents.networks import Discrimination
+from magnet.agents.generator import GeneratorAgent, image_features
 from magnet.config import agent_names
 from magnet.game.replay_buffer import ReplayBuffer
 from magnet.support.distributed import all_gather_rows, all_reduce_mean, local_rows, world_size
 from magnet.support.random_streams import derived_seed, stream
 
 
-@dataclass
-class Batch:
-    """What one step learns from: B rows, of which the first F are of this step, the others from the replay buffer.
-
-    (Of several processes each has a share of either: B and F are its own here.) Lists have one entry a generator,
-    `outputs` one a discriminator. Actions keep their graphs: no pass is made twice.
-    """
-
-    new: int  # F
-    transitions: dict[str, Tensor]  # what the environment says of the rows, (B, ...) once it has stepped
-    state: Tensor  # s_t (B, 3, S, S)
-    real: Tensor  # x_t = s_{t+1} (B, 3, S, S), a leaf
-    r1: float  # weight of R1 in this step; unless it is 0, `real` requires a gradient
-    acts: list[Act] = field(default_factory=list)  # G_a's, by the present policy
-    images: list[Tensor] = field(default_factory=list)  # G(z) of these actions (B, 3, S, S)
-    fakes: list[Tensor] = field(default_factory=list)  # images that were played: the first F of these, then earlier G's
-    outputs: list[list[Discrimination]] = field(default_factory=list)  # D_a's of real, then of each of fakes
-    rewards: dict[str, Tensor] = field(default_factory=dict)  # by agent (B,), before any of them learns
-    next_values: dict[str, Tensor | None] = field(default_factory=dict)  # by agent Q'(s', a'); None if none is needed
-
-
 def new_agents(config, device: torch.device) -> tuple[list[GeneratorAgent], list[DiscriminatorAgent]]:
     """The agents of a game, with fresh weights."""
-    generators, discriminators = map(enumerate, agent_names(config))
+    generators, discriminators = agent_names(config)
     return (
-        [GeneratorAgent(name, config, device, i) for i, name in generators],
-        [DiscriminatorAgent(name, config, device, i) for i, name in discriminators],
+        [GeneratorAgent(name, config, device, i) for i, name in enumerate(generators)],
+        [DiscriminatorAgent(name, config, device, i) for i, name in enumerate(discriminators)],
     )
 
 
@@ -71,11 +53,11 @@ class MADDPG:
         self.config, self.environment, self.device, self.faces = config, environment, device, environment.faces
         self.generators, self.discriminators = new_agents(config, device)
         self.agents = [*self.generators, *self.discriminators]
-        self.new_rows = environment.batch // world_size()  # of this process's rows those that are played now
-        self.replayed = config.batch_size - environment.batch  # rows of the batch of all processes that are replayed
+        self.new_rows = environment.batch // world_size()  # rows played in a step, this process's share
+        self.replayed_rows = config.batch_size - environment.batch  # of all processes
         recurrent = self.generators[0].initial_recurrent_state(1).shape[1:]
         self.replay = ReplayBuffer(
-            config.replay_size if self.replayed else 0,
+            config.replay_size if self.replayed_rows else 0,
             environment.fields | {
                 "recurrent": ((config.generators, *recurrent), torch.float32),
                 "image": ((config.generators, *config.shape), self.faces.stored),
@@ -102,7 +84,7 @@ class MADDPG:
 
     def step(self) -> Metrics:
         """One pass through the box of Algorithm 1. Returns detached scalars by name, on the device."""
-        replayed = self.replay.sample(self.replayed)  # line 10; before this step's transitions enter the buffer
+        replayed = self.replay.sample(self.replayed_rows)  # line 10; before this step's transitions enter the buffer
         batch = self.act({name: local_rows(rows) for name, rows in replayed.items()})
         metrics = self.play(batch)
         metrics |= self.update(batch)
@@ -135,7 +117,7 @@ class MADDPG:
         return batch
 
     def play(self, batch: Batch) -> Metrics:
-        """Lines 6 to 8: executes the actions on this step's states, and stores the transitions. Returns the rewards."""
+        """Lines 6 to 8: executes this step's actions, stores the transitions. Returns the mean rewards, for the log."""
         actions = {agent.name: x[: self.new_rows] for agent, x in zip(self.generators, batch.fakes, strict=True)}
         for agent, outputs in zip(self.discriminators, batch.outputs, strict=True):
             actions[agent.name] = torch.stack([one.logits.detach()[: self.new_rows] for one in outputs])
@@ -144,7 +126,7 @@ class MADDPG:
         batch.transitions = {
             name: torch.cat([local_rows(rows), batch.transitions[name]]) for name, rows in transitions.items()
         }
-        if self.replayed:
+        if self.replayed_rows:
             recurrent = torch.stack(self.recurrent, dim=1)
             self.replay.add(transitions | {"recurrent": recurrent, "image": all_gather_rows(self.faces.pack(images))})
         if all(truncated.values()):
@@ -155,7 +137,7 @@ class MADDPG:
         return {f"{name}/reward": reward.mean() for name, reward in rewards.items()}
 
     def update(self, batch: Batch) -> Metrics:
-        """Lines 9 to 14: for each agent its critic, then its actor (and G). Discriminators first."""
+        """Lines 11 to 14: for each agent its critic, then its actor (and G). Discriminators first."""
         logits = torch.stack([torch.stack([one.logits.detach() for one in outputs]) for outputs in batch.outputs])
         batch.rewards, batch.next_values = self.environment.rewards(logits), self.next_values(batch)
         learned = {agent.name: agent.update(batch) for agent in self.discriminators}
@@ -178,8 +160,7 @@ class MADDPG:
         outputs = [[agent.targets["actor"].discriminate(x) for x in images] for agent in self.discriminators]
         for i, agent in enumerate(self.generators):
             if agent.critic:
-                actions = torch.cat([one[1 + i].features for one in outputs], dim=1)
-                values[agent.name] = agent.targets["critic"](embeddings[i], actions)
+                values[agent.name] = agent.targets["critic"](embeddings[i], image_features(outputs, i))
         for agent, one in zip(self.discriminators, outputs, strict=True):
             if agent.critic:
                 values[agent.name] = agent.targets["critic"](*critic_inputs(one))

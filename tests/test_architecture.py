@@ -72,13 +72,6 @@ def test_every_parameter_stands_in_one_group_of_the_help():
     assert sorted(names) == sorted(field.name for field in dataclasses.fields(Config))
 
 
-def test_parameters_in_the_program_hold_for_new_runs_and_flags_win():
-    given, _ = parse(["--lr", "0.1"], None, {"lr": 0.2, "nz": 7})
-    assert given == {"lr": 0.1, "nz": 7}
-    given, _ = parse(["--resume", "models/x"], None, {"nz": 7})
-    assert given == {}
-
-
 def test_an_unknown_parameter_in_the_program_is_refused(capsys):
     with pytest.raises(SystemExit):
         parse([], None, {"learning_rate": 0.1})

@@ -27,7 +27,7 @@ def soft_update(target: nn.Module, online: nn.Module, tau: float) -> None:
 class Agent:
     """What both kinds share: networks by name, a target and an optimizer for each, random numbers of their own."""
 
-    makers: Callable[..., dict[str, Callable[[], nn.Module]]]  # of a config: by name what makes each network
+    makers: Callable[..., dict[str, Callable[[], nn.Module]]]  # config -> {name: what makes that network}
 
     def __init__(self, name: str, config, device: torch.device, index: int = 0):
         """index: its place among the agents of its kind.
@@ -72,14 +72,14 @@ class Agent:
         for key, target in self.targets.items():
             soft_update(target, self.networks[key], self.config.tau)
 
-    def update_critic(self, features: Tensor, actions: Tensor, reward: Tensor, next_value: Tensor | None) -> Metrics:
+    def update_critic(self, observation: Tensor, action: Tensor, reward: Tensor, next_value: Tensor | None) -> Metrics:
         """Alg. 1, line 12: one step of the critic by the squared TD error.
 
-        features (B, F) and actions (B, A), as the critic takes them, reward (B,), next_value Q'(s', a') (B,) or None if
-        gamma = 0: all without a graph.
+        observation (B, O) and action (B, A), as the critic takes them; reward (B,); next_value Q'(s', a') (B,), or None
+        if gamma = 0: all without a graph.
         """
         target = returns.td_target(reward, next_value, self.config.gamma)
-        loss = (self.critic(features, actions) - target).square().mean()
+        loss = (self.critic(observation, action) - target).square().mean()
         loss.backward()
         return {"critic_loss": loss.detach(), "critic_gradient": self.descend("critic")}
 

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from magnet.agents.agent import Agent, Metrics
-from magnet.agents.networks import Discrimination, discriminator_networks
+from magnet.agents.batch import Batch, Discrimination
+from magnet.agents.networks import discriminator_networks
 from magnet.game import returns
 from magnet.support.distributed import all_gather_rows
 
@@ -22,7 +23,7 @@ def critic_inputs(outputs: list[Discrimination]) -> tuple[Tensor, Tensor]:
     return torch.cat(features).detach(), torch.stack([labels * torch.cat(logits), labels], dim=1)
 
 
-def per_kind(values: Tensor, real: int) -> Tensor:
+def sum_of_means(values: Tensor, real: int) -> Tensor:
     """The mean of the first `real` values, which are of real images, plus that of the others: a scalar.
 
     The discriminator's return is such a sum, whatever the number of generators.
@@ -35,8 +36,8 @@ class DiscriminatorAgent(Agent):
 
     makers = staticmethod(discriminator_networks)
 
-    def update(self, batch) -> Metrics:
-        """Critic, then actor, on real and generated images. batch: maddpg.Batch, all of it known."""
+    def update(self, batch: Batch) -> Metrics:
+        """Critic, then actor, on real and generated images."""
         config, metrics, kind = self.config, {}, returns.return_of(self.config.returns)
         outputs, real = batch.outputs[self.index], batch.real
         _, logits, classes = zip(*outputs, strict=True)
@@ -53,23 +54,27 @@ class DiscriminatorAgent(Agent):
                 on_real = kind.real(real.expand_as(fake), fake_logits.detach()).mean(dim=0)
                 return torch.cat([on_real, kind.fake(fake, real_logits.detach()).flatten()])
 
+            # Exploration: D_c learns the rewards of logits around D_a's own, and so the gradient there.
             explored = actions.detach().clone()
             explored[:, 0] += self.drawn(torch.randn, len(explored))
             next_value = batch.next_values[self.name]
             metrics = self.update_critic(features, explored, reward(explored[:, 0]), next_value)
-            value = self.critic(features, actions)  # Alg. 1, line 13
-            loss = config.lambda_discriminator * loss - (1 - config.lambda_discriminator) * per_kind(value, len(real))
+            value = self.critic(features, actions)
+            loss = config.lambda_discriminator * loss - (1 - config.lambda_discriminator) * sum_of_means(
+                value, len(real)
+            )
         if config.specialise:
             named = [returns.classification_return(c, i) for i, c in enumerate(classes[1:])]
             loss = loss - config.specialise * torch.stack(named).mean()
-            right = [(c.argmax(dim=1) == i).float().mean() for i, c in enumerate(classes[1:])]
-            metrics["classifier_accuracy"] = torch.stack(right).mean()
-        if batch.r1:  # at the gradient of D_a's pass over the real images
+            accuracy = [(c.argmax(dim=1) == i).float().mean() for i, c in enumerate(classes[1:])]
+            metrics["classifier_accuracy"] = torch.stack(accuracy).mean()
+        if batch.r1:  # of D_a's forward pass on the real images, which is not made again
             (gradient,) = torch.autograd.grad(real_logits.sum(), real, create_graph=True)
             penalty = returns.gradient_penalty(gradient, 0.0)
             loss = loss + batch.r1 / 2 * penalty
             metrics["r1"] = penalty.detach()
-        loss.backward(inputs=[*self.networks["actor"].parameters(), *([actions] if self.critic else [])])
+        inputs = [*self.networks["actor"].parameters(), *([actions] if self.critic else [])]
+        loss.backward(inputs=inputs)  # Alg. 1, line 13
         real = real.detach()
         if config.r2:
             metrics["r2"] = self.penalise(batch.fakes, 0.0, config.r2 / 2)
@@ -80,7 +85,7 @@ class DiscriminatorAgent(Agent):
         metrics["actor_gradient"] = self.descend("actor")
         if self.critic:
             leaf = actions[:, 0].detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(per_kind(reward(leaf), len(real)), leaf)
+            (gradient,) = torch.autograd.grad(sum_of_means(reward(leaf), len(real)), leaf)
             by_critic, by_return = all_gather_rows(-actions.grad[:, 0]), all_gather_rows(gradient)
             metrics["gradient_cosine"] = returns.gradient_cosine(by_critic, by_return)
         # Accuracies are of the game as it was played.

@@ -1,23 +1,21 @@
 """The generator agent: G_a, the policy, G, which makes images of its actions, and G_c, which values them."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
 from magnet.agents.agent import Agent, Metrics
+from magnet.agents.batch import Act, Batch, Discrimination
 from magnet.agents.networks import generator_networks
 from magnet.game import returns
 from magnet.support.distributed import all_gather_rows
 
 
-class Act(NamedTuple):
-    """A generator agent's action on states. Of a plain GAN there is neither a policy nor an embedding."""
+def image_features(outputs: list[list[Discrimination]], index: int) -> Tensor:
+    """What G_c sees of generator `index`'s images: the features of all M discriminators, (B, M F).
 
-    action: Tensor  # z (B, nz), with exploration
-    policy: Tensor | None  # mu(s, h) (B, nz), the policy's own action
-    recurrent: Tensor  # the next recurrent state, without a graph
-    embedding: Tensor | None  # of the states (B, nz), as the LSTM takes them, without a graph
+    outputs: of each discriminator those on the real images, then on each generator's.
+    """
+    return torch.cat([one[1 + index].features for one in outputs], dim=1)
 
 
 class GeneratorAgent(Agent):
@@ -44,15 +42,15 @@ class GeneratorAgent(Agent):
         random = self.drawn(torch.rand, len(state), 1) < self.config.epsilon
         return Act(torch.where(random, noise, explored), policy, recurrent.detach(), embedding.detach())
 
-    def update(self, batch, discriminators: list[nn.Module]) -> Metrics:
-        """Critic, then actor: G_a and G ascend Q of G_a's present actions (at lambda > 0 the return as well).
+    def update(self, batch: Batch, discriminators: list[nn.Module]) -> Metrics:
+        """Critic, then actor: G_a and G ascend Q at the explored actions (at lambda > 0 the return as well).
 
-        batch: maddpg.Batch, all of it known. discriminators: the M D_a's.
+        Rows whose action is noise alone teach G only. discriminators: the M D_a's, which have learned from `batch`.
         """
         config, metrics, kind = self.config, {}, returns.return_of(self.config.returns)
         policy, embedding = batch.acts[self.index].policy, batch.acts[self.index].embedding
-        if self.critic:  # G_c's view of the images that were played, the M discriminators' features: (B, M F)
-            played = torch.cat([one[1 + self.index].features.detach() for one in batch.outputs], dim=1)
+        if self.critic:
+            played = image_features(batch.outputs, self.index).detach()
             metrics = self.update_critic(embedding, played, batch.rewards[self.name], batch.next_values[self.name])
         outputs = [discriminator.discriminate(batch.images[self.index]) for discriminator in discriminators]
         features, logits, classes = zip(*outputs, strict=True)
@@ -61,11 +59,11 @@ class GeneratorAgent(Agent):
             with torch.no_grad():
                 beside = torch.stack([discriminator(batch.real) for discriminator in discriminators])
         objective = reward = kind.generator(torch.stack(logits), beside).mean(dim=0)
-        if self.critic:  # Alg. 1, line 13
-            actions = torch.cat(features, dim=1)
-            actions.retain_grad()
+        if self.critic:
+            action = torch.cat(features, dim=1)
+            action.retain_grad()
             gradients = torch.autograd.grad(reward.sum(), features, retain_graph=True)
-            value = self.critic(embedding, actions)
+            value = self.critic(embedding, action)
             objective = config.lambda_generator * reward + (1 - config.lambda_generator) * value
         loss = -objective.mean()
         if config.specialise:
@@ -76,14 +74,14 @@ class GeneratorAgent(Agent):
             policy = all_gather_rows(policy)
             diversity = returns.diversity_return(policy)
             loss = loss - config.diversity_weight * diversity
-        learners = [network for key, network in self.networks.items() if key != "critic"]  # nor do discriminators learn
+        learners = [network for key, network in self.networks.items() if key != "critic"]
         inputs = [p for network in learners for p in network.parameters()]
-        loss.backward(inputs=[*inputs, *([actions] if self.critic else [])])
+        loss.backward(inputs=[*inputs, *([action] if self.critic else [])])  # Alg. 1, line 13
         metrics["generator_gradient"] = self.descend("generator")
         if self.critic:
             gradient = torch.cat(gradients, dim=1)
             metrics["gradient_cosine"] = returns.gradient_cosine(
-                all_gather_rows(-actions.grad), all_gather_rows(gradient)
+                all_gather_rows(-action.grad), all_gather_rows(gradient)
             )
         if policy is None:
             return metrics

@@ -1,7 +1,7 @@
 """The five networks of MAGNET, in the manner of DCGAN (Radford et al. 2015, arXiv 1511.06434).
 
-    G_a  GeneratorActor      state, recurrent state -> action z         which hidden state for the next picture
-    G    Generator           action z               -> image            the picture
+    G_a  GeneratorActor      state, recurrent state -> action z         which latent vector for the next image
+    G    Generator           action z               -> image            the image
     G_c  Critic              state, G(z)            -> value Q(s, z)
     D_a  DiscriminatorActor  image                  -> logit l          the chance that it is real is sigmoid(l)
     D_c  Critic              image, l, label        -> value Q(x, l)
@@ -12,20 +12,12 @@ All is float32; with bf16 the convolutions, and they alone, compute in bfloat16.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from magnet.agents.batch import Discrimination
 from magnet.agents.layers import BatchNorm1d, BatchNorm2d, Convolutions, feature_maps, image_stack, point_stack
-
-
-class Discrimination(NamedTuple):
-    """What D_a makes of images."""
-
-    features: torch.Tensor  # (B, F)
-    logits: torch.Tensor  # (B,), above 0 means real
-    classes: torch.Tensor | None  # (B, generators), the classifier's logits, where there is one
 
 
 def initialise(module: nn.Module) -> None:
@@ -38,7 +30,7 @@ def initialise(module: nn.Module) -> None:
 
 
 class GeneratorActor(nn.Module):
-    """G_a, the generator's policy: state and recurrent state -> action, the hidden state z for the next picture.
+    """G_a, the generator's policy: state and recurrent state -> action, the latent vector z of the next image.
 
     The recurrent state of the LSTM goes in and comes out as one tensor (B, 2, layers, hidden), its h and c.
     """
@@ -73,7 +65,7 @@ class GeneratorActor(nn.Module):
 
 
 class Generator(nn.Module):
-    """G, from the hidden state to the picture: transposed convolutions, nz -> 512x4x4 -> ... -> 3xSxS."""
+    """G, from the latent vector to the image: transposed convolutions, nz -> 512x4x4 -> ... -> 3xSxS."""
 
     def __init__(self, image_size: int, width: int, nz: int, bf16: bool = False):
         super().__init__()
@@ -137,22 +129,23 @@ class DiscriminatorActor(nn.Module):
 class Critic(nn.Module):
     """Q(observation, action), of features that actors have of either: a critic has no convolutions of its own.
 
-    G_c: what G_a sees of the state (B, nz), and D_a's features of G(z). D_c: D_a's features of an image, and the pair
-    (label * logit, label). Both are embedded at one width, or D's one logit is lost among the features. SiLU,
-    because an actor follows dQ/da.
+    G_c: the embedding of the state that G_a's LSTM takes (B, nz), and D_a's features of G(z). D_c: D_a's features of an
+    image, and the pair (label * logit, label). Both are embedded at one width, or D's one logit is lost among the
+    features. SiLU, because an actor follows dQ/da.
     """
 
-    def __init__(self, features: int, actions: int, hidden: int = 128):
+    def __init__(self, observation: int, action: int, hidden: int = 128):
+        """How many features either has."""
         super().__init__()
-        self.embed = nn.Linear(features, hidden)
-        self.embed_action = nn.Sequential(nn.Linear(actions, hidden), nn.SiLU())
+        self.embed = nn.Linear(observation, hidden)
+        self.embed_action = nn.Sequential(nn.Linear(action, hidden), nn.SiLU())
         self.head = nn.Sequential(
             nn.Linear(2 * hidden, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 1)
         )
 
-    def forward(self, features: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """features (B, F), actions (B, A) -> values (B,)."""
-        return self.head(torch.cat([self.embed(features), self.embed_action(actions)], dim=1)).squeeze(1)
+    def forward(self, observation: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        """observation (B, O), action (B, A) -> values (B,)."""
+        return self.head(torch.cat([self.embed(observation), self.embed_action(action)], dim=1)).squeeze(1)
 
 
 def encoder(config, width: int, batch_norm: bool = True) -> tuple[nn.Module, int]:

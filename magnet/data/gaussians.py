@@ -1,11 +1,11 @@
-"""PointDataset in the plane, drawn from a mixture of Gaussians: data whose modes can be counted.
+"""Points in the plane, drawn from a mixture of Gaussians: data whose modes can be counted.
 
     points = PointDataset(draw_points("gaussians-25"), device)
     x = points.batch(torch.randint(2 * len(points), (16,)))
     count_modes(x, "gaussians-25")            # {"modes": 12, "high_quality": 1.0, "kl": 0.86}
 
 The mixtures and what is counted are those of VEEGAN (Srivastava et al. 2017, arXiv 1705.07761), with the numbers of
-PacGAN (Lin et al. 2018, arXiv 1712.04086, section 4.1, and its code). PointDataset stand where the game has pictures:
+PacGAN (Lin et al. 2018, arXiv 1712.04086, section 4.1, and its code). Points stand where the game has pictures:
 what is (B, 3, S, S) of these is (B, 2) of them.
 """
 
@@ -67,7 +67,7 @@ def count_modes(points: Tensor, name: str) -> dict[str, float]:
 def paint(points: Tensor, behind: Tensor) -> Tensor:
     """A picture (3, 256, 256) in [-1, 1] of points (N, 2), blue, over those `behind` (M, 2), grey.
 
-    PointDataset outside the square from -1.25 to 1.25 are drawn at its border.
+    Points outside the square from -1.25 to 1.25 are drawn at its border.
     """
     picture = torch.tensor(WHITE).repeat(SIDE, SIDE, 1)
     for some, colour in ((behind, GREY), (points, BLUE)):
@@ -77,7 +77,7 @@ def paint(points: Tensor, behind: Tensor) -> Tensor:
 
 
 class PointDataset:
-    """PointDataset ready for training on a device; they stand where the game has `faces.ImageDataset`."""
+    """Points ready for training on a device; stands in for ImageDataset."""
 
     stored, grid_size = torch.float32, SHOWN
 
@@ -91,7 +91,7 @@ class PointDataset:
         return len(self._points)
 
     def batch(self, indices: Tensor) -> Tensor:
-        """PointDataset (B, 2) float32 on the device, for indices (B,) int64 in [0, 2N).
+        """Points (B, 2) float32 on the device, for indices (B,) int64 in [0, 2N).
 
         Index N + i is point i mirrored left to right: both mixtures are symmetric, so it is as likely as the point.
         """

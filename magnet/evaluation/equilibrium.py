@@ -14,10 +14,10 @@ from copy import deepcopy
 import torch
 from torch import Tensor
 
+from magnet.agents.batch import Batch
 from magnet.agents.discriminator import DiscriminatorAgent
 from magnet.data.image_dataset import ImageDataset, from_uint8, to_uint8
 from magnet.game.returns import Return, return_of
-from magnet.maddpg import Batch
 from magnet.support.random_streams import stream
 
 BINS = 10  # of p, for its calibration
@@ -90,7 +90,7 @@ def _value(real_logits: Tensor, fake_logits: Tensor, returns: Return) -> float:
 
 
 def _shown(faces: ImageDataset, indices: Tensor, random: torch.Generator) -> Tensor:
-    """ImageDataset by index, each mirrored with chance 1/2 as in the game: uint8 (n, 3, S, S) on the CPU."""
+    """Images by index, each mirrored with chance 1/2 as in the game: uint8 (n, 3, S, S) on the CPU."""
     mirrored = torch.randint(2, indices.shape, generator=random)
     return torch.cat([to_uint8(faces.batch(part)).cpu() for part in (indices + mirrored * len(faces)).split(256)])
 

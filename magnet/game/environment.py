@@ -18,13 +18,13 @@ from magnet.support.distributed import local_rows
 class FaceEnv:
     """An endless supply of episodes over `faces`.
 
-    A state is B = `batch` indices in [0, 2N): i < N is image i, i >= N is image i - N mirrored (ImageDataset.batch).
-    States come from a shuffled order of all the images: one pass over the data (an epoch) is N // B states, and no
+    A state is `batch` indices in [0, 2N): i < N is image i, i >= N is image i - N mirrored (ImageDataset.batch).
+    States come from a shuffled order of all the images: one pass over the data (an epoch) is N // batch states, and no
     image stands in two consecutive states. kind: see `returns.py`. Of several processes (distributed.py) each observes
     its own rows; the indices are those of all. Raises ValueError if there are too few images for two states.
     """
 
-    # What says which images a transition was made of: the indices, (B,) int64, of s_t, of x_t and of x_{t+1}.
+    # A transition's images, as indices (batch,) int64: of s_t, of x_t and of x_{t+1}.
     fields = dict.fromkeys(("state", "real", "next_real"), ((), torch.int64))
 
     def __init__(

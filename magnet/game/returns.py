@@ -119,12 +119,12 @@ def td_target(reward: Tensor, next_value: Tensor | None, gamma: float) -> Tensor
     return reward if gamma == 0 else reward + gamma * next_value
 
 
-def gradient_cosine(gradient: Tensor, target: Tensor) -> Tensor:
+def gradient_cosine(gradient: Tensor, reference: Tensor) -> Tensor:
     """How true dQ/da points: the cosine with dr/da over the whole batch. Two (B, A) -> a scalar in [-1, 1].
 
     Over the batch and not per sample: the actor's step adds the samples up, those with steep slopes counting more.
     """
-    return cosine_similarity(gradient.flatten(), target.flatten(), dim=0)
+    return cosine_similarity(gradient.flatten(), reference.flatten(), dim=0)
 
 
 def gradient_penalty(gradient: Tensor, norm: float) -> Tensor:

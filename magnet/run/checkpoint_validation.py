@@ -147,13 +147,13 @@ def networks_fault(saved, config) -> str | None:
     return first_fault(saved.get("agents"), agents, "trainer.agents")
 
 
-def restored_config(path: Path, saved: dict) -> Config:
-    """The config of the checkpoint `saved`, which was read from `path`.
+def restored_config(path: Path, found: dict) -> Config:
+    """The config of `found`, the parameters in a checkpoint or in a config.json, read from `path`.
 
     A parameter that it lacks has the `old` value that the field declares. Raises UserError if there is none, if it has
     parameters that are no more, or if a value cannot be.
     """
-    fields, found = {field.name: field for field in dataclasses.fields(Config)}, saved["config"]
+    fields = {field.name: field for field in dataclasses.fields(Config)}
     added = {name: field.metadata["old"] for name, field in fields.items() if name not in found}
     differing = sorted(map(str, (found.keys() - fields.keys()) | {name for name in added if added[name] is None}))
     if differing:
@@ -168,5 +168,5 @@ def restored_config(path: Path, saved: dict) -> Config:
     try:
         check(config)
     except UserError as error:
-        raise UserError(f"{path} is not as train.py writes checkpoints: of its config {error}") from None
+        raise UserError(f"{path} is not as train.py writes it: of its parameters {error}") from None
     return config

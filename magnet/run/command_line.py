@@ -18,35 +18,41 @@ GROUPS = {
 
 
 def presets() -> str:
-    """Each preset with what it sets, for the help."""
+    """The sources, and each preset with what it sets, for the help."""
     lines = [f"  {name:<12}" + " ".join(f"{key}={value}" for key, value in PRESETS[name].items()) for name in PRESETS]
-    return "presets:\n" + "\n".join(line.rstrip() for line in lines)
+    sources = "[M]: as the published MAGNET, [L]: as Lowe et al. 2017 (MADDPG), [D]: see docs/differences.md"
+    return sources + "\npresets:\n" + "\n".join(line.rstrip() for line in lines)
 
 
 def parse(
     arguments: list[str], about: str | None = None, parameters: dict | None = None
 ) -> tuple[dict, argparse.Namespace]:
-    """The parameters that the command line gives, and its commands (preset, resume, dry_run). Others exit with 2.
+    """The parameters that the command line gives, and its commands preset, config, resume, dry_run. Others exit with 2.
 
-    parameters: what holds where the command line says nothing; of a new run, not of one that is resumed.
+    parameters: PARAMETERS of train.py, whose names are checked.
     """
     parser = argparse.ArgumentParser(
-        prog="train.py", usage="%(prog)s [--preset NAME | --resume RUN] [--dry-run] [parameters]; --help lists them",
+        prog="train.py",
+        usage="%(prog)s [--preset NAME | --config FILE | --resume RUN] [--dry-run] [parameters]; --help lists them",
         description=about, epilog=presets(), formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--preset", choices=PRESETS, help="a set of parameters; flags beside it win")
-    parser.add_argument("--resume", metavar="RUN", type=Path, help="go on with a run folder, from its last checkpoint")
+    begin = parser.add_mutually_exclusive_group()
+    begin.add_argument("--preset", choices=PRESETS, help="a set of parameters; flags beside it win")
+    begin.add_argument("--config", metavar="FILE", type=Path, help="those of another run's config.json; flags win")
+    begin.add_argument(
+        "--resume", metavar="RUN", type=Path, help="go on with a run, its folder or its name, from its last checkpoint"
+    )
     parser.add_argument(
         "--dry-run", action="store_true", help="print the settings and the memory that two steps need, and stop"
     )
     fields = {field.name: field for field in dataclasses.fields(Config)}
-    sources = {"game": "[M]: as the published MAGNET, [L]: as Lowe et al. 2017 (MADDPG), [D]: see docs/differences.md"}
     for title, names in GROUPS.items():
-        group = parser.add_argument_group(title, sources.get(title))
+        group = parser.add_argument_group(title)
         for field in map(fields.get, names.split()):
             flag, about = f"--{field.name.replace('_', '-')}", field.metadata["about"]
             if field.type is bool:
-                group.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=about)
+                action = argparse.BooleanOptionalAction
+                group.add_argument(flag, action=action, default=argparse.SUPPRESS, help=about)
             else:
                 about = f"{about} (default {field.default!r})"
                 choices = field.metadata["choices"] or None
@@ -54,8 +60,8 @@ def parse(
     if unknown := sorted((parameters or {}).keys() - fields.keys()):
         parser.error(f"PARAMETERS in train.py has no such parameters as {', '.join(unknown)}; --help lists them")
     given = parser.parse_args(arguments)
-    if given.resume and given.preset:
-        parser.error("--preset begins a run and --resume goes on with one: give one of them")
-    commands = argparse.Namespace(preset=given.preset or "default", resume=given.resume, dry_run=given.dry_run)
+    commands = argparse.Namespace(
+        preset=given.preset or "default", config=given.config, resume=given.resume, dry_run=given.dry_run
+    )
     given = {key: value for key, value in vars(given).items() if key not in vars(commands)}
-    return (given if commands.resume else (parameters or {}) | given), commands
+    return given, commands

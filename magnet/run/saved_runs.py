@@ -26,7 +26,7 @@ def load_checkpoint(run: Path) -> tuple[Path, dict]:
 
 def load_agents(path: Path, saved: dict, device: str) -> tuple[list[GeneratorAgent], list[DiscriminatorAgent], Config]:
     """The agents of the checkpoint `saved`, read from `path`, with its config. Raises UserError."""
-    config = restored_config(path, saved)
+    config = restored_config(path, saved["config"])
     refuse(path, networks_fault(saved["trainer"], config))
     config = settle(dataclasses.replace(config, device=device))
     generators, discriminators = new_agents(config, torch.device(config.device))

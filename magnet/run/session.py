@@ -1,6 +1,8 @@
 """How a run begins: its settings, its data, its trainer; and where an earlier one stood."""
 
 import dataclasses
+import json
+import os
 from pathlib import Path
 
 import torch
@@ -26,7 +28,7 @@ def resumed(run: Path, given: dict) -> tuple[Config, Path, dict]:
     Raises UserError if `given` asks for another game.
     """
     path, saved = checkpoint.latest(run / "checkpoints")
-    config = restored_config(path, saved)
+    config = restored_config(path, saved["config"])
     if given.get("precision") == "auto":
         given = {key: value for key, value in given.items() if key != "precision"}
     changed = sorted(k for k, v in given.items() if k not in FREE_ON_RESUME and v != getattr(config, k))
@@ -35,6 +37,25 @@ def resumed(run: Path, given: dict) -> tuple[Config, Path, dict]:
         raise UserError(f"{run} cannot go on with other values of {flags}; leave them out, or start a new run.")
     print(f"Going on from {path}.")
     return dataclasses.replace(config, **given), path, saved
+
+
+def parameters_of(path: Path) -> dict:
+    """The parameters in another run's config.json, but its name. Raises UserError."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a config.json ({error}); give that of a run in models/.") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no parameters; give the config.json of a run in models/.")
+    return dataclasses.asdict(restored_config(path, found)) | {"name": ""}
+
+
+def folder_of(run: Path, models_dir: str) -> Path:
+    """The folder of a run that is given by its folder or its name. Raises UserError if there is none."""
+    for folder in (run, Path(models_dir) / run):
+        if os.path.isdir(folder / "checkpoints"):
+            return folder
+    raise UserError(f"{run} is no run of MAGNET: it has no folder checkpoints; `ls {models_dir}` shows the runs.")
 
 
 def load_pixels(config: Config, held_out: bool = False):

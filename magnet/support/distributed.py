@@ -46,7 +46,7 @@ def local_rows(rows: Tensor) -> Tensor:
 
 
 def all_gather_rows(rows: Tensor) -> Tensor:
-    """The inverse of `own`: (B / K, ...) on each process -> (B, ...). Can be differentiated any number of times.
+    """The inverse of `local_rows`: (B / K, ...) on each process -> (B, ...). Can be differentiated any number of times.
 
     Gradients are those of the sum of what all processes make of it.
     """

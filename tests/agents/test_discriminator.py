@@ -6,9 +6,9 @@ import torch
 from conftest import CPU, differing, gradient, new_agents, pictures, relative_error, small_config, watch_steps, weights
 from torch.nn.functional import cosine_similarity, logsigmoid
 
+from magnet.agents.batch import Batch
 from magnet.agents.discriminator import DiscriminatorAgent, critic_inputs
 from magnet.agents.generator import GeneratorAgent
-from magnet.maddpg import Batch
 
 B = 8
 LAMBDAS = pytest.mark.parametrize("lam", [0.0, 0.5, 1.0])

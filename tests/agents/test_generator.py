@@ -6,9 +6,9 @@ import torch
 from conftest import CPU, differing, gradient, new_agents, pictures, relative_error, small_config, watch_steps, weights
 from torch.nn.functional import cosine_similarity, logsigmoid
 
+from magnet.agents.batch import Batch
 from magnet.agents.discriminator import DiscriminatorAgent
 from magnet.agents.generator import GeneratorAgent
-from magnet.maddpg import Batch
 from magnet.support.random_streams import stream
 
 B, NZ = 8, 6

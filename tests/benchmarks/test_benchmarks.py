@@ -198,7 +198,7 @@ def test_peak_memory_sees_what_was_freed():
     [
         (["--teams", "2y1"], "--teams 2y1 is no team: give numbers such as 4x1."),
         (["--teams", "0x1"], "--generators is 0, but must be from 1 to 64."),
-        (["--dry-run"], "a benchmark begins with fresh weights: leave out --resume and --dry-run."),
+        (["--dry-run"], "a benchmark begins with fresh weights: leave out --resume, --config and --dry-run."),
         (["--repeats", "0"], "--repeats and --threads must be at least 1."),
         (["--r1", "-1"], "--r1 is -1.0, but must be from 0 to 1e+06."),
     ],

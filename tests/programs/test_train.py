@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import sample
 import train
-from magnet.config import PRESETS, Config
+from magnet.config import PRESETS, Config, complete
 from magnet.data.image_dataset import fingerprint, is_held_out
 from magnet.run import checkpoint, command_line
 
@@ -79,7 +80,7 @@ def test_every_parameter_has_a_flag_and_its_default(capsys):
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     for field in dataclasses.fields(Config):
-        assert f"--{field.name.replace('_', '-')} " in text.replace("\n", " ")
+        assert re.search(rf"--{field.name.replace('_', '-')}[ ,\n]", text)
     given, _ = command_line.parse(["--replay-fraction", "0.5", "--nz", "7"])
     assert given == {"replay_fraction": 0.5, "nz": 7}  # nothing else is set by the command line
 
@@ -102,7 +103,7 @@ def test_every_preset_trains_and_flags_come_before_it(place, preset):
         (["--lr", "nan"], ["--lr is nan"]),
         (["--gamma", "1"], ["--gamma is 1.0"]),
         (["--tau", "-0.1"], ["--tau is -0.1"]),
-        (["--tau", "0"], ["--tau is 0.0", "at least"]),
+        (["--tau", "0"], ["--tau is 0.0", "from 1e-06 to 1"]),
         (["--patience", "3"], ["--patience 3", "--evaluate-every"]),
         (["--hold-out", "0.6"], ["--hold-out is 0.6", "from 0 to 0.5"]),
         (["--hold-out", "1e-9"], ["--hold-out 1e-09", "0 of 40 images"]),
@@ -278,3 +279,52 @@ def test_a_finished_run_is_left_as_it_is(place, capsys):
     assert train.main(["--resume", "models/done"]) == 0
     assert "Nothing to do" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in (place / "models" / "done").rglob("*")}
+
+
+def test_a_run_begins_with_another_runs_parameters_and_flags_win(place, capsys):
+    assert train.main([*TINY, "--steps", "1", "--name", "first", "--gamma", "0.5"]) == 0
+    assert train.main(["--config", "models/first/config.json", "--name", "second", "--seed", "3"]) == 0
+    first, second = (json.loads((place / "models" / name / "config.json").read_text()) for name in ("first", "second"))
+    assert {name for name in first if first[name] != second[name]} == {"name", "seed"}
+    assert train.main(["--config", "models/first/config.json"]) == 0  # the name is not taken over
+    assert len(list((place / "models").iterdir())) == 3
+
+    (place / "list.json").write_text("[]")
+    (place / "other.json").write_text(json.dumps(first | {"unheard_of": 1}))
+    for path, words in (
+        ("nowhere.json", "cannot be read"),
+        ("list.json", "no parameters"),
+        ("other.json", "unheard_of"),
+    ):
+        assert train.main(["--config", path]) == 2
+        assert words in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_run_goes_on_by_its_name(place, capsys):
+    assert train.main([*TINY, "--steps", "1", "--name", "named"]) == 0
+    assert train.main(["--resume", "named", "--steps", "2"]) == 0
+    assert state(place / "models" / "named")["steps"] == 2
+    assert train.main(["--resume", "unnamed"]) == 2
+    assert "unnamed is no run of MAGNET" in capsys.readouterr().err
+
+
+def test_parameters_in_the_program_hold_for_new_runs_and_the_command_line_wins(place, monkeypatch):
+    monkeypatch.setattr(train, "PARAMETERS", {"nz": 7, "lr": 1, "r1": 0, "spectral_norm": True, "image_size": 64})
+    place_of_nz = TINY.index("--nz")
+    words = TINY[:place_of_nz] + TINY[place_of_nz + 2 :]
+    assert train.main([*words, "--preset", "cpu", "--steps", "1", "--name", "own", "--lr", "0.1"]) == 0
+    config = json.loads((place / "models" / "own" / "config.json").read_text())
+    assert {name: config[name] for name in ("nz", "lr", "r1", "spectral_norm", "image_size")} == {
+        "nz": 64, "lr": 0.1, "r1": 0.0, "spectral_norm": True, "image_size": 32,
+    }  # fmt: skip
+    assert train.main([*words, "--no-spectral-norm", "--steps", "1", "--name", "flags"]) == 0
+    config = json.loads((place / "models" / "flags" / "config.json").read_text())
+    assert (config["nz"], config["lr"], config["spectral_norm"]) == (7, 1.0, False)
+    assert train.main(["--resume", "models/own", "--steps", "2"]) == 0
+    assert json.loads((place / "models" / "own" / "config.json").read_text())["nz"] == 64
+
+
+def test_returns_on_the_command_line_bring_what_they_ask_for_over_a_preset():
+    config = complete({"returns": "wasserstein"}, PRESETS["gaussians"])
+    assert (config.r1, config.gradient_penalty, config.lr) == (0.0, 10.0, 1e-3)
+    assert complete({"returns": "wasserstein", "r1": 0.3}, PRESETS["gaussians"]).r1 == 0.3

@@ -57,7 +57,7 @@ def packed(state: dict) -> bytes:
 def resume(path):
     """What train.py --resume makes of a checkpoint."""
     found = checkpoint.load(path)
-    return build(restored_config(path, found), PIXELS, path, found)[0]
+    return build(restored_config(path, found["config"]), PIXELS, path, found)[0]
 
 
 def sampled(path):
