@@ -15,7 +15,7 @@ SHARED_OUT := -n auto --dist loadfile
 .PHONY: demo test test-long clean
 
 demo: .venv/ready
-	$(BIN)/python train.py --preset cpu --data synthetic --steps 1500
+	$(BIN)/python train.py --preset cpu --data synthetic --steps 4000
 
 test: .venv/ready
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
 
     python3 experiments/variety.py --world gaussians-25 --list
     python3 experiments/variety.py --world gaussians-25 --seeds 0 1 2 --jobs 2
-    python3 experiments/variety.py --world synthetic --only 1x1 4x1 --steps 1500 --width 16
+    python3 experiments/variety.py --world synthetic --only 1x1 4x1 --steps 6000 --width 16
     python3 experiments/variety.py --world gaussians-25 --report        no training: the lines that there are
 
 Modes are the Gaussians of a mixture (data/gaussians.py), or combinations of the factors of synthetic faces, which a
@@ -29,7 +29,7 @@ from magnet.support.errors import UserError  # noqa: E402
 WORLDS = {
     "gaussians-8": (6000, ["--preset", "gaussians"]),
     "gaussians-25": (6000, ["--preset", "gaussians"]),
-    "synthetic": (1500, ["--preset", "cpu", "--width", "16"]),
+    "synthetic": (6000, ["--preset", "cpu", "--width", "16"]),
 }
 LARGE = "1x1-large"
 SETTINGS = {
@@ -219,7 +219,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict]:
     """The command line: what is this program's, and the parameters of all runs. Exits with 2 on a bad word."""
     parser = runs.new_parser(__doc__, SETTINGS)
     parser.add_argument("--world", choices=WORLDS, required=True, help="where variety is counted")
-    parser.add_argument("--steps", type=int, help="of every run (default: 6000 on points, 1500 on faces)")
+    parser.add_argument("--steps", type=int, help="of every run (default: 6000)")
     parser.add_argument("--out", type=Path, help="the lines (default variety-WORLD.jsonl); the figure ends in .png")
     parser.add_argument("--models-dir", type=Path, help="default models/variety-WORLD")
     parser.add_argument("--report", action="store_true", help="train nothing: table and figure of the lines")

@@ -54,7 +54,7 @@ class Config:
     image_size: int = parameter(64, "S, side of all images in pixels; points have none [M]", choices=(32, 64, 128))
     epochs: int = parameter(50, "passes over the images [M]", low=1)
     steps: int = parameter(0, "steps of the trainer, if these end before the epochs; 0: no limit", low=0)
-    batch_size: int = parameter(64, "B, images a step [D]; 16 in [M]", low=4, high=65536)
+    batch_size: int = parameter(16, "B, images a step [M]", low=4, high=65536)
     width: int = parameter(
         64, "feature maps of the first convolution [M]; for points, of every layer", low=4, high=4096
     )
@@ -75,7 +75,7 @@ class Config:
     )
     diversity_weight: float = parameter(1.0, "weight of the return for uncorrelated z [D]; 0 in [M]", low=0, high=1e6)
     exploration: float = parameter(0.1, "sigma of the noise in z [M]", low=0, high=1)
-    epsilon: float = parameter(0.5, "chance that z is noise alone [D]; 0.1 in [M]", low=0, high=1)
+    epsilon: float = parameter(0.1, "chance that an action z is random, N(0, I) [M]", low=0, high=1)
     r1: float = parameter(0.1, "weight gamma of R1, the penalty on D_a's gradients at real images [D]", low=0, high=1e6)
     r1_every: int = parameter(8, "k: every k-th step has R1, with k times the weight [D]", low=1, high=1000)
     r2: float = parameter(0.0, "weight of R2, the same penalty at the generators' images", low=0, high=1e6)
@@ -136,8 +136,7 @@ FREE_ON_RESUME = {
 PRESETS = {
     "default": {},
     "original": {  # the published hyperparameters, as far as they have a counterpart here
-        "batch_size": 16, "gamma": 0.95, "tau": 0.01, "diversity_weight": 0.0, "epsilon": 0.1,
-        "replay_fraction": 0.5, "r1": 0.0,
+        "gamma": 0.95, "tau": 0.01, "diversity_weight": 0.0, "replay_fraction": 0.5, "r1": 0.0,
     },
     "cpu": {"image_size": 32, "width": 32, "nz": 64, "device": "cpu"},
     "gaussians": {
