@@ -93,7 +93,7 @@ def test_the_reader_is_trained_once(trained, monkeypatch, tmp_path):
     pixels, _ = factors.drawn(20, seed=4)
     assert torch.equal(again(pixels), reader(pixels)) and known_again == known
     (tmp_path / "factors.pt").write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match="factors.pt holds no network that tells factors; delete it"):
+    with pytest.raises(UserError, match="factors.pt holds no network of factors; delete it"):
         factors.trained_reader(tmp_path / "factors.pt")
 
 
