@@ -18,6 +18,8 @@ from magnet.maddpg import MADDPG
 from magnet.run.signals import SIGNALS
 
 pytest.register_assert_rewrite("downloads")  # fixtures of some test files
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, by what tests start as well
 torch.set_num_threads(1)  # the networks are so small that threads cost more than they bring
 
 SEED = int(os.environ.get("MAGNET_TEST_SEED", 0))  # of the tests with random cases
