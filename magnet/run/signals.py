@@ -5,7 +5,8 @@ import signal
 from magnet.support.distributed import all_reduce_max
 
 # Ctrl-C, what ends a job, and a terminal that is closed (there is none on Windows).
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+HANGUP = getattr(signal, "SIGHUP", None)
+SIGNALS = [signal.SIGINT, signal.SIGTERM, *([HANGUP] if HANGUP else [])]
 
 
 class Stop:
@@ -13,7 +14,8 @@ class Stop:
 
     def __init__(self):
         self.signal = 0  # none
-        self.numbers = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup's stays
+        ignored = HANGUP and signal.getsignal(HANGUP) == signal.SIG_IGN  # by nohup: it stays so
+        self.numbers = [number for number in SIGNALS if number != HANGUP or not ignored]
         for number in self.numbers:
             signal.signal(number, self.note)
 

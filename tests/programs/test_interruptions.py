@@ -138,3 +138,12 @@ def test_where_standard_error_is_no_terminal_progress_is_plain_lines(place, caps
     lines = [line for line in error.splitlines() if line.startswith("step ")]
     assert "\r" not in error and [line.split(",")[0] for line in lines] == [f"step {i}/8" for i in range(1, 9)]
     assert all(part in lines[-1] for part in ("epoch 2/2", "images/s", "reward G", "0 min left"))
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there are no hangups")
+def test_an_ignored_hangup_stays_ignored_but_not_an_ignored_interrupt():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as of a job that a shell started in the background
+    stop = Stop()
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    assert signal.getsignal(signal.SIGINT) == signal.getsignal(signal.SIGTERM) == stop.note
