@@ -78,7 +78,7 @@ class Agent:
         observation (B, O) and action (B, A), as the critic takes them; reward (B,); next_value Q'(s', a') (B,), or None
         if gamma = 0: all without a graph.
         """
-        target = returns.td_target(reward, next_value, self.config.gamma)
+        target = returns.td_target(reward, next_value, self.config.gamma)  # line 11
         loss = (self.critic(observation, action) - target).square().mean()
         loss.backward()
         return {"critic_loss": loss.detach(), "critic_gradient": self.descend("critic")}

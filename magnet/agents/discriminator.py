@@ -59,10 +59,8 @@ class DiscriminatorAgent(Agent):
             explored[:, 0] += self.drawn(torch.randn, len(explored))
             next_value = batch.next_values[self.name]
             metrics = self.update_critic(features, explored, reward(explored[:, 0]), next_value)
-            value = self.critic(features, actions)
-            loss = config.lambda_discriminator * loss - (1 - config.lambda_discriminator) * sum_of_means(
-                value, len(real)
-            )
+            value = sum_of_means(self.critic(features, actions), len(real))
+            loss = config.lambda_discriminator * loss - (1 - config.lambda_discriminator) * value
         if config.specialise:
             named = [returns.classification_return(c, i) for i, c in enumerate(classes[1:])]
             loss = loss - config.specialise * torch.stack(named).mean()

@@ -19,7 +19,7 @@ def image_features(outputs: list[list[Discrimination]], index: int) -> Tensor:
 
 
 class GeneratorAgent(Agent):
-    """G_a, G and G_c. Its action on a state is the hidden state z, of which G makes an image.
+    """G_a, G and G_c. Its action on a state is the latent vector z, of which G makes an image.
 
     In a plain GAN (Goodfellow et al. 2014) there is G alone: its actions are noise, whatever the state.
     """
