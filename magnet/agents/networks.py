@@ -38,8 +38,7 @@ class GeneratorActor(nn.Module):
     def __init__(self, stack: nn.Module, features: int, nz: int, layers: int = 2, hidden: int = 128):
         super().__init__()
         self.stack = stack
-        # BatchNorm brings the differences between states to unit deviation (docs/results.md).
-        self.embed = nn.Sequential(nn.Linear(features, nz), BatchNorm1d(nz))
+        self.embed = nn.Linear(features, nz)
         self.lstm = nn.LSTM(nz, hidden, layers)
         self.action = nn.Linear(hidden, nz)
         # No gain and no bias: each coordinate of z has mean 0 and variance 1 over the batch, as noise N(0, I) has.
