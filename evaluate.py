@@ -40,6 +40,7 @@ def evaluate(options: argparse.Namespace) -> dict:
     from magnet.evaluation.metrics import nearest
     from magnet.evaluation.pictures import write
     from magnet.evaluation.sampling import Guide, Sampler, draw
+    from magnet.run.checkpoint import WEIGHTS
     from magnet.run.saved_runs import load_agents, load_checkpoint, only_pictures
     from magnet.support.random_streams import stream
 
@@ -49,6 +50,10 @@ def evaluate(options: argparse.Namespace) -> dict:
     path, saved = load_checkpoint(options.run)
     generators, discriminators, config = load_agents(path, saved, options.device)
     only_pictures(options.run, config)
+    if options.equilibrium and saved["format"] == WEIGHTS:
+        raise UserError(
+            f"{path} holds running averages alone, --equilibrium is about the trained G; give a run folder."
+        )
     device = generators[0].device
     embed, network = feature_network(options, device)
     faces, reference, kind_of_reference = load_images(options, config, saved["faces"])

@@ -20,11 +20,15 @@ from pathlib import Path
 
 from magnet.support.errors import UserError
 
+SHIPPED = Path(__file__).parent / "models" / "celeba-64.pt"  # trained weights (models/README.md)
+
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line. Exits with 2 on a bad word."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="run folder or checkpoint file")
+    parser.add_argument(
+        "run", type=Path, nargs="?", help=f"run folder, checkpoint or exported weights (default {SHIPPED.name})"
+    )
     parser.add_argument(
         "--kind", choices=("prior", "policy", "guided", "interpolation"), default="prior", help="where z comes from"
     )
@@ -40,6 +44,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.count < 1:
         parser.error(f"--count is {options.count}, but must be at least 1")
+    if options.run is None:
+        print(f"Sampling {SHIPPED.name}, weights trained on CelebA at 64x64 (models/README.md); name a RUN for yours.")
+        options.run = SHIPPED
     if not (options.out or options.images or options.npz):
         options.out = Path("samples.png")
     return options
@@ -50,11 +57,15 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(sys.argv[1:] if arguments is None else arguments)
     from magnet.evaluation.pictures import write
     from magnet.evaluation.sampling import Guide, Sampler, draw
+    from magnet.run.checkpoint import WEIGHTS
     from magnet.run.saved_runs import load_agents, load_checkpoint, load_states, only_pictures
 
     try:
-        generators, discriminators, config = load_agents(*load_checkpoint(options.run), options.device)
+        path, saved = load_checkpoint(options.run)
+        generators, discriminators, config = load_agents(path, saved, options.device)
         only_pictures(options.run, config)
+        if saved["format"] == WEIGHTS and not options.ema:
+            raise UserError(f"{path} holds running averages alone; leave out --no-ema.")
         if options.generator is not None:
             if not 0 <= options.generator < len(generators):
                 raise UserError(

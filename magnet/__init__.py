@@ -1,1 +1,11 @@
-"""MAGNET: the Multi-Agent Generative Network, a game of a generator and a discriminator on faces, learned by MADDPG."""
+"""MAGNET: the Multi-Agent Generative Network, a game of a generator and a discriminator on faces, learned by MADDPG.
+
+faces = magnet.load("models/celeba-64.pt").sample(64, seed=0)        # uint8 (64, 3, 64, 64)
+"""
+
+
+def load(run, device: str = "auto"):
+    """The `magnet.run.model.Model` of a run folder, a checkpoint or exported weights. Raises UserError."""
+    from magnet.run.model import Model  # here, for it imports torch: --help of the programs stays immediate
+
+    return Model(run, device)

@@ -25,6 +25,7 @@ class GeneratorAgent(Agent):
     """
 
     makers = staticmethod(generator_networks)
+    mid_episode: Tensor | None = None  # of exported weights alone: recurrent states for sampling (R, 2, layers, hidden)
 
     def initial_recurrent_state(self, batch: int) -> Tensor:
         """The recurrent state at the start of an episode: zeros (B, 2, layers, hidden), or (B, 0) of a plain GAN."""

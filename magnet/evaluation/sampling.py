@@ -82,16 +82,25 @@ class Sampler:
         averaged: sample the targets, running averages of the trained networks; else these themselves. batch: inputs in
         each of the batches over which the statistics are taken.
         """
-        self.batch = batch
-        # Generators of a team have noise and states of their own, so that their samples together are independent.
-        self.random = stream(seed, f"sampler/{agent.index}" if agent.index else "sampler", agent.device)
+        self.batch, self.index = batch, agent.index
         self.config, self.device, self.faces = agent.config, agent.device, faces
         networks = agent.targets if averaged else agent.networks
-        self.generator = with_own_statistics(networks["generator"], self._show_noise)
-        if faces:
-            # The recurrent state in the middle of an episode (batch, 2, layers, hidden), as in training.
-            self.mid_episode = self._recurrent_after_warm_up(in_float32(networks["actor"]), batch)
-            self.actor = with_own_statistics(networks["actor"], self._show_states)
+        if agent.mid_episode is not None:  # exported weights: their BatchNorms hold the statistics already
+            self.generator, self.mid_episode = in_float32(networks["generator"]).eval(), agent.mid_episode
+            self.actor = in_float32(networks["actor"]).eval() if "actor" in networks else None
+        else:
+            self.reseed(0, "statistics")
+            self.generator = with_own_statistics(networks["generator"], self._show_noise)
+            if faces:
+                # The recurrent state in the middle of an episode (batch, 2, layers, hidden), as in training.
+                self.mid_episode = self._recurrent_after_warm_up(in_float32(networks["actor"]), batch)
+                self.actor = with_own_statistics(networks["actor"], self._show_states)
+        self.reseed(seed)
+
+    def reseed(self, seed: int, purpose: str = "sampler") -> None:
+        """Draws as a new Sampler with `seed` does. The statistics are the same for all seeds."""
+        # Generators of a team have noise and states of their own, so that their samples together are independent.
+        self.random = stream(seed, f"{purpose}/{self.index}" if self.index else purpose, self.device)
 
     def _show_noise(self, generator: nn.Module) -> None:
         for _ in range(BATCHES):

@@ -2,7 +2,7 @@
 
 A file is written under a temporary name, synced to the disk and renamed, so whatever has its final name is whole. It is
 read with `weights_only=True` and never otherwise: nothing in it can execute. What it holds is checked before any of it
-is taken over: damage and the outermost values here, the others by layout.py.
+is taken over: damage and the outermost values here, the others by checkpoint_validation.py.
 """
 
 import zipfile
@@ -15,7 +15,8 @@ from magnet.support.atomic_files import remove_abandoned, write_atomically
 from magnet.support.errors import Diverged, UserError
 
 FORMAT, VERSION = "magnet-checkpoint", 1
-OUTERMOST = {  # the form of a checkpoint's own items (layout.py)
+WEIGHTS = "magnet-weights"  # the format of exported weights (exported.py), which no run goes on from
+OUTERMOST = {  # the form of a checkpoint's own items (checkpoint_validation.py)
     "format": str, "version": int, "config": dict, "faces": str,
     "trainer": lambda state: None if isinstance(state, dict) and type(state.get("steps")) is int else "has no steps",
     "best": lambda best: None if isinstance(best, dict | None) else "is no dict",
@@ -46,8 +47,11 @@ def first_non_finite(value, name: str = "") -> str | None:
     return next((one for one in found if one), None)
 
 
-def load(path: Path) -> dict:
-    """What `save` wrote, tensors on the CPU. Raises UserError, naming the file, if it is absent, damaged or foreign."""
+def load(path: Path, formats: tuple[str, ...] = (FORMAT,)) -> dict:
+    """What `save` wrote, tensors on the CPU. Raises UserError, naming the file, if it is absent, damaged or foreign.
+
+    formats: what it may be; of a run a checkpoint.
+    """
     try:
         refuse_damaged(path)
         contents = torch.load(path, map_location="cpu", weights_only=True)
@@ -61,7 +65,9 @@ def load(path: Path) -> dict:
             f"{path} cannot be read as a checkpoint ({reason}); give a file that train.py wrote."
         ) from error
     kind, version = map(contents.get, ("format", "version")) if isinstance(contents, dict) else (None, None)
-    if not isinstance(kind, str) or kind != FORMAT:
+    if kind == WEIGHTS and WEIGHTS not in formats:
+        raise UserError(f"{path} holds exported weights, from which no run goes on; give a checkpoint of train.py.")
+    if not isinstance(kind, str) or kind not in formats:
         raise UserError(f"{path} is not a checkpoint of MAGNET; give a file that train.py wrote.")
     if isinstance(version, int) and version != VERSION:
         raise UserError(f"{path} is of version {version}, this program reads {VERSION}; use the other release.")

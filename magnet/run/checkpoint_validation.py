@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from magnet.agents.networks import discriminator_networks, generator_networks
 from magnet.config import Config, agent_names, check
@@ -133,16 +133,30 @@ def trainer_fault(saved, trainer: MADDPG) -> str | None:
     return first_fault(saved["replay"]["storage"], stored, "trainer.replay.storage")
 
 
-def networks_fault(saved, config) -> str | None:
+def halved(network: nn.Module) -> dict[str, Tensor]:
+    """The state of `network` as exported weights hold it: parameters in float16, BatchNorm's statistics as they are."""
+    parameters = {name for name, _ in network.named_parameters()}
+    return {name: x.half() if name in parameters else x for name, x in network.state_dict().items()}
+
+
+def networks_fault(saved, config, exported: int = 0) -> str | None:
     """What is wrong first with the agents of `saved`, a trainer's state, for sampling by `config`.
 
-    The networks are counted without being made: nothing is allocated for a file that does not hold them.
+    exported: of exported weights how many recurrent states they hold. The networks are counted without being made:
+    nothing is allocated for a file that does not hold them.
     """
     agents, kinds = {}, (generator_networks(config), discriminator_networks(config))
-    for names, networks in zip(agent_names(config), kinds, strict=True):
+    for names, makers in zip(agent_names(config), kinds, strict=True):
         with torch.device("meta"):
-            weights = {key: make().state_dict() for key, make in networks.items()}
-        example = {"networks": weights, "targets": weights, "optimizers": dict, "random": Tensor}
+            networks = {key: make() for key, make in makers.items()}
+        if exported:
+            example = {"targets": {key: halved(net) for key, net in networks.items() if key != "critic"}}
+            if makers is kinds[0]:
+                shape = networks["actor"].recurrent_state_shape if "actor" in networks else (0,)
+                example["mid_episode"] = torch.empty(exported, *shape, dtype=torch.float16, device="meta")
+        else:
+            weights = {key: net.state_dict() for key, net in networks.items()}
+            example = {"networks": weights, "targets": weights, "optimizers": dict, "random": Tensor}
         agents |= dict.fromkeys(names, example)
     return first_fault(saved.get("agents"), agents, "trainer.agents")
 

@@ -12,13 +12,17 @@ from magnet.data.image_dataset import ImageDataset, load_faces
 from magnet.maddpg import new_agents
 from magnet.run import checkpoint
 from magnet.run.checkpoint_validation import networks_fault, refuse, restored_config
+from magnet.run.exported import STATES, take_over
 from magnet.support.errors import UserError
 
 
 def load_checkpoint(run: Path) -> tuple[Path, dict]:
-    """The last checkpoint of a run folder, or a checkpoint file, and its contents. Raises UserError."""
+    """The last checkpoint of a run folder, or a file of a checkpoint or of exported weights, and its contents.
+
+    Raises UserError.
+    """
     if run.is_file():
-        return run, checkpoint.load(run)
+        return run, checkpoint.load(run, (checkpoint.FORMAT, checkpoint.WEIGHTS))
     if (run / "checkpoints").is_dir():
         return checkpoint.latest(run / "checkpoints")
     raise UserError(f"There is no run or checkpoint {run}; `ls models` shows the runs.")
@@ -26,10 +30,13 @@ def load_checkpoint(run: Path) -> tuple[Path, dict]:
 
 def load_agents(path: Path, saved: dict, device: str) -> tuple[list[GeneratorAgent], list[DiscriminatorAgent], Config]:
     """The agents of the checkpoint `saved`, read from `path`, with its config. Raises UserError."""
-    config = restored_config(path, saved["config"])
-    refuse(path, networks_fault(saved["trainer"], config))
+    config, exported = restored_config(path, saved["config"]), saved["format"] == checkpoint.WEIGHTS
+    refuse(path, networks_fault(saved["trainer"], config, STATES if exported else 0))
     config = settle(dataclasses.replace(config, device=device))
     generators, discriminators = new_agents(config, torch.device(config.device))
+    if exported:
+        take_over([*generators, *discriminators], saved["trainer"])
+        return generators, discriminators, config
     for agent in (*generators, *discriminators):
         agent.load_networks(saved["trainer"]["agents"][agent.name])
     return generators, discriminators, config
@@ -46,6 +53,8 @@ def only_pictures(run: Path, config: Config) -> None:
 
 def load_states(config: Config, data: str | None, held_out: bool = False) -> ImageDataset:
     """The faces of a run's states, which it learned from, or those held out. Raises UserError if they are gone."""
+    if not (data or config.data):
+        raise UserError("Exported weights hold no images: name yours with --data FOLDER.")
     pixels = load_faces(
         data or config.data, config.image_size, cache_dir=CACHE, skip_bad_images=config.skip_bad_images,
         hold_out=config.hold_out, held_out=held_out,

@@ -1,0 +1,195 @@
+"""Exported weights: what they hold, that they sample as the run does, and what cannot be done with them."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import new_trainer
+from PIL import Image
+
+import evaluate
+import export
+import magnet
+import sample
+import train
+from magnet.evaluation.sampling import Sampler, draw
+from magnet.run import checkpoint
+from magnet.run.exported import STATES
+from magnet.run.exported import export as export_weights
+from magnet.run.saved_runs import load_agents, load_checkpoint
+from magnet.support.errors import UserError
+
+GAMES = {
+    "magnet": {}, "lambda 1": {"lambda_generator": 1.0, "lambda_discriminator": 1.0}, "gan": {"algorithm": "gan"},
+    "a team": {"generators": 2, "discriminators": 2, "specialise": 1.0}, "spectral": {"spectral_norm": True},
+}  # fmt: skip
+
+
+def exported(trainer, path):
+    """The agents that were written to `path` and read back."""
+    faces = None if trainer.config.algorithm == "gan" else trainer.faces
+    export_weights(path, trainer.generators, trainer.discriminators, faces, trainer.steps, faces and "f" or "g")
+    return load_agents(path, checkpoint.load(path, (checkpoint.WEIGHTS,)), "cpu")
+
+
+@pytest.mark.parametrize("game", GAMES)
+def test_they_sample_as_the_run_does_but_for_rounding(game, tmp_path):
+    trainer = new_trainer(device="cpu", **GAMES[game])
+    for _ in range(3):
+        trainer.step()
+    generators, discriminators, config = exported(trainer, tmp_path / "w.pt")
+    for kind in ("prior", "interpolation", *["policy"] * (game != "gan")):
+        faces = trainer.faces if kind == "policy" else None
+        pairs = zip(trainer.generators, generators, strict=True)
+        ours, theirs = zip(*[(Sampler(a, faces, seed=3), Sampler(b, faces, seed=3)) for a, b in pairs], strict=True)
+        first, second = draw(list(ours), kind, 40)[0].float(), draw(list(theirs), kind, 40)[0].float()
+        assert first.std() > 1 and (first - second).abs().max() <= 2
+    images = trainer.faces.batch(torch.arange(8))
+    for ours, theirs in zip(trainer.discriminators, discriminators, strict=True):
+        found = theirs.targets["actor"](images)
+        assert torch.allclose(ours.targets["actor"](images), found, atol=0.02)
+
+
+def test_they_hold_neither_what_trains_nor_paths(tmp_path):
+    trainer = new_trainer(device="cpu", data="/home/somebody/faces", models_dir="/home/somebody/models")
+    trainer.step()
+    exported(trainer, tmp_path / "w.pt")
+    found = torch.load(tmp_path / "w.pt", weights_only=True)
+    assert b"somebody" not in (tmp_path / "w.pt").read_bytes()
+    assert set(found["trainer"]) == {"steps", "agents"}
+    generator = found["trainer"]["agents"]["generator"]
+    assert set(generator) == {"targets", "mid_episode"} and set(generator["targets"]) == {"generator", "actor"}
+    assert len(generator["mid_episode"]) == STATES
+    kinds = {name: x.dtype for name, x in generator["targets"]["generator"].items()}
+    assert kinds["layers.0.weight"] == torch.float16 and kinds["layers.1.running_var"] == torch.float32
+
+
+def damage(found, how):
+    agent = found["trainer"]["agents"]["generator"]
+    weights = agent["targets"]["generator"]
+    if how == "infinite":
+        weights["layers.0.weight"][0, 0, 0, 0] = torch.inf
+    elif how == "float32":
+        weights["layers.0.weight"] = weights["layers.0.weight"].float()
+    elif how == "fewer states":
+        agent["mid_episode"] = agent["mid_episode"][:1]
+    else:
+        del agent["targets"]["actor"]
+
+
+@pytest.mark.parametrize("how", ["infinite", "float32", "fewer states", "an actor less"])
+def test_they_are_checked_as_checkpoints_are(how, tmp_path):
+    trainer, path = new_trainer(device="cpu"), tmp_path / "w.pt"
+    trainer.step()
+    exported(trainer, path)
+    found = torch.load(path, weights_only=True)
+    damage(found, how)
+    torch.save(found, path)
+    with pytest.raises(UserError, match="trainer.agents.generator"):
+        load_agents(path, checkpoint.load(path, (checkpoint.WEIGHTS,)), "cpu")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A working folder with images in faces/ and others/, models/run, a short run on faces/, and w.pt, its weights."""
+    folder = tmp_path_factory.mktemp("place")
+    for name, low in (("faces", 0), ("others", 100)):
+        (folder / name).mkdir()
+        for i, pixels in enumerate(np.random.default_rng(0).integers(low, 256, (40, 32, 32, 3), np.uint8)):
+            Image.fromarray(pixels).save(folder / name / f"{i:02d}.png")
+    flags = "--preset cpu --width 4 --nz 6 --batch-size 8 --steps 4 --precision fp32 --data faces --name run".split()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert train.main(flags) == 0 and export.main(["models/run", "--out", "w.pt"]) == 0
+    (folder / "copy" / "checkpoints").mkdir(parents=True)
+    shutil.copy(folder / "w.pt", folder / "copy" / "checkpoints" / "000004.pt")
+    return folder
+
+
+@pytest.fixture
+def run(trained, monkeypatch):
+    """The name of that run, from its working folder."""
+    monkeypatch.chdir(trained)
+    return "models/run"
+
+
+def test_the_programs_take_them(run, capsys):
+    assert sample.main(["w.pt", "--out", "w.png"]) == 0 and sample.main([run, "--out", "run.png"]) == 0
+    first, second = (np.asarray(Image.open(path)).astype(int) for path in ("w.png", "run.png"))
+    assert np.abs(first - second).max() <= 2
+    assert sample.main(["w.pt", "--kind", "policy", "--data", "faces", "--out", "policy.png"]) == 0
+    assert sample.main(["w.pt", "--kind", "guided", "--out", "guided.png"]) == 0
+    assert evaluate.main(["w.pt", "--no-features", "--data", "faces", "--count", "32"]) == 0
+    assert "policy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "program, arguments, words",
+    [
+        (sample, ["w.pt", "--kind", "policy"], ["no images", "--data FOLDER"]),
+        (sample, ["w.pt", "--no-ema"], ["running averages alone", "--no-ema"]),
+        (evaluate, ["w.pt", "--no-features", "--data", "faces", "--equilibrium"], ["running averages alone"]),
+        (evaluate, ["w.pt", "--no-features"], ["no images", "--data FOLDER"]),
+        (export, ["w.pt", "--out", "again.pt"], ["already"]),
+        (export, ["models/run", "--out", "v.pt", "--data", "others"], ["not what models/run learned from", "--data"]),
+        (export, ["models/run", "--onnx", "g.onnx", "--generator", "1"], ["--generator is 1"]),
+        (export, ["models/run", "--out", "nowhere/w.pt"], ["nowhere/w.pt"]),
+        (export, ["nothing", "--out", "v.pt"], ["There is no run or checkpoint nothing"]),
+        (train, ["--resume", "copy"], ["no run goes on"]),
+    ],
+)
+def test_what_cannot_be_done_is_a_sentence(run, capsys, program, arguments, words):
+    assert program.main(arguments) == 2
+    told = "".join(capsys.readouterr())
+    assert all(word in told for word in words), told
+
+
+def test_from_python(run, tmp_path, monkeypatch):
+    assert sample.main([run, "--count", "10", "--seed", "5", "--npz", "run.npz"]) == 0
+    expected = torch.from_numpy(np.load("run.npz")["arr_0"]).permute(0, 3, 1, 2)
+    photos = [str(path.resolve()) for path in sorted(Path("faces").iterdir())[:3]]
+    whole, weights = magnet.load(run), magnet.load("w.pt")
+    answers = whole.answer(photos)
+    monkeypatch.chdir(tmp_path)  # from here on nothing is found by a relative name
+    for model in (whole, weights):
+        faces = model.sample(10, seed=5)
+        assert faces.dtype == torch.uint8 and (faces.int() - expected.int()).abs().max() <= 2
+        assert torch.equal(faces, model.sample(10, seed=5)) and not torch.equal(faces, model.sample(10, seed=6))
+        walk = model.interpolate(12, seed=1)
+        assert walk.shape == (12, 3, 32, 32) and len(walk.unique(dim=0)) > 4
+    again = weights.answer(photos)
+    assert again.shape == (3, 3, 32, 32) and (again.int() - answers.int()).abs().max() <= 2
+    pixels = torch.from_numpy(np.stack([np.asarray(Image.open(p)).transpose(2, 0, 1) for p in photos]))
+    assert torch.equal(again, weights.answer(pixels))
+    assert not torch.equal(again, weights.answer(255 - pixels))  # G_a looks at the states
+
+
+def test_from_python_mistakes_are_a_sentence(run, tmp_path):
+    model = magnet.load(run)
+    with pytest.raises(ValueError, match="must be uint8"):
+        model.answer(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    with pytest.raises(UserError, match="bad.jpg"):
+        model.answer([tmp_path / "bad.jpg"])
+    with pytest.raises(UserError, match="nothing"):
+        magnet.load("nothing")
+
+
+def test_onnx_gives_our_pictures(run):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    assert export.main([run, "--onnx", "g.onnx"]) == 0
+    generators, _, config = load_agents(*load_checkpoint(Path(run)), "cpu")
+    z = torch.randn(5, config.nz)
+    (found,) = runtime.InferenceSession("g.onnx").run(None, {"z": z.numpy()})
+    assert found.shape == (5, 3, 32, 32)
+    assert np.abs(found - Sampler(generators[0], None).prior(z).numpy()).max() < 1e-3
+
+
+def test_config_of_exported_weights_is_that_of_the_run(tmp_path):
+    trainer = new_trainer(device="cpu", lr=1e-3)
+    _, _, config = exported(trainer, tmp_path / "w.pt")
+    assert config == dataclasses.replace(trainer.config, data="", models_dir="models")
