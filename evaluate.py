@@ -138,7 +138,7 @@ def load_images(options: argparse.Namespace, config, fingerprint: str) -> tuple:
 
     if options.held_out and not config.hold_out:
         raise UserError(f"{options.run} held no images out of its training; `train.py --hold-out 0.1` does.")
-    faces = load_states(config, options.data)
+    faces = load_states(config, options.data, learned=fingerprint)
     known = faces.fingerprint == fingerprint
     if (options.held_out or options.equilibrium) and not known:
         raise UserError(f"{options.data or config.data} is not what {options.run} learned from; give that with --data.")

@@ -53,7 +53,7 @@ def export(options: argparse.Namespace) -> None:
             raise UserError(f"{path} holds exported weights already; copy the file.")
         faces = None
         if config.algorithm != "gan":
-            faces = load_states(config, options.data)
+            faces = load_states(config, options.data, learned=saved["faces"])
             if faces.fingerprint != saved["faces"]:
                 raise UserError(
                     f"{options.data or config.data} is not what {options.run} learned from; give that with --data."

@@ -36,8 +36,8 @@ class Config:
 
     data: str = parameter(
         "data/celeba",
-        "folder of images, or a word: synthetic, faces drawn by the program; gaussians-8, gaussians-25, points in the "
-        "plane",
+        "folder or .zip of images, or a word: synthetic, faces drawn by the program; gaussians-8, gaussians-25, points "
+        "in the plane",
     )
     skip_bad_images: bool = parameter(False, "leave out files that are no images, up to 1 %% of them")
     hold_out: float = parameter(

@@ -1,4 +1,4 @@
-"""Pictures for training: a folder of images, or faces drawn by the program, becomes one array of uint8 pixels.
+"""Pictures for training: a folder or .zip of images, or faces drawn by the program, as one array of uint8 pixels.
 
     pixels = load_faces("data/celeba", 64, cache_dir=Path("data/cache"))
     faces = ImageDataset(pixels, device)
@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from magnet.data import synthetic
-from magnet.data.image_files import BadImage, find_images, load_image
+from magnet.data.image_files import BadImage, find_images, load_image, stamp
 from magnet.support.atomic_files import remove_abandoned, write_atomically
 from magnet.support.errors import UserError
 
@@ -36,6 +36,7 @@ MAX_BAD_SHARE = 0.01  # of the images, with skip_bad_images
 SYNTHETIC_FACES = 10_000
 CHUNK = 32  # images per task of a worker
 FORMAT_VERSION = 2  # raise it when the same files give other pixels
+SKIPPED_VERSION = 2  # raise it when other files are bad
 
 
 def is_held_out(name: str, share: float) -> bool:
@@ -65,14 +66,14 @@ def load_faces(
 ) -> np.ndarray:  # fmt: skip
     """Pixels (N, 3, S, S) uint8, read-only, mapped from a file in cache_dir that is made if need be.
 
-    The images of a folder are in the order of find_images.
-    source: a folder of images, or "synthetic" (a folder of that name: "./synthetic").
+    The images of a folder or archive are in the order of find_images.
+    source: a folder or .zip of images, or "synthetic" (a folder of that name: "./synthetic").
     skip_bad_images: leave out files that cannot be decoded, at most 1 %, and say so on stderr.
     workers: decoding threads, by default one for each core. Threads do: Pillow decodes outside Python's lock.
     hold_out: the share of images to leave out of the array (`is_held_out` of the relative name, of a synthetic face's
     index), said on stderr; with held_out those alone are in it.
-    The file's name is a digest of what it was made from: relative names, sizes and times of change of the images, S
-    and skip_bad_images. Raises UserError.
+    The file's name is a digest of what it was made from: relative names, sizes and times of change (in an archive:
+    CRCs) of the images, S and skip_bad_images. Raises UserError.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     workers = workers or cores or 1
@@ -82,7 +83,7 @@ def load_faces(
         digest = f"synthetic-v{synthetic.VERSION}-{SYNTHETIC_FACES}-{image_size}{part}"
         found, blocks = len(indices), _drawn(indices, image_size, workers)
     else:
-        images = find_images(Path(source))
+        images = find_images(Path(source), tell=not held_out)
         images = _part(source, images, lambda path: path.relative_to(source).as_posix(), hold_out, held_out)
         digest = _digest(Path(source), images, image_size, skip_bad_images)
         found, blocks = len(images), _decoded(images, image_size, skip_bad_images, workers)
@@ -105,13 +106,11 @@ def load_faces(
     return pixels
 
 
-def _digest(folder: Path, images: list[Path], image_size: int, skip_bad_images: bool) -> str:
-    digest = hashlib.blake2b(f"{FORMAT_VERSION} {image_size} {skip_bad_images}".encode(), digest_size=8)
+def _digest(folder: Path, images: list, image_size: int, skip_bad_images: bool) -> str:
+    made = f"{FORMAT_VERSION} {image_size} {skip_bad_images and SKIPPED_VERSION}"
+    digest = hashlib.blake2b(made.encode(), digest_size=8)
     for image in images:
-        digest.update(b"\0" + os.fsencode(image.relative_to(folder).as_posix()))
-        with suppress(OSError):  # a link to nowhere: decoding will name it
-            status = os.stat(image)
-            digest.update(b"\0%d\0%d" % (status.st_size, status.st_mtime_ns))
+        digest.update(b"\0" + os.fsencode(image.relative_to(folder).as_posix()) + stamp(image))
     return digest.hexdigest()
 
 
@@ -162,7 +161,7 @@ def _in_order(work: Callable, tasks: Iterable, workers: int) -> Iterator:
         pool.shutdown(cancel_futures=True)
 
 
-def _decoded(images: list[Path], image_size: int, skip_bad_images: bool, workers: int) -> Iterator[np.ndarray]:
+def _decoded(images: list, image_size: int, skip_bad_images: bool, workers: int) -> Iterator[np.ndarray]:
     def decode(start: int) -> tuple[np.ndarray, list[BadImage]]:
         good, bad = [], []
         for path in images[start : start + CHUNK]:

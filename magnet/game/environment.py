@@ -12,7 +12,8 @@ from torch import Tensor
 from magnet.config import agent_names
 from magnet.data.image_dataset import ImageDataset
 from magnet.game.returns import return_of
-from magnet.support.distributed import local_rows
+from magnet.support.distributed import local_rows, uneven
+from magnet.support.errors import UserError
 
 
 class FaceEnv:
@@ -126,7 +127,31 @@ class FaceEnv:
         return self._observations()
 
 
+def new_rows(config, batch_size: int) -> int:
+    """How many rows of a batch are not replayed."""
+    return batch_size - round(config.replay_fraction * batch_size)
+
+
+def refuse_too_few(config, images: int) -> None:
+    """Raises UserError if `images` are too few for two states; it names a --batch-size for which they are enough."""
+
+    def needed(batch_size: int) -> int:
+        return 2 * new_rows(config, batch_size)
+
+    if images >= needed(config.batch_size):
+        return
+    smaller = [size for size in range(4, config.batch_size) if needed(size) >= 4 and not uneven(config, size)]
+    fitting = [size for size in smaller if needed(size) <= images]
+    powers_of_two = [size for size in fitting if size & (size - 1) == 0]
+    if fitting:
+        reason = f"--batch-size {config.batch_size}, which needs {needed(config.batch_size)}"
+        remedy = f"`--batch-size {max(powers_of_two or fitting)}` or more images"
+    else:
+        reason, remedy = "any --batch-size", f"at least {min(map(needed, [*smaller, config.batch_size]))}"
+    raise UserError(f"{config.data}: {images} images are too few for {reason}: give {remedy}.")
+
+
 def new_environment(config, faces: ImageDataset) -> FaceEnv:
     """The game of `config`; its states are the rows of a batch that are not replayed. Raises ValueError."""
-    batch = config.batch_size - round(config.replay_fraction * config.batch_size)
+    batch = new_rows(config, config.batch_size)
     return FaceEnv(faces, batch, config.episode_length, *agent_names(config), config.returns)

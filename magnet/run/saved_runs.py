@@ -1,6 +1,8 @@
 """What the programs that look at a trained run read from it: its checkpoint, its agents, the images it learned from."""
 
 import dataclasses
+import io
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
 
 import torch
@@ -51,12 +53,26 @@ def only_pictures(run: Path, config: Config) -> None:
         )
 
 
-def load_states(config: Config, data: str | None, held_out: bool = False) -> ImageDataset:
-    """The faces of a run's states, which it learned from, or those held out. Raises UserError if they are gone."""
+def load_states(config: Config, data: str | None, held_out: bool = False, learned: str = "") -> ImageDataset:
+    """The faces of a run's states, which it learned from, or those held out. Raises UserError if they are gone.
+
+    data: other images, all of which are taken; those of the run, if they lie there now, are told by the fingerprint
+    `learned` of the images that it learned from, and by held_out: of these a share is held out.
+    """
     if not (data or config.data):
         raise UserError("Exported weights hold no images: name yours with --data FOLDER.")
-    pixels = load_faces(
-        data or config.data, config.image_size, cache_dir=CACHE, skip_bad_images=config.skip_bad_images,
-        hold_out=config.hold_out, held_out=held_out,
-    )  # fmt: skip
-    return ImageDataset(pixels, config.device)
+
+    def load(hold_out: float) -> ImageDataset:
+        pixels = load_faces(
+            data or config.data, config.image_size, cache_dir=CACHE, skip_bad_images=config.skip_bad_images,
+            hold_out=hold_out, held_out=held_out,
+        )  # fmt: skip
+        return ImageDataset(pixels, config.device)
+
+    if held_out or not config.hold_out or data in (None, config.data):
+        return load(config.hold_out)
+    if learned:
+        with suppress(UserError), redirect_stderr(io.StringIO()):  # of a few images none may be held out
+            if (faces := load(config.hold_out)).fingerprint == learned:
+                return faces
+    return load(0.0)

@@ -12,7 +12,7 @@ from magnet.data.gaussians import PointDataset, draw_points
 from magnet.data.image_dataset import ImageDataset, load_faces
 from magnet.evaluation.sampling import FixedGrids
 from magnet.evaluation.scores import Evaluation
-from magnet.game.environment import new_environment
+from magnet.game.environment import new_environment, refuse_too_few
 from magnet.maddpg import MADDPG
 from magnet.run import checkpoint
 from magnet.run.checkpoint_validation import first_fault, refuse, restored_config, trainer_fault
@@ -80,10 +80,8 @@ def build(config: Config, pixels, path: Path | None = None, saved: dict | None =
     faces = PointDataset(pixels, config.device) if config.points else ImageDataset(pixels, config.device)
     if saved and saved["faces"] != faces.fingerprint:
         raise UserError(f"The images in {config.data} are not those that the run learned from; give these with --data.")
-    try:
-        trainer = MADDPG(config, new_environment(config, faces), torch.device(config.device))
-    except ValueError as error:
-        raise UserError(f"{config.data}: {error}; give more images or a smaller --batch-size.") from error
+    refuse_too_few(config, len(faces))
+    trainer = MADDPG(config, new_environment(config, faces), torch.device(config.device))
     reference = trainer.faces
     if config.evaluate_every and config.hold_out:  # the best checkpoint is chosen on images that training never sees
         reference = ImageDataset(load_pixels(config, held_out=True), config.device)

@@ -163,6 +163,12 @@ def leave_after(program: Callable[[], int]) -> NoReturn:
     os._exit(status)
 
 
+def uneven(config, batch: int) -> bool:
+    """Whether the processes cannot share out `batch` rows, the replayed ones among them too."""
+    replayed = round(config.replay_fraction * batch)
+    return batch % world_size() > 0 or replayed % world_size() > 0
+
+
 def refuse_uneven(config) -> None:
     """Raises UserError if the processes cannot share out a batch of `config`, or the GPUs."""
     if world_size() == 1:
@@ -174,12 +180,8 @@ def refuse_uneven(config) -> None:
             f"--device cuda, and torchrun at most --nproc-per-node {gpus}; or train.py --device cpu."
         )
 
-    def uneven(batch: int) -> bool:
-        replayed = round(config.replay_fraction * batch)
-        return batch % world_size() > 0 or replayed % world_size() > 0
-
-    if uneven(config.batch_size):
-        enough = next(batch for batch in itertools.count(config.batch_size) if not uneven(batch))
+    if uneven(config, config.batch_size):
+        enough = next(batch for batch in itertools.count(config.batch_size) if not uneven(config, batch))
         raise UserError(
             f"{world_size()} processes cannot share out --batch-size {config.batch_size}, of which "
             f"{round(config.replay_fraction * config.batch_size)} rows are replayed: give --batch-size {enough}."

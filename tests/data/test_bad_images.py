@@ -24,7 +24,8 @@ from magnet.support.errors import UserError, one_line
 
 SIDE = 16
 MODES = "1 L LA La P PA RGB RGBA RGBa RGBX CMYK YCbCr LAB HSV I F I;16".split()
-DECODED = ("JPEG", "MPO", "PNG")  # MPO is a JPEG with more pictures behind it
+DECODED = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF")  # MPO is a JPEG with more pictures behind it
+NONE = "no JPEG, PNG, WebP, BMP or GIF image"
 
 
 def encoded(mode, kind, **options):
@@ -57,6 +58,12 @@ def many_scans():
     return data[:-2] + (image_files.MAX_SCANS + 1) * last + data[-2:]
 
 
+def with_three_scans():
+    """A JPEG that is not progressive and whose header of the first scan tells of one colour alone."""
+    at = GOOD.index(b"\xff\xda\0\x0c\x03")
+    return GOOD[:at] + b"\xff\xda\0\x08\x01\x01\0\0\x3f\0" + GOOD[at + 14 :]
+
+
 GOOD = encoded("RGB", "JPEG")
 TURN = Image.Exif()
 TURN[0x0112] = 6
@@ -65,27 +72,46 @@ SOUND = [
     *(encoded(mode, "PNG") for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")),
     encoded("RGB", "JPEG", progressive=True, exif=TURN, icc_profile=bytes(500)),
     encoded("P", "PNG", transparency=bytes(range(256)), exif=TURN),
-]
+    encoded("RGB", "WEBP", exif=TURN), encoded("RGBA", "WEBP", lossless=True), encoded("RGB", "BMP"),
+    encoded("P", "GIF", interlace=0, transparency=3),
+]  # fmt: skip
 NAMES = [
     "", " ", "a b", "\u00fc\u4eba\U0001f600", "a\nb", "a\rb", "\x1b[2J", "\u202e", "\u2028", "'\"", "-", "--name",
     "%s{}", "$(exit 1)", "x" * 200, os.fsdecode(b"\xff\xfe") if os.name == "posix" else "\ud800",
 ]  # fmt: skip
-GIANT = struct.pack(">HH", 65500, 65500)
+HEIGHT_AND_WIDTH, LARGE, GIANT = (struct.pack(">HH", *sides) for sides in ((48, 40), (3000, 4000), (65500, 65500)))
 BAD = {
-    "text": (b"no picture", "no JPEG or PNG"),
+    "text": (b"no picture", NONE),
     "empty": (b"", "the file is empty"),
-    "many bytes": (GOOD + bytes(20_000_001 - len(GOOD)), "20,000,001 bytes"),
-    "bomb": (png(30000, 30000), "exceeds limit"),
+    "bomb": (png(30000, 30000), "30000 x 30000 pixels, more than 10,000,000: save it smaller"),
     "many pixels": (png(3200, 3200), "3200 x 3200 pixels"),
     "strip": (png(1, 5000), "1 x 5000 pixels"),
-    "no pixels": (png(0, 0), "no JPEG or PNG"),
+    "no pixels": (png(0, 0), NONE),
     "few rows": (png(40, 48), "truncated"),
     "bomb in a comment": (png(40, 48, (b"zTXt", b"a\0\0" + zlib.compress(bytes(2**21)))), "too large"),
     "bomb in a profile": (png(40, 48, (b"iCCP", b"a\0\0" + zlib.compress(bytes(2**21)))), "too large"),
-    "giant jpeg": (GOOD.replace(struct.pack(">HH", 48, 40), GIANT), "exceeds limit"),
+    "giant jpeg": (GOOD.replace(HEIGHT_AND_WIDTH, GIANT), "65500 x 65500 pixels, more than 640,000,000"),
+    "large progressive jpeg": (
+        encoded("RGB", "JPEG", progressive=True).replace(HEIGHT_AND_WIDTH, LARGE),
+        "4000 x 3000 pixels, more than 10,000,000: save it smaller, or as a JPEG that is not progressive",
+    ),
+    "large jpeg with a scan for each colour": (
+        with_three_scans().replace(HEIGHT_AND_WIDTH, LARGE),
+        "4000 x 3000 pixels, more than 10,000,000",
+    ),
     "scans": (many_scans(), "507 scans, more than 500"),
     "truncated": (GOOD[:-200], "truncated"),
 }
+
+
+def test_a_file_of_many_bytes_is_not_read(tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(GOOD)
+    os.truncate(path, 100_000_001)
+    with pytest.raises(BadImage, match="100,000,001 bytes, more than 100,000,000"):
+        load_image(path, SIDE)
+    os.truncate(path, 20_000_001)  # as an image is with a film behind it
+    assert load_image(path, SIDE).shape == (3, SIDE, SIDE)
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -97,25 +123,25 @@ def test_a_bad_file_is_named_with_the_reason(tmp_path, kind):
     assert str(error.value).startswith(f"{path}: ") and BAD[kind][1] in str(error.value)
 
 
-def test_formats_but_jpeg_and_png_meet_no_decoder_under_any_ending(tmp_path, monkeypatch):
-    """In every mode that Pillow can write; JPEG and PNG become RGB as Pillow converts them."""
+def test_five_formats_are_known_under_any_ending_and_others_meet_no_decoder(tmp_path, monkeypatch):
+    """In every mode that Pillow can write; they become RGB as Pillow converts them."""
     Image.init()
     formats = {kind: list(filter(None, (encoded(mode, kind) for mode in MODES))) for kind in Image.SAVE}
-    for kind in Image.OPEN.keys() - {"JPEG", "PNG"}:
+    for kind in Image.OPEN.keys() - {*DECODED}:
         monkeypatch.setitem(Image.OPEN, kind, (lambda *_: pytest.fail("decoded"), None))
     chance = random.Random(SEED)
     for kind, files in formats.items():
         for data in files:
-            path = tmp_path / chance.choice(("a.jpg", "a.JPEG", "a.png"))
+            path = tmp_path / chance.choice(("a.jpg", "a.JPEG", "a.png", "a.gif", "a"))
             path.write_bytes(data)
             if kind in DECODED:
-                with Image.open(path, formats=("JPEG", "PNG")) as image:
+                with Image.open(path, formats=sorted({*DECODED} - {"MPO"})) as image:
                     expected = pillow(image, 32) * (image.mode != "I;16")  # whose upper byte is 0 here
                     assert equal(load_image(path, 32), expected), (kind, image.mode)
             else:
-                with pytest.raises(BadImage, match="no JPEG or PNG image"):
+                with pytest.raises(BadImage, match=NONE):
                     load_image(path, SIDE)
-    assert sum(map(bool, formats.values())) > 15 and all(len(formats[kind]) > 4 for kind in DECODED)
+    assert sum(map(bool, formats.values())) > 15 and all(len(formats[kind]) > 2 for kind in DECODED)
 
 
 def mangled(chance) -> bytes:
@@ -267,7 +293,7 @@ def test_the_program_ends_with_one_sentence(place, capsys):
             (place / "faces" / f"{name}.png").write_bytes(b"no picture")
     assert train.main(["--data", "faces", "--image-size", "32", "--dry-run"]) == 2
     sentence = capsys.readouterr().err.splitlines()[-1]
-    assert sentence.startswith("train.py: bad image ") and ".png: no JPEG or PNG image; delete it" in sentence
+    assert sentence.startswith("train.py: bad image ") and f".png: {NONE}; delete it" in sentence
     assert sentence.isprintable()
     assert train.main(["--data", "faces", "--image-size", "32", "--dry-run", "--skip-bad-images"]) == 2
     assert "train.py: more than 1% of " in capsys.readouterr().err

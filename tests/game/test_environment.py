@@ -1,12 +1,18 @@
 """The game: which images make a state, what the agents earn, when an episode ends, and that it can be gone on with."""
 
+import dataclasses
 import math
+import re
 
 import pytest
 import torch
-from conftest import small_faces
+from conftest import small_config, small_faces
 
-from magnet.game.environment import FaceEnv
+from magnet.config import check
+from magnet.game import environment
+from magnet.game.environment import FaceEnv, refuse_too_few
+from magnet.support import distributed
+from magnet.support.errors import UserError
 
 B, T = 8, 3
 ONE, TWO = (["generator"], ["discriminator"]), (["g_0", "g_1"], ["d_0", "d_1"])
@@ -253,3 +259,48 @@ def test_too_few_images_for_two_states_are_refused():
     new_environment(2 * B)
     with pytest.raises(ValueError, match="15 images are too few for two states of 8"):
         new_environment(2 * B - 1)
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "replay_fraction", "sentence"),
+    [
+        (30, 64, 0.25, "faces: 30 images are too few for --batch-size 64, which needs 96: give `--batch-size 16` or"),
+        (95, 64, 0.25, "which needs 96: give `--batch-size 32` or more images."),
+        (11, 6, 0.0, "which needs 12: give `--batch-size 4` or"),
+        (7, 16, 0.75, "which needs 8: give `--batch-size 8` or"),  # of 4 rows one would be new, too few
+        (9, 100, 0.9, "which needs 20: give `--batch-size 32` or"),
+        (5, 9, 0.6, "which needs 8: give `--batch-size 4` or"),
+        (5, 8, 0.68, "which needs 6: give `--batch-size 7` or"),  # a batch of 4 has one new row
+        (5, 16, 0.25, "5 images are too few for any --batch-size: give at least 6."),
+        (1, 4, 0.0, "1 images are too few for any --batch-size: give at least 8."),
+        (3, 100, 0.9, "3 images are too few for any --batch-size: give at least 4."),
+    ],
+)
+def test_too_few_images_are_told_a_batch_size_that_works(images, batch_size, replay_fraction, sentence):
+    config = small_config(data="faces", batch_size=batch_size, replay_fraction=replay_fraction, replay_size=1000)
+    with pytest.raises(UserError) as error:
+        refuse_too_few(config, images)
+    assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.25, 0.3, 0.5, 0.75, 0.9])
+def test_the_advised_batch_size_is_a_game_for_these_images(monkeypatch, fraction, processes):
+    monkeypatch.setattr(distributed, "world_size", lambda: processes)
+    for batch_size in (10, 16, 63, 64):
+        config = small_config(batch_size=batch_size, replay_fraction=fraction, replay_size=1000, device="cpu")
+        for images in range(1, 2 * batch_size):
+            try:
+                refuse_too_few(config, images)
+                continue
+            except UserError as error:
+                advice = re.search(r"give (?:`--batch-size (\d+)`|at least (\d+))", str(error))
+            if advice[1]:
+                advised = dataclasses.replace(config, batch_size=int(advice[1]))
+                check(advised)
+                distributed.refuse_uneven(advised)
+                environment.new_environment(advised, small_faces(images))
+            else:  # so many are a game with some batch size, one less is none
+                assert images < int(advice[2])
+                with pytest.raises(UserError, match="too few for any"):
+                    refuse_too_few(config, int(advice[2]) - 1)

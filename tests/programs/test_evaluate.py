@@ -21,7 +21,7 @@ from magnet.evaluation.equilibrium import d_a
 from magnet.evaluation.metrics import exported_network, feature_scores, features, sliced_wasserstein
 from magnet.evaluation.sampling import Sampler, draw
 from magnet.run import checkpoint
-from magnet.run.saved_runs import load_agents, load_checkpoint
+from magnet.run.saved_runs import load_agents, load_checkpoint, load_states
 from magnet.support.random_streams import stream
 
 TINY = [
@@ -159,6 +159,28 @@ def test_held_out_images_are_the_reference_and_training_images_the_nearest(place
     known = {image.tobytes() for image in ((both + 1) * 127.5).round().to(torch.uint8).numpy()}
     assert all(cell.tobytes() in known for cell in cells[1::2]), "on the right what training saw"
     assert not any(cell.tobytes() in known for cell in cells[::2])
+
+
+def test_images_that_moved_are_known_and_of_others_none_is_held_out(place, capsys, tmp_path):
+    pixels, apart = real(hold_out=0.5), real(hold_out=0.5, held_out=True)
+    moved, others = str(shutil.copytree("faces", tmp_path / "moved")), tmp_path / "others"
+    found = report(capsys, "models/apart", "--no-features", "--count", "32", "--data", moved)["protocol"]
+    assert found["reference_set"] == f"training, {len(pixels)} images" and found["fingerprint"] == fingerprint(pixels)
+    path, saved = load_checkpoint(Path("models/apart"))
+    config = load_agents(path, saved, "cpu")[-1]
+    assert load_states(config, moved, held_out=True).fingerprint == fingerprint(apart)
+    assert len(load_states(config, None)) == len(load_states(config, "faces")) == len(pixels)
+
+    others.mkdir()
+    for i in range(40):
+        shutil.copy(f"faces/{i:02d}.png", others)
+    assert len(load_states(config, str(others))) == len(load_states(config, str(others), learned=saved["faces"])) == 40
+    assert evaluate.main(["models/apart", "--no-features", "--data", str(others), "--held-out"]) == 2
+    assert "is not what models/apart learned from" in capsys.readouterr().err
+    for image in sorted(others.iterdir())[1:]:
+        image.unlink()  # none of one image can be held out
+    assert len(load_states(config, str(others))) == len(load_states(config, str(others), learned=saved["faces"])) == 1
+    assert capsys.readouterr().err == ""
 
 
 def test_a_bare_checkpoint_elsewhere(place, tmp_path, monkeypatch, capsys):

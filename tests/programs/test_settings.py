@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import re
 
 import hypothesis
 import hypothesis.strategies as some
@@ -73,6 +74,9 @@ def test_fewer_images_than_two_states_are_named(place, capsys, images):
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "faces" in error and ("too few" in error if images else "--data" in error)
     assert not (place / "models").exists()
+    if advice := re.search(r"give `(--batch-size) (\d+)` or more images", error):
+        assert train.main([*TINY, "--steps", "1", *advice.groups()]) == 0
+    assert bool(advice) == (images > 5)
 
 
 def values(field):
