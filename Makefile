@@ -1,4 +1,4 @@
-# make demo: install, train on synthetic faces on the CPU, show where the grid is.   make test: install, lint, all tests.
+# make demo: install, sample the weights in models/, train on synthetic faces on the CPU.   make test: install, lint, test.
 # make test-long: the tests with many random cases, which begin at another place with MAGNET_TEST_SEED=1 in front.
 PYTHON ?= python3
 
@@ -15,20 +15,26 @@ SHARED_OUT := -n auto --dist loadfile
 .PHONY: demo test test-long clean
 
 demo: .venv/ready
-	$(BIN)/python train.py --preset cpu --data synthetic --steps 4000
+	$(BIN)/python sample.py --out models/first-faces.png
+	$(BIN)/python train.py --preset cpu --data synthetic --steps 2500
+	@echo "Next: look at the newest grid in the run's samples/; for CelebA: $(BIN)/python download_celeba.py"
 
-test: .venv/ready
+test: .venv/tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest $(SHARED_OUT)
 
-test-long: .venv/ready
+test-long: .venv/tests
 	$(BIN)/python -m pytest $(SHARED_OUT) -m long
 
-.venv/ready: requirements.txt requirements-dev.txt
+.venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@$(BIN)/python -c "open('.venv/ready', 'w').close()"
+
+.venv/tests: .venv/ready requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@$(BIN)/python -c "open('.venv/tests', 'w').close()"
 
 clean:
 	$(PYTHON) -c "import shutil; shutil.rmtree('.venv', ignore_errors=True)"
