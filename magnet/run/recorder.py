@@ -7,6 +7,7 @@ from magnet.evaluation.sampling import FixedGrids
 from magnet.run import checkpoint
 from magnet.run.logger import RunLogger
 from magnet.run.progress import Progress
+from magnet.run.tensorboard import charts, write_hparams
 from magnet.run.timing import ENOUGH, Pace, StepClock, estimate
 
 
@@ -20,6 +21,7 @@ class Recorder:
         self.grids = FixedGrids(trainer.generators, trainer.faces, self.config.seed)
         self.clock = StepClock(trainer.device)
         self.logger = RunLogger(run, trainer.steps, self.config.batch_size, clock=self.clock)
+        self.logger.tensorboard.add_custom_scalars(charts(self.config))
         self.progress = Progress(trainer, total, "point" if self.config.points else "image")
         self.saved_at = trainer.steps
 
@@ -73,9 +75,10 @@ class Recorder:
             self.saved_at = self.trainer.steps
 
     def finish(self) -> None:
-        """Saves what the last checkpoint lacks."""
+        """Saves what the last checkpoint lacks, and the run's line in TensorBoard's HPARAMS tab."""
         if self.trainer.steps != self.saved_at:
             self.save()
+        write_hparams(self.run, self.config, self.trainer.steps, self.evaluation.best)
 
     def __enter__(self) -> "Recorder":
         return self
