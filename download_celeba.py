@@ -114,7 +114,17 @@ def install(archive: Archive, data_dir: Path, from_zip: Path | None, keep_zip: b
             publish(folder, record, data_dir)
     print(f"{record['images']:,} images are in {data_dir / FOLDER}")
     print(f"CelebA is for non-commercial research only and must not be passed on: {HOMEPAGE}")
-    print("Next: python3 train.py" + ("" if data_dir == DATA_DIR else f' --data "{data_dir}"'))
+    preset = "" if has_gpu() else " --preset cpu"
+    print(f"Next: python3 train.py{preset}" + ("" if data_dir == DATA_DIR else f' --data "{data_dir}"'))
+
+
+def has_gpu() -> bool:
+    """Whether train.py would use a GPU. PyTorch says so, which this program does not need otherwise."""
+    try:
+        import torch
+    except ImportError:
+        return shutil.which("nvidia-smi") is not None
+    return torch.cuda.is_available()
 
 
 def install_attributes(archive: Archive, data_dir: Path, from_file: Path | None) -> None:

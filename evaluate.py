@@ -81,7 +81,7 @@ def evaluate(options: argparse.Namespace) -> dict:
     write(beside, shown, picture, None, None)
     step = saved["trainer"]["steps"]
     if options.run.is_dir():
-        log(options.run, step, scores, "evaluate-held-out" if options.held_out else "evaluate")
+        log(options, step, scores, strange=kind_of_reference.startswith("not"))
     protocol = {
         "checkpoint": str(path), "step": step, "images_seen": step * config.batch_size,
         "algorithm": config.algorithm, "returns": config.returns, "generators": config.generators,
@@ -151,11 +151,24 @@ def load_images(options: argparse.Namespace, config, fingerprint: str) -> tuple:
     return faces, reference, "held out" if options.held_out else "training" if known else "not those of training"
 
 
-def log(run: Path, step: int, scores: dict[str, dict[str, float]], name: str) -> None:
-    """The scores as scalars for TensorBoard, NAME/prior/fid and so on, in a file of their own beside the run's."""
+def log(options: argparse.Namespace, step: int, scores: dict[str, dict[str, float]], strange: bool) -> None:
+    """The scores as scalars for TensorBoard, in a file of their own beside the run's: evaluate/prior/fid and so on.
+
+    What other options measured has other tags: evaluate-held-out-count-1000-seed-1/prior/fid. strange: the reference is
+    not what the run learned from.
+    """
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(str(run)) as board:
+    usual = parse([str(options.run)])
+    parts = {
+        "held-out": options.held_out,
+        f"data-{Path(options.data or 'changed').name}": strange,
+        f"features-{options.features and options.features.stem}": options.features,
+        f"count-{options.count}": options.count != usual.count,
+        f"seed-{options.seed}": options.seed != usual.seed,
+    }
+    name = "-".join(["evaluate", *(part for part, there in parts.items() if there)])
+    with SummaryWriter(str(options.run)) as board:
         for kind, numbers in scores.items():
             for metric, value in numbers.items():
                 board.add_scalar(f"{name}/{kind}/{metric}", value, step)

@@ -13,7 +13,6 @@ PARAMETERS = {}  # parameters of new runs: change them here, or on the command l
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 from contextlib import ExitStack
@@ -34,25 +33,25 @@ def start(given: dict, commands: argparse.Namespace, owned: ExitStack) -> int:
     """
     from magnet.run.session import build, follow, load_pixels, trial
     from magnet.run.summary import summary
+    from magnet.run.timing import described, shorter, total_steps
     from magnet.support import distributed
 
     # Settings
     config, path, saved = settings(given, commands, owned)
+    flags = None if commands.resume or commands.config or commands.preset != "default" else given
 
     # Data
     pixels = load_pixels(config)
     print(summary(config, len(pixels)))
     if commands.dry_run:
-        if taken := trial(config, pixels):
-            print(f"{'memory in all, by two steps and a grid':<40} {taken / 2**20:>12,.0f} MiB")
+        print(trial(config, pixels, saved["trainer"]["steps"] if saved else 0, flags))
         return 0
 
     # Trainer
     trainer, evaluation = build(config, pixels, path, saved)
     del saved  # as large as the trainer
     distributed.refuse_differing(images=trainer.faces.fingerprint, checkpoint=trainer.steps)
-    total = config.epochs * trainer.steps_per_epoch
-    total = min(total, config.steps) if config.steps else total
+    total = total_steps(config, trainer.steps_per_epoch)
     if trainer.steps >= total:
         print(f"Nothing to do: {commands.resume} is at step {trainer.steps} of {total}; give more --steps or --epochs.")
         return 0
@@ -63,14 +62,16 @@ def start(given: dict, commands: argparse.Namespace, owned: ExitStack) -> int:
     # Loop
     if distributed.rank() > 0:
         return follow(trainer, evaluation, total)
-    return lead(config, commands.resume, trainer, evaluation, total, owned)
+    print(described(config, len(pixels), trainer.steps_per_epoch, trainer.steps))
+    less = shorter(config, flags, trainer.steps_per_epoch, trainer.steps)
+    return lead(config, commands.resume, trainer, evaluation, total, less, owned)
 
 
 def settings(given: dict, commands: argparse.Namespace, owned: ExitStack) -> tuple[Config, Path | None, dict | None]:
     """The config of the run; of one that goes on also its last checkpoint's path and contents. Raises UserError."""
     from magnet.run.logger import sole_owner
     from magnet.run.session import folder_of, parameters_of, resumed
-    from magnet.run.summary import refuse_too_large
+    from magnet.run.summary import changed, refuse_too_large
     from magnet.support import distributed
 
     run, path, saved = commands.resume, None, None
@@ -89,26 +90,25 @@ def settings(given: dict, commands: argparse.Namespace, owned: ExitStack) -> tup
     refuse_too_large(config)
     if idle := sorted(given.keys() & without_effect(config)):
         print("Without effect in this game: --" + ", --".join(idle).replace("_", "-"))
-    print(json.dumps(dataclasses.asdict(config), indent=2))
+    print(changed(config))
     return config, path, saved
 
 
-def train(config: Config, run: Path, trainer, evaluation, total: int, stop) -> None:
+def train(config: Config, run: Path, trainer, evaluation, total: int, less: str, stop) -> None:
     """Steps `trainer` until `total`, writing metrics, grids and checkpoints into `run`.
 
-    Less if `stop`, a Stop, has a signal, or if `evaluation` has lost its patience. Raises Diverged and UserError.
+    Ends earlier if `stop`, a Stop, has a signal, or if `evaluation` has lost its patience. less: the flags that make
+    the run shorter, to be shown with its time. Raises Diverged and UserError.
     """
     from magnet.run.checkpoint import BEST
     from magnet.run.logger import write_progress
     from magnet.run.recorder import Recorder
     from magnet.run.signals import goes_on
 
-    with Recorder(run, trainer, evaluation, total) as recorder:
+    with Recorder(run, trainer, evaluation, total, less) as recorder:
         recorder.begin()
         while goes_on(trainer, evaluation, total, stop):
-            metrics = trainer.step()
-            scores = evaluation.after(trainer.steps)
-            recorder.log(metrics, scores)
+            scores = recorder.log(trainer.step())
             ended = trainer.steps == total or evaluation.patience_ended
             if trainer.steps % config.sample_every == 0 or ended:
                 recorder.draw()
@@ -121,8 +121,11 @@ def train(config: Config, run: Path, trainer, evaluation, total: int, stop) -> N
         recorder.finish()
 
 
-def lead(config: Config, run: Path | None, trainer, evaluation, total: int, owned: ExitStack) -> int:
-    """Trains in the folder `run`, a new one if it is None. Returns the exit status. Raises Diverged and UserError."""
+def lead(config: Config, run: Path | None, trainer, evaluation, total: int, less: str, owned: ExitStack) -> int:
+    """Trains in the folder `run`, a new one if it is None. Returns the exit status. Raises Diverged and UserError.
+
+    less: as of `train`.
+    """
     from magnet.run import checkpoint
     from magnet.run.logger import describe_environment, new_run, sole_owner, write_json
     from magnet.run.signals import Stop
@@ -137,7 +140,7 @@ def lead(config: Config, run: Path | None, trainer, evaluation, total: int, owne
     write_json(run / "environment.json", describe_environment(trainer.device))
     print(f"Run folder: {run}")
     try:
-        train(config, run, trainer, evaluation, total, stop)
+        train(config, run, trainer, evaluation, total, less, stop)
         distributed.all_reduce_max(0)
     except Diverged as error:
         again = f"`python3 train.py --resume {run} --lr {config.lr / 2:g}`"

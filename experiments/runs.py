@@ -90,7 +90,9 @@ def trained(runs: dict[Path, dict], jobs: int) -> Iterator[tuple[Path, bool]]:
 
 
 def minutes_at(run: Path) -> dict[int, float]:
-    """By step: the minutes that train.py took up to there, with grids and checkpoints, without steps made twice."""
+    """By step: the minutes that train.py's steps took up to there, without grids, scores, checkpoints, and steps made
+    twice. Logs until 2026-11-27 count these but for the last.
+    """
     minutes, total, log = {}, 0.0, run / "metrics.jsonl"
     for line in log.read_text().splitlines() if log.exists() else ():  # a run may diverge before the first line
         entry = json.loads(line)

@@ -43,7 +43,9 @@ def parse(
         "--resume", metavar="RUN", type=Path, help="go on with a run, its folder or its name, from its last checkpoint"
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the settings and the memory that two steps need, and stop"
+        "--dry-run",
+        action="store_true",
+        help="print the settings, the time and the memory that a run takes, by some steps, and stop",
     )
     fields = {field.name: field for field in dataclasses.fields(Config)}
     for title, names in GROUPS.items():

@@ -12,7 +12,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -102,18 +102,20 @@ class RunLogger:
     """Writes what a run shows. Metrics wait on the device and are read back every `every` steps, in one transfer.
 
     step: the step at which the run (re)starts; what a killed process wrote beyond it is taken back.
-    batch: images a step.
+    batch: images a step. clock: the seconds that count for the rate, such as a StepClock.
     """
 
-    def __init__(self, run: Path, step: int, batch: int, every: int = LOG_EVERY):
-        self.run, self.batch, self.every = run, batch, every
+    def __init__(
+        self, run: Path, step: int, batch: int, every: int = LOG_EVERY, clock: Callable[[], float] = time.perf_counter
+    ):
+        self.run, self.batch, self.every, self.clock = run, batch, every, clock
         self.metrics = run / "metrics.jsonl"
         self._take_back(step)
         # TensorBoard drops what an earlier file of this run has from here on; step 0's grids are drawn again.
         self.tensorboard = SummaryWriter(str(run), purge_step=step + 1 if step else 0)
         self.waiting: list[dict[str, Tensor]] = []
         self.step = step
-        self.since = time.perf_counter()
+        self.since = clock()
 
     def _take_back(self, step: int) -> None:
         """Drops the lines of metrics.jsonl after `step`, also one that was cut off, later grids, half written files."""
@@ -157,7 +159,7 @@ class RunLogger:
         for name, score in (scores or {}).items():
             if not math.isfinite(score):
                 raise Diverged(f"{name} was {score} at step {self.step}")
-        now = time.perf_counter()
+        now = self.clock()
         line = {"step": self.step, "steps": count, "images": self.step * self.batch}
         line |= {name: statistics.fmean(found) for name, found in by_name.items()} | (scores or {})
         line["images_per_second"] = count * self.batch / (now - self.since)

@@ -54,6 +54,11 @@ class Progress:
         parts = [f"step {steps}/{self.total}", self.epoch, f"trains on {rate:.0f} {self.unit}s/s", self.metrics]
         print(", ".join(filter(None, [*parts, f"{left:.0f} min left"])), file=sys.stderr, flush=True)
 
+    def say(self, sentence: str) -> None:
+        """Prints a line above the bar, at once."""
+        self.bar.write(sentence)
+        sys.stdout.flush()
+
     def close(self) -> None:
         """Ends the bar."""
         self.bar.close()

@@ -7,16 +7,21 @@ from magnet.evaluation.sampling import FixedGrids
 from magnet.run import checkpoint
 from magnet.run.logger import RunLogger
 from magnet.run.progress import Progress
+from magnet.run.tensorboard import charts, write_hparams
+from magnet.run.timing import ENOUGH, Pace, StepClock, estimate
 
 
 class Recorder:
     """Records the steps of `trainer` in the folder `run`, as a context. Methods raise Diverged and UserError."""
 
-    def __init__(self, run: Path, trainer, evaluation, total: int):
-        """evaluation: the scores so far; total: the step at which the run ends."""
+    def __init__(self, run: Path, trainer, evaluation, total: int, less: str = ""):
+        """evaluation: the scores so far; total: the step at which the run ends; less: flags that make it shorter."""
         self.run, self.trainer, self.evaluation, self.config = run, trainer, evaluation, trainer.config
+        self.total, self.less, self.grid_seconds = total, less, 0.0
         self.grids = FixedGrids(trainer.generators, trainer.faces, self.config.seed)
-        self.logger = RunLogger(run, trainer.steps, self.config.batch_size)
+        self.clock = StepClock(trainer.device)
+        self.logger = RunLogger(run, trainer.steps, self.config.batch_size, clock=self.clock)
+        self.logger.tensorboard.add_custom_scalars(charts(self.config))
         self.progress = Progress(trainer, total, "point" if self.config.points else "image")
         self.saved_at = trainer.steps
 
@@ -25,33 +30,55 @@ class Recorder:
         if self.trainer.steps == 0:
             self.draw()
             self.save()
+        self.pace = Pace(self.config, self.clock)
 
-    def log(self, metrics: dict, scores: dict[str, float]) -> None:
-        """Takes the metrics of the step that was made, and its scores if there are some."""
+    def log(self, metrics: dict) -> dict[str, float]:
+        """Takes the metrics of the step that was made. Returns its scores, if it is time for them."""
+        if len(self.pace.spent) < ENOUGH:
+            self.pace.note(self.trainer.steps)
+            if len(self.pace.spent) == ENOUGH:
+                self.tell_time()
+        scores = {}
+        if self.config.evaluate_every and self.trainer.steps % self.config.evaluate_every == 0:
+            with self.clock.paused():
+                scores = self.evaluation.after(self.trainer.steps)
         self.progress.show(self.logger.add(metrics, scores))
         self.progress.advance()
+        return scores
+
+    def tell_time(self) -> None:
+        """Says once how long the rest of the run will take."""
+        left = self.pace.seconds(self.trainer.steps, self.total, self.grid_seconds)
+        unknown = ", scores not counted" if self.config.evaluate_every and not self.config.points else ""
+        self.progress.say(f"Time left{unknown}: {estimate(self.config, left, self.less)}")
 
     def draw(self) -> None:
         """Draws the fixed grids."""
-        for kind, images in self.grids.draw().items():
-            self.logger.picture(kind, images)
+
+        def grids() -> None:
+            for kind, images in self.grids.draw().items():
+                self.logger.picture(kind, images)
+
+        self.grid_seconds = self.clock.seconds(grids)
 
     def save(self, name: str | None = None) -> None:
         """Saves a checkpoint, by default under the step's number."""
         self.progress.show(self.logger.flush())  # first: what is not finite is not saved
-        # TensorBoard writes in a thread, and what goes on from this checkpoint does not write it again.
-        self.logger.tensorboard.flush()
-        state = {"config": dataclasses.asdict(self.config), "faces": self.trainer.faces.fingerprint}
-        state |= {"trainer": self.trainer.state_dict(), "best": self.evaluation.best}
-        checkpoint.save(self.run / "checkpoints" / (name or f"{self.trainer.steps:06d}.pt"), state)
-        checkpoint.prune(self.run / "checkpoints", self.config.keep)
+        with self.clock.paused():
+            # TensorBoard writes in a thread, and what goes on from this checkpoint does not write it again.
+            self.logger.tensorboard.flush()
+            state = {"config": dataclasses.asdict(self.config), "faces": self.trainer.faces.fingerprint}
+            state |= {"trainer": self.trainer.state_dict(), "best": self.evaluation.best}
+            checkpoint.save(self.run / "checkpoints" / (name or f"{self.trainer.steps:06d}.pt"), state)
+            checkpoint.prune(self.run / "checkpoints", self.config.keep)
         if not name:
             self.saved_at = self.trainer.steps
 
     def finish(self) -> None:
-        """Saves what the last checkpoint lacks."""
+        """Saves what the last checkpoint lacks, and the run's line in TensorBoard's HPARAMS tab."""
         if self.trainer.steps != self.saved_at:
             self.save()
+        write_hparams(self.run, self.config, self.trainer.steps, self.evaluation.best)
 
     def __enter__(self) -> "Recorder":
         return self

@@ -18,8 +18,11 @@ from magnet.run import checkpoint
 from magnet.run.checkpoint_validation import first_fault, refuse, restored_config, trainer_fault
 from magnet.run.process_memory import peak
 from magnet.run.signals import Stop, goes_on
+from magnet.run.timing import ENOUGH, WARM_UP, Pace, StepClock, described, estimate, shorter, total_steps
 from magnet.support.distributed import all_reduce_max, first_on_machine
 from magnet.support.errors import UserError
+
+LONGEST_TRIAL = 20  # seconds
 
 
 def resumed(run: Path, given: dict) -> tuple[Config, Path, dict]:
@@ -95,16 +98,28 @@ def build(config: Config, pixels, path: Path | None = None, saved: dict | None =
     return trainer, evaluation
 
 
-def trial(config: Config, pixels) -> int | None:
-    """Bytes that the process has at its peak if it trains: it makes two steps and a grid, and throws them away.
+def trial(config: Config, pixels, first: int, flags: dict | None) -> str:
+    """What a run would take from its step `first` on, in two lines: steps and time, memory.
 
-    Images that stay in their file are not among them. None where the system cannot say. Raises UserError.
+    It makes some steps, a grid and, if the run has scores, one of them, and throws them away. Images that stay in their
+    file are not in the memory, which not every system tells. flags: as in `shorter`. Raises UserError.
     """
-    trainer, _ = build(config, pixels)
-    for _ in range(2):  # in the first the replay buffer is empty
+    trainer, evaluation = build(config, pixels)
+    clock = StepClock(trainer.device)
+    pace, began = Pace(config, clock), clock()
+    spent = 0
+    while len(pace.spent) < ENOUGH and (len(pace.spent) <= WARM_UP or spent < LONGEST_TRIAL):
         trainer.step()
-    FixedGrids(trainer.generators, trainer.faces, config.seed).draw()
-    return peak(trainer.device)
+        pace.note(trainer.steps)
+        (spent,) = all_reduce_max(int(clock() - began))  # several processes make the same steps
+    grid = clock.seconds(FixedGrids(trainer.generators, trainer.faces, config.seed).draw)
+    score = clock.seconds(lambda: evaluation.after(0)) if config.evaluate_every else 0.0
+    per_epoch, total = trainer.steps_per_epoch, max(first, total_steps(config, trainer.steps_per_epoch))
+    time_left = estimate(config, pace.seconds(first, total, grid, score), shorter(config, flags, per_epoch, first))
+    lines = [f"{described(config, len(pixels), per_epoch, first)}: {time_left}"]
+    if taken := peak(trainer.device):
+        lines.append(f"Memory in all, by {len(pace.spent)} steps and a grid: {taken / 2**20:,.0f} MiB")
+    return "\n".join(lines)
 
 
 def follow(trainer: MADDPG, evaluation: Evaluation, total: int) -> int:

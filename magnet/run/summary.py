@@ -3,13 +3,14 @@
 import dataclasses
 import math
 import os
+import shlex
 
 import torch
 from torch import Tensor, nn
 
 from magnet.agents.networks import discriminator_networks, generator_networks
 from magnet.support.distributed import world_size
-from magnet.support.errors import UserError
+from magnet.support.errors import UserError, one_line
 
 WEIGHT_COPIES = 5  # each weight with its target, its gradient and Adam's two moments
 MIB = 2**20
@@ -36,11 +37,27 @@ def size_of(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
+def changed(config) -> str:
+    """One line with the parameters that are not the defaults, as flags."""
+    flags = []
+    for field in dataclasses.fields(config):
+        value, flag = getattr(config, field.name), field.name.replace("_", "-")
+        if value != field.default:
+            flags.append(
+                f"--{'' if value else 'no-'}{flag}" if field.type is bool else f"--{flag} {shlex.quote(str(value))}"
+            )
+    return one_line("Settings other than the defaults: " + (" ".join(flags) or "none"))
+
+
 def summary(config, images: int) -> str:
-    """A table of the networks' parameters, and the memory that training on `images` images or points takes, in MiB."""
+    """Two lines: the networks' parameters, and the memory that training on `images` images or points takes, in MiB."""
     parameters, needs = count(config, images)
-    lines = [f"{name:<40} {number:>12,} parameters" for name, number in parameters.items()]
-    return "\n".join([*lines, *(f"{name:<40} {need / MIB:>12,.0f} MiB" for name, need in needs.items())])
+    networks = ", ".join(f"{name} {number:,}" for name, number in parameters.items())
+    memory = ", ".join(f"{name} {need / MIB:,.0f}" for name, need in needs.items())
+    return (
+        f"Networks: {sum(parameters.values()):,} parameters ({networks})\n"
+        f"Memory: {sum(needs.values()) / MIB:,.0f} MiB ({memory}) and what PyTorch takes"
+    )
 
 
 def refuse_too_large(config) -> None:
@@ -78,11 +95,11 @@ def count(config, images: int) -> tuple[dict[str, int], dict[str, float]]:
     rows = [
         (f"{name} x {copies}" if copies > 1 else name, networks[key], inputs, copies)
         for name, networks, key, inputs, copies in (
-            ("G_a generator actor", generator, "actor", (image, recurrent), n),
-            ("G   generator", generator, "generator", (z,), n),
-            ("G_c generator critic", generator, "critic", (seen, others_features), n),
-            ("D_a discriminator actor", discriminator, "actor", (discriminated,), m),
-            ("D_c discriminator critic", discriminator, "critic", (features, actions), m),
+            ("G_a", generator, "actor", (image, recurrent), n),
+            ("G", generator, "generator", (z,), n),
+            ("G_c", generator, "critic", (seen, others_features), n),
+            ("D_a", discriminator, "actor", (discriminated,), m),
+            ("D_c", discriminator, "critic", (features, actions), m),
         )
         if key in networks
     ]
@@ -92,7 +109,7 @@ def count(config, images: int) -> tuple[dict[str, int], dict[str, float]]:
     stored = math.prod(config.shape) * (4 if config.points else 1)  # bytes of one
     transition = n * (stored + 4 * recurrent[0].numel()) + 3 * 8
     needs = {
-        "weights, targets, gradients, optimizers": 4 * WEIGHT_COPIES * sum(weights),
+        "weights with their copies": 4 * WEIGHT_COPIES * sum(weights),
         "one step's activations": kept,
         f"{images:,} {'points' if config.points else 'images'}": images * stored,
         "replay": transition * config.replay_size if config.replay_fraction else 0,

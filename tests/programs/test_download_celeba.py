@@ -7,6 +7,7 @@ from pathlib import Path
 
 import gdown
 import pytest
+import torch
 import torchvision
 from downloads import BODY, LIST, ROOT, ROWS, TINY, assert_installed, start, tree
 
@@ -27,6 +28,17 @@ def test_download_and_second_run(mirror, run, data_dir, monkeypatch):
     monkeypatch.setattr(celeba.filelock, "FileLock", lambda _: pytest.fail("a read-only folder has no lock"))
     code, said = run("--url", mirror.url)
     assert code == 0 and said.startswith("Nothing to do") and len(mirror.ranges) == 1
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+@pytest.mark.parametrize("installed", [True, False], ids=["PyTorch", "no PyTorch"])
+def test_the_next_command_fits_the_machine(run, hand_made, data_dir, monkeypatch, installed, gpu):
+    monkeypatch.setitem(sys.modules, "torch", torch if installed else None)  # None: importing it fails
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(celeba.shutil, "which", lambda program: "/usr/bin/nvidia-smi" if gpu else None)
+    _, said = run("--from-zip", hand_made)
+    preset = "" if gpu else " --preset cpu"
+    assert said.splitlines()[-1] == f'Next: python3 train.py{preset} --data "{data_dir}"'
 
 
 def test_kept_archive_is_used_again(mirror, run, data_dir):

@@ -117,8 +117,25 @@ def test_the_protocol_and_what_stays_in_the_run_folder(place, capsys):
     assert found["scores"]["prior"]["samples"] == 40 and found["scores"]["real"]["samples"] == 40
     board = EventAccumulator("models/default").Reload()
     for kind in ("prior", "policy", "real"):
-        last = board.Scalars(f"evaluate/{kind}/swd")[-1]
+        last = board.Scalars(f"evaluate-count-40/{kind}/swd")[-1]
         assert last.step == 2 and last.value == pytest.approx(found["scores"][kind]["swd"])
+
+
+@pytest.mark.parametrize(
+    ("words", "strange", "name"),
+    [
+        ([], False, "evaluate"),
+        (["--count", "5000", "--seed", "0", "--guided", "--no-features", "--data", "moved/faces"], False, "evaluate"),
+        (["--count", "1000", "--seed", "1"], False, "evaluate-count-1000-seed-1"),
+        (["--held-out", "--features", "nets/thumbnail.pt2"], False, "evaluate-held-out-features-thumbnail"),
+        (["--data", "other/faces"], True, "evaluate-data-faces"),
+    ],
+)
+def test_evaluations_that_differ_have_tags_of_their_own(tmp_path, words, strange, name):
+    evaluate.log(evaluate.parse([str(tmp_path), *words]), 7, {"prior": {"swd": 3.0}}, strange)
+    board = EventAccumulator(str(tmp_path)).Reload()
+    assert board.Tags()["scalars"] == [f"{name}/prior/swd"]
+    assert [(event.step, event.value) for event in board.Scalars(f"{name}/prior/swd")] == [(7, 3.0)]
 
 
 def test_the_equilibrium_is_reported_of_the_trained_generator_and_the_held_out_images(place, capsys):

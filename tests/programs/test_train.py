@@ -143,8 +143,26 @@ def test_words_that_argparse_does_not_know_have_status_2(arguments):
 def test_a_dry_run_counts_and_leaves_nothing(place, capsys):
     assert train.main([*TINY, "--dry-run"]) == 0
     output = capsys.readouterr().out
-    assert all(name in output for name in ("G_a", "G_c", "D_a", "D_c", "memory in all"))
+    assert all(name in output for name in ("G_a", "G_c", "D_a", "D_c", "Memory in all"))
+    assert re.search("^Steps: 300, 50 epochs of 40 images at 32x32: (about|less than) ", output, re.MULTILINE)
     assert not (place / "models").exists()
+
+
+def test_the_start_of_a_run_is_short_and_says_its_length_and_after_20_steps_its_time(place, capsys):
+    assert train.main([*TINY, "--spectral-norm", "--steps", "24", "--name", "told"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    settings = "--data faces --image-size 32 --steps 24 --batch-size 8 --width 4 --nz 4 --episode-length 4 --gamma 0.5"
+    assert lines[0].startswith(f"Settings other than the defaults: {settings} --spectral-norm --replay-size 20 ")
+    assert "--lr" not in lines[0] and "--replay-fraction" not in lines[0]
+    assert lines[3:5] == ["Steps: 24, 4 epochs of 40 images at 32x32", "Run folder: models/told"]
+    assert lines[5].startswith("Time left: ") and len(lines) == 7
+
+    assert train.main(["--resume", "told", "--steps", "26"]) == 0
+    output = capsys.readouterr().out
+    assert "Steps: 26, 4.3 epochs of 40 images at 32x32; 24 are made\n" in output
+    assert "Time left" not in output, "two steps measure nothing"
+    assert train.main(["--resume", "told", "--steps", "30", "--dry-run"]) == 0
+    assert "Steps: 30, 5 epochs of 40 images at 32x32; 26 are made: less than 10 seconds\n" in capsys.readouterr().out
 
 
 def test_a_run_leaves_what_the_readme_says(place):

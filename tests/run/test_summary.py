@@ -26,11 +26,10 @@ def test_kept_bytes_by_hand():
     assert kept_bytes(nn.Sequential(linear, second), x) == 4 * (5 * 3 + 5 * 2)
 
 
-def test_the_table_counts_what_the_agents_hold():
+def test_the_parameters_are_those_that_the_agents_hold():
     config = small_config(replay_fraction=0.25, replay_size=30)
-    text = summary(config, images=20).splitlines()
+    parameters, _ = count(config, images=20)
     trainer = trainer_on(config, small_faces())
-    counts = [int(line.split()[-2].replace(",", "")) for line in text[:5]]
     generator, discriminator = trainer.generators[0].networks, trainer.discriminators[0].networks
     networks = [
         generator["actor"],
@@ -39,18 +38,25 @@ def test_the_table_counts_what_the_agents_hold():
         discriminator["actor"],
         discriminator["critic"],
     ]
-    assert counts == [sum(p.numel() for p in network.parameters()) for network in networks]
+    assert list(parameters.values()) == [sum(p.numel() for p in network.parameters()) for network in networks]
 
 
 def test_the_ring_and_the_array_are_counted_to_the_byte():
     trainer = trainer_on(small_config(replay_fraction=0.25, replay_size=10), small_faces())
     ring = sum(tensor.numel() * tensor.element_size() for tensor in trainer.replay.storage.values()) / 10 * 10**6
-    config = small_config(replay_fraction=0.25, replay_size=10**6)
-    lines = {
-        line[:40].strip(): float(line.split()[-2].replace(",", "")) for line in summary(config, 10**6).splitlines()[5:]
-    }
-    assert lines["replay"] == pytest.approx(ring / MIB, abs=0.5)
-    assert lines["1,000,000 images"] == pytest.approx(3 * 32**2 * 1e6 / MIB, abs=0.5)
+    _, needs = count(small_config(replay_fraction=0.25, replay_size=10**6), 10**6)
+    assert needs["replay"] == ring and needs["1,000,000 images"] == 3 * 32**2 * 10**6
+
+
+def test_the_summary_is_two_lines_of_sums_and_parts():
+    config = small_config(replay_fraction=0.25, replay_size=10**6, generators=2)
+    networks, memory = summary(config, 10**6).splitlines()
+    parameters, needs = count(config, 10**6)
+    assert networks.startswith(
+        f"Networks: {sum(parameters.values()):,} parameters (G_a x 2 {parameters['G_a x 2']:,}, "
+    )
+    assert memory.startswith(f"Memory: {sum(needs.values()) / MIB:,.0f} MiB (")
+    assert f"1,000,000 images 2,930, replay {needs['replay'] / MIB:,.0f})" in memory
 
 
 def test_several_agents_are_all_counted():
@@ -58,15 +64,14 @@ def test_several_agents_are_all_counted():
         replay_fraction=0.25, replay_size=10, generators=3, discriminators=2, specialise=1.0, width=16
     )
     trainer = trainer_on(config, small_faces())
-    lines = summary(config, images=20).splitlines()
+    parameters, needs = count(config, images=20)
     held = sum(p.numel() for agent in trainer.agents for net in agent.networks.values() for p in net.parameters())
-    assert sum(int(line.split()[-2].replace(",", "")) for line in lines[:5]) == held
-    assert next(iter(count(config, 20)[1].values())) == 4 * 5 * held  # with targets, gradients and Adam's moments
-    assert "x 3" in lines[0] and "x 2" in lines[4]
+    assert sum(parameters.values()) == held
+    assert next(iter(needs.values())) == 4 * 5 * held  # with targets, gradients and Adam's moments
+    assert list(parameters) == ["G_a x 3", "G x 3", "G_c x 3", "D_a x 2", "D_c x 2"]
     ring = sum(tensor.numel() * tensor.element_size() for tensor in trainer.replay.storage.values()) / 10 * 10**6
     config = small_config(replay_fraction=0.25, replay_size=10**6, generators=3)
-    (line,) = [line for line in summary(config, 20).splitlines() if line.startswith("replay")]
-    assert float(line.split()[-2].replace(",", "")) == pytest.approx(ring / MIB, abs=0.5)
+    assert count(config, 20)[1]["replay"] == pytest.approx(ring)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +89,7 @@ def test_the_table_has_the_networks_that_there_are_and_no_others(changes, rows):
     assert [name.split()[0] for name in parameters] == rows
     trainer = trainer_on(config, small_faces())
     held = sum(p.numel() for agent in trainer.agents for net in agent.networks.values() for p in net.parameters())
-    assert sum(parameters.values()) == held and needs["weights, targets, gradients, optimizers"] == 4 * 5 * held
+    assert sum(parameters.values()) == held and needs["weights with their copies"] == 4 * 5 * held
 
 
 def test_nothing_is_computed_for_the_count():
@@ -144,7 +149,7 @@ def test_a_dry_run_tells_within_15_percent_what_a_run_takes(place):
         capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     peak, before, logged = json.loads(child.stdout.splitlines()[-1])
-    (line,) = [line for line in logged.splitlines() if line.startswith("memory in all")]
+    (line,) = [line for line in logged.splitlines() if line.startswith("Memory in all")]
     predicted = float(line.split()[-2].replace(",", "")) * MIB
     assert predicted <= peak <= 1.15 * predicted + MIB
     ring = 50_000 * (3 * 32**2 + 4 * (64 + 2 * 2 * 128) + 24)
