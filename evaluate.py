@@ -36,10 +36,11 @@ def evaluate(options: argparse.Namespace) -> dict:
     """
     import torch
 
-    from magnet.evaluation.comparison import compare, described, pick, rows
-    from magnet.evaluation.metrics import nearest
+    from magnet.evaluation.comparison import MOST, compare, described, nearest, pick, spread
+    from magnet.evaluation.drawing import pieces
+    from magnet.evaluation.metrics import streamed_features
     from magnet.evaluation.pictures import write
-    from magnet.evaluation.sampling import Guide, Sampler, draw
+    from magnet.evaluation.sampling import Guide, Sampler
     from magnet.run.checkpoint import WEIGHTS
     from magnet.run.saved_runs import load_agents, load_checkpoint, only_pictures
     from magnet.support.random_streams import stream
@@ -62,30 +63,37 @@ def evaluate(options: argparse.Namespace) -> dict:
     if count < options.count:
         print(f"Scoring {count} samples of a kind: there are no more images to compare with.")
     order = torch.randperm(len(reference), generator=stream(options.seed, "reference"))
-    real = described(pick(reference, order[: max(count, 2 * half)]), embed)
+    order = order[: max(count, 2 * half)]
+    embedded = streamed_features(embed, pick(reference, order), len(order)) if embed else None
+
+    def real(start: int, stop: int) -> dict:
+        images = torch.cat(list(pick(reference, order[start:stop][spread(stop - start)])))
+        found = {"count": stop - start, "images": images}
+        return found | ({"features": embedded[start:stop]} if embed else {})
+
+    frechet = "fd" if options.features else "fid"
     kinds = ["prior"] + ["policy"] * (config.algorithm != "gan") + ["guided"] * options.guided
-    samples, guide = {}, Guide(discriminators)
+    scores, shown, guide = {}, [], Guide(discriminators)
     for kind in kinds:
         states = faces if kind == "policy" else None
         samplers = [Sampler(agent, states, seed=options.seed) for agent in generators]
-        samples[kind] = draw(samplers, kind, count, guide)[0]
+        drawn = (images for images, _ in pieces(samplers, kind, count, guide))
+        fakes = described(drawn, count, embed)
+        scores[kind] = compare(fakes, real(0, count), frechet, device)
+        shown.append(fakes["images"][: SHOWN // len(kinds) // 4 * 4])  # whole rows of 4
+    scores["real"] = compare(real(0, half), real(half, 2 * half), frechet, device)
 
-    frechet = "fd" if options.features else "fid"
-    scores = {}
-    for kind, images in samples.items():
-        scores[kind] = compare(described(images, embed), rows(real, 0, count), frechet, device)
-    scores["real"] = compare(rows(real, 0, half), rows(real, half, 2 * half), frechet, device)
-
-    shown = torch.cat([images[: SHOWN // len(samples) // 4 * 4] for images in samples.values()])  # whole rows of 4
+    shown = torch.cat(shown)
     beside = nearest(shown, faces, embed)
-    write(beside, shown, picture, None, None)
+    write([(beside, shown)], (len(shown), *shown.shape[2:]), picture)
     step = saved["trainer"]["steps"]
     if options.run.is_dir():
         log(options, step, scores, strange=kind_of_reference.startswith("not"))
     protocol = {
         "checkpoint": str(path), "step": step, "images_seen": step * config.batch_size,
         "algorithm": config.algorithm, "returns": config.returns, "generators": config.generators,
-        "samples": f"of the running average, seed {options.seed}", "size": f"{config.image_size}x{config.image_size}",
+        "samples": f"of the running average, seed {options.seed}" + f", SWD of {MOST:,}" * (count > MOST),
+        "size": f"{config.image_size}x{config.image_size}",
         "crop": "short side resized to the size (bilinear), centre cut out, not mirrored",
         "reference": options.data or config.data, "reference_set": f"{kind_of_reference}, {len(reference)} images",
         "fingerprint": reference.fingerprint, "features": network, "torch": torch.__version__,
@@ -98,11 +106,13 @@ def evaluate(options: argparse.Namespace) -> dict:
 
 
 def equilibrium(options: argparse.Namespace, generators, discriminators, faces, count: int) -> dict[str, float]:
-    """The equilibrium report on `count` images of noise by the trained G, not by its average, which D_a never met; of
-    several D_a's the first one's.
+    """The equilibrium report on `count` images of noise, at most MOST, by the trained G, not by its average, which D_a
+    never met; of several D_a's the first one's.
     """
+    from magnet.evaluation.comparison import MOST
+    from magnet.evaluation.drawing import draw
     from magnet.evaluation.equilibrium import equilibrium_report
-    from magnet.evaluation.sampling import Sampler, draw
+    from magnet.evaluation.sampling import Sampler
     from magnet.run.saved_runs import load_states
 
     config = generators[0].config
@@ -112,7 +122,7 @@ def equilibrium(options: argparse.Namespace, generators, discriminators, faces, 
         return draw(samplers, "prior", count)[0]
 
     return equilibrium_report(
-        discriminators[0], fakes=played(count), draw=played, training=faces,
+        discriminators[0], fakes=played(min(count, MOST)), draw=played, training=faces,
         held_out=load_states(config, options.data, held_out=True) if config.hold_out else None,
         seed=options.seed,
     )  # fmt: skip

@@ -4,13 +4,14 @@
     python3 sample.py models/2026-11-22_14-03-59                          64 prior samples -> samples.png
     python3 sample.py RUN --kind policy --out policy.png                  states, each with the policy's image beside it
     python3 sample.py RUN --kind guided --out guided.png                  noise led to what the discriminator believes
-    python3 sample.py RUN --kind interpolation --out walk.gif             a loop from face to face
-    python3 sample.py RUN --count 5000 --npz faces.npz                    uint8 (N, H, W, 3) under the key arr_0
+    python3 sample.py RUN --kind interpolation --out walk.gif             16 loops from face to face, side by side
+    python3 sample.py RUN --count 1000000 --npz faces.npz                 uint8 (N, H, W, 3) under the key arr_0
 
 RUN is a run folder (its newest checkpoint) or a checkpoint file. prior: z from noise; policy: z from G_a, which plays
 an episode of real states; guided: z from noise, moved by Langevin steps to where D_a takes G(z) for real;
-interpolation: z on the arcs between points of noise, as a strip or, into a .gif, as a loop.
-Of several generators each makes a share, one after another.
+interpolation: z on the arcs between points of noise and back to the first: --count pictures of one such walk, or into
+a .gif or .mp4 (a sixth as large) --count walks side by side, past 8 points each.
+Of several generators each makes a share, one after another. A large --count takes no more memory than a small one.
 Exit status 2: a mistake in the settings or files, said in one sentence.
 """
 
@@ -33,17 +34,27 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--kind", choices=("prior", "policy", "guided", "interpolation"), default="prior", help="where z comes from"
     )
     parser.add_argument("--generator", type=int, metavar="I", help="one of several, from 0 (default: a share of each)")
-    parser.add_argument("--count", type=int, default=64, help="number of samples (default 64)")
+    parser.add_argument(
+        "--count", type=int, help="samples (default 64); of a .gif or .mp4: walks (default 16, up to 64)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the noise and of the states (default 0)")
     parser.add_argument("--data", help="the states of policy samples: a folder or synthetic (default: the run's own)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--out", type=Path, help="grid of the first 64, or of 32 pairs (default samples.png)")
+    parser.add_argument("--out", type=Path, help="grid of the first 64, or of 32 pairs (default samples.png), or walks")
+    parser.add_argument(
+        "--scale", type=int, metavar="N", help="pictures in --out N times as large (default: walks 512 wide)"
+    )
     parser.add_argument("--images", type=Path, metavar="DIR", help="one PNG file each")
     parser.add_argument("--npz", type=Path, metavar="FILE", help="uint8 (N, H, W, 3), key arr_0")
     parser.add_argument("--ema", action=argparse.BooleanOptionalAction, default=True, help="running averages (default)")
     options = parser.parse_args(arguments)
-    if options.count < 1:
-        parser.error(f"--count is {options.count}, but must be at least 1")
+    options.moving = options.out is not None and options.out.suffix.lower() in (".gif", ".mp4")
+    if options.moving and (options.kind != "interpolation" or options.images or options.npz):
+        parser.error(f"{options.out} shows walks: give --kind interpolation, without --images and --npz")
+    options.count = options.count if options.count is not None else 16 if options.moving else 64
+    for name in ("count", "scale"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            parser.error(f"--{name} is {getattr(options, name)}, but must be at least 1")
     if options.run is None:
         print(f"Sampling {SHIPPED.name}, weights trained on CelebA at 64x64 (models/README.md); name a RUN for yours.")
         options.run = SHIPPED
@@ -55,8 +66,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """The program; returns its exit status."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
-    from magnet.evaluation.pictures import write
-    from magnet.evaluation.sampling import Guide, Sampler, draw
+    from magnet.evaluation.drawing import pieces, walks
+    from magnet.evaluation.pictures import SHOWN, write, write_moving
+    from magnet.evaluation.sampling import Guide, Sampler
     from magnet.run.checkpoint import WEIGHTS
     from magnet.run.saved_runs import load_agents, load_checkpoint, load_states, only_pictures
 
@@ -76,8 +88,12 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError(f"{options.run} is a plain GAN and has no policy; leave out --kind policy.")
         faces = load_states(config, options.data) if options.kind == "policy" else None
         samplers = [Sampler(agent, faces, seed=options.seed, averaged=options.ema) for agent in generators]
-        images, states = draw(samplers, options.kind, options.count, Guide(discriminators, options.ema))
-        write(images, states, options.out, options.images, options.npz)
+        if options.moving:
+            write_moving(walks(samplers, min(options.count, SHOWN)), options.out, options.scale)
+        else:
+            drawn = pieces(samplers, options.kind, options.count, Guide(discriminators, options.ema))
+            shape = (options.count, config.image_size, config.image_size)
+            write(drawn, shape, options.out, options.images, options.npz, options.scale or 1)
     except KeyError as error:
         print(f"sample.py: Pillow cannot write {error} files; end {options.out} in .png.", file=sys.stderr)
         return 2

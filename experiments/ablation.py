@@ -66,8 +66,9 @@ def scorer(features: Path, count: int) -> Callable[[Path], list[dict]]:
     import torch
 
     from magnet.evaluation.comparison import compare, described, pick
+    from magnet.evaluation.drawing import pieces
     from magnet.evaluation.metrics import exported_network
-    from magnet.evaluation.sampling import Sampler, draw
+    from magnet.evaluation.sampling import Sampler
     from magnet.run.saved_runs import load_agents, load_checkpoint, load_states
     from magnet.support.random_streams import stream
 
@@ -78,7 +79,7 @@ def scorer(features: Path, count: int) -> Callable[[Path], list[dict]]:
     def real(config: Config) -> tuple:
         faces = load_states(config, None)
         order = torch.randperm(len(faces), generator=stream(0, "reference"))
-        return faces, described(pick(faces, order[:count]), embed)
+        return faces, described(pick(faces, order[:count]), min(count, len(order)), embed)
 
     def score(path: Path) -> list[dict]:
         generators, _, config = load_agents(*load_checkpoint(path), device)
@@ -86,8 +87,9 @@ def scorer(features: Path, count: int) -> Callable[[Path], list[dict]]:
         kinds = {"prior": None} if config.algorithm == "gan" else {"prior": None, "policy": faces}
         found = []
         for kind, states in kinds.items():
-            images, _ = draw([Sampler(agent, states) for agent in generators], kind, len(reals["images"]))
-            found.append({"kind": kind} | compare(described(images, embed), reals, "fd", torch.device(device)))
+            drawn = pieces([Sampler(agent, states) for agent in generators], kind, reals["count"])
+            fakes = described((images for images, _ in drawn), reals["count"], embed)
+            found.append({"kind": kind} | compare(fakes, reals, "fd", torch.device(device)))
         return found
 
     return score

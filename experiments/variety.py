@@ -115,7 +115,8 @@ def scored(run: Path, d_a: Counter) -> dict:
 
     Prior samples of the running averages; the sizes of all G and of all D_a, in parameters.
     """
-    from magnet.evaluation.sampling import Sampler, draw
+    from magnet.evaluation.drawing import draw
+    from magnet.evaluation.sampling import Sampler
     from magnet.run.saved_runs import load_agents, load_checkpoint
 
     generators, discriminators, config = load_agents(*load_checkpoint(run), "cpu")

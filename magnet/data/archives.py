@@ -42,12 +42,12 @@ class BadArchive(Exception):
     """What is wrong with an archive; reading it again will not help."""
 
 
-def require_space(folder: Path, needed: float) -> None:
-    """Raises UserError if the folder's disk has less than `needed` bytes free."""
+def require_space(folder: Path, needed: float, otherwise: str = "use --data-dir") -> None:
+    """Raises UserError if the folder's disk has less than `needed` bytes free. otherwise: what helps too."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         amounts = f"needs {needed / 1e9:.2f} GB and has {free / 1e9:.2f} GB"
-        raise UserError(f"{folder} {amounts}: make room, or use --data-dir")
+        raise UserError(f"{folder} {amounts}: make room, or {otherwise}")
 
 
 def verify(path: Path, archive: Archive) -> dict:

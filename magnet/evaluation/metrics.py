@@ -10,7 +10,7 @@ by torch-fidelity's own functions, so that the numbers are those of other papers
 
 import hashlib
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from torch.export.passes import move_to_device_pass
 from torch.nn.functional import interpolate, pad
 from tqdm import tqdm
 
-from magnet.data.image_dataset import ImageDataset, from_uint8, to_uint8
+from magnet.data.image_dataset import from_uint8
 from magnet.support.errors import UserError
 
 Embed = Callable[[Tensor], Tensor]  # uint8 (n, 3, S, S) -> features (n, F), both on any device
@@ -32,7 +32,6 @@ BLOCK, CHUNK, ROWS = 32, 256, 8192  # directions, images, patches at a time, so 
 EXPORTED_SIDE = 64  # of the images that an exported network takes
 EMBEDDED = 64  # images at a time
 KID_SUBSETS, KID_SUBSET = 100, 1000  # torch-fidelity's own; fewer images make smaller subsets
-CANDIDATES = 64  # nearest by pixels, of which the nearest by features is taken
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, random: torch.Generator) -> dict[str, float]:
@@ -207,15 +206,26 @@ def resized(images: Tensor, side: int) -> Tensor:
     return larger.round().clamp(0, 255).to(torch.uint8)
 
 
-@torch.no_grad()
 def features(embed: Embed, images: Tensor) -> Tensor:
     """Features (N, F) of uint8 images (N, 3, S, S), N > 1, on the CPU; with a bar on stderr.
 
     In float64: the metrics are small differences of large sums.
     """
-    parts = images.tensor_split(-(-len(images) // EMBEDDED))  # no part of 1, which an exported network may refuse
-    bar = tqdm(parts, desc="features", unit=f" x {len(parts[0])} images", leave=False, disable=None)
-    return torch.cat([embed(part).double().cpu() for part in bar])
+    return streamed_features(embed, [images], len(images))
+
+
+def streamed_features(embed: Embed, parts: Iterable[Tensor], count: int) -> Tensor:
+    """The `features` of `count` images in parts of any sizes, to the same bits."""
+    sizes = [len(group) for group in torch.arange(count).tensor_split(-(-count // EMBEDDED))]
+    parts, left, found = iter(parts), [], []  # no group of 1, which an exported network may refuse
+    for size in tqdm(sizes, desc="features", unit=f" x {sizes[0]} images", leave=False, disable=None):
+        while sum(map(len, left)) < size:
+            left.append(next(parts))
+        group, rest = torch.cat(left).tensor_split([size])
+        left = [rest] if len(rest) else []  # an empty tensor would change the layout in memory, and that the last bits
+        with torch.no_grad():  # not around next(): parts may need gradients
+            found.append(embed(group).double().cpu())
+    return torch.cat(found)
 
 
 def feature_scores(fakes: Tensor, reals: Tensor) -> dict[str, float]:
@@ -241,20 +251,3 @@ def feature_scores(fakes: Tensor, reals: Tensor) -> dict[str, float]:
         "frechet": frechet, "kid_x1000": 1000 * kid["kernel_inception_distance_mean"],
         "precision": neighbours["precision"], "recall": neighbours["recall"],
     }  # fmt: skip
-
-
-def nearest(samples: Tensor, faces: ImageDataset, embed: Embed | None) -> Tensor:
-    """To each of uint8 samples (n, 3, S, S) the most alike of the faces and their mirror images, (n, 3, S, S) uint8.
-
-    By pixels; with `embed` by features, among the 64 nearest by pixels: a large set need not be embedded for it.
-    """
-    wanted = from_uint8(torch.cat([samples, samples.flip(3)])).flatten(1).to(faces.device)
-    rows = torch.arange(len(faces), device=faces.device).split(CHUNK)
-    distances = torch.cat([torch.cdist(wanted, faces.batch(indices).flatten(1)) for indices in rows], dim=1)
-    distances = torch.cat(distances.chunk(2), dim=1)  # (n, 2N): an image mirrored, or the sample
-    candidates = distances.topk(min(CANDIDATES, 2 * len(faces)), largest=False).indices
-    if embed:
-        found = features(embed, to_uint8(faces.batch(candidates.flatten()))).unflatten(0, candidates.shape)
-        closest = (found - features(embed, samples)[:, None]).norm(dim=2).argmin(dim=1, keepdim=True)
-        candidates = candidates.gather(1, closest.to(candidates.device))
-    return to_uint8(faces.batch(candidates[:, 0])).cpu()

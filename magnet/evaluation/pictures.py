@@ -1,30 +1,135 @@
-"""Samples as files: a grid, a loop, single pictures, an array."""
+"""Samples as files: a grid, single pictures, an array, written as they are drawn; and walks as a moving picture."""
 
+import math
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision.utils import make_grid
+from tqdm import tqdm
 
-ROW = 8  # pictures in a row of the grid
-FRAME = 60  # milliseconds
+from magnet.data.archives import require_space
+from magnet.support.atomic_files import atomically
+from magnet.support.errors import UserError
+
+ROW, SHOWN = 8, 64  # pictures in a row of the grid, and in all of it
+FRAME = 80  # milliseconds
+WIDTH = 512  # about as many pixels as a moving picture is wide
 
 
-def write(images, states, out: Path | None, folder: Path | None, npz: Path | None) -> None:
-    """Writes a grid of up to 64 pictures (a .gif: all in a loop), a PNG each into `folder`, an array; if not None."""
-    if out and out.suffix.lower() == ".gif":
-        shown = images if states is None else torch.cat([states, images], dim=3)
-        frames = [Image.fromarray(picture) for picture in shown.permute(0, 2, 3, 1).numpy()]
-        frames[0].save(out, save_all=True, append_images=frames[1:], duration=FRAME, loop=0)
-    elif out:
-        shown = images if states is None else torch.stack([states, images], dim=1).flatten(0, 1)
-        Image.fromarray(make_grid(shown[: ROW * ROW], nrow=ROW).permute(1, 2, 0).numpy()).save(out)
-    pixels = images.permute(0, 2, 3, 1).numpy()  # (N, H, W, 3)
+def write(
+    pieces: Iterable[tuple[Tensor, Tensor | None]], shape: tuple[int, int, int], out: Path | None,
+    folder: Path | None = None, npz: Path | None = None, scale: int = 1,
+) -> None:  # fmt: skip
+    """Writes a grid of up to 64 pictures, each `scale` times as large, a PNG each into `folder`, and an array.
+
+    What is None is left out. pieces: as `drawing.pieces` gives them; shape: (N, H, W) of all of them. Memory does not
+    grow with N, the array is whole or absent, and a bar is on stderr. Raises UserError if the disk is too small.
+    """
+    count, height, width = shape
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
-        for i, picture in enumerate(pixels):
-            Image.fromarray(picture).save(folder / f"{i:06d}.png")
-    if npz:
-        with open(npz, "wb") as file:  # np.savez would add an ending to a bare name
-            np.savez(file, arr_0=pixels)
+    require_room(shape, folder, npz)
+    shown, done, digits = [], 0, max(6, len(str(count - 1)))
+    with ExitStack() as stack:
+        array = stack.enter_context(array_file(npz, (*shape, 3))) if npz else None
+        bar = stack.enter_context(tqdm(total=count, unit=" images", desc="drawing", leave=False, disable=None))
+        for images, states in pieces:
+            if out and done < SHOWN:
+                shown.append(images if states is None else torch.stack([states, images], dim=1).flatten(0, 1))
+                if done + len(images) >= min(count, SHOWN):
+                    Image.fromarray(grid(torch.cat(shown)[:SHOWN], ROW, scale)).save(out)
+            pixels = images.permute(0, 2, 3, 1).contiguous().numpy()  # (n, H, W, 3)
+            if array:
+                array.write(pixels.data)
+            for i, picture in enumerate(pixels if folder else ()):
+                with atomically(folder / f"{done + i:0{digits}d}.png", sync=False) as file:
+                    Image.fromarray(picture).save(file, format="PNG")
+            done += len(images)
+            bar.update(len(images))
+
+
+def require_room(shape: tuple[int, int, int], folder: Path | None, npz: Path | None) -> None:
+    """Raises UserError if a disk has less room than the files for images of `shape` (N, H, W) take on it."""
+    count, height, width = shape
+    # A PNG has a byte for each row beside its pixels, and where these cannot be packed it grows a little; a disk rounds
+    # up. The array's file has headers.
+    png = 4096 * math.ceil((1.01 * height * (3 * width + 1) + 256) / 4096)
+    sizes = {folder: count * png, npz and npz.parent: count * height * width * 3 + 1024}
+    needed, places = Counter(), {}
+    for place, size in sizes.items():
+        if place:
+            disk = place.stat().st_dev
+            needed[disk] += size
+            places[disk] = place
+    for disk, place in places.items():
+        require_space(place, needed[disk], "lower --count")
+
+
+@contextmanager
+def array_file(path: Path, shape: tuple[int, ...]) -> Iterator[BinaryIO]:
+    """What is written to it becomes the uint8 array `arr_0` of `shape` in an .npz file, as np.savez writes it."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    with atomically(path) as file, zipfile.ZipFile(file, "w") as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+            np.lib.format.write_array_header_1_0(member, header)
+            yield member
+
+
+def grid(images: Tensor, columns: int, scale: int = 1) -> np.ndarray:
+    """Images (N, 3, H, W) uint8, each `scale` times as large, in rows of up to `columns`: (height, width, 3) uint8."""
+    if scale > 1:  # smooth, and each by itself: squares of one colour hide a small face
+        larger = interpolate(images.float(), scale_factor=scale, mode="bicubic", align_corners=False)
+        images = larger.round().clamp(0, 255).to(torch.uint8)
+    return make_grid(images, nrow=columns).permute(1, 2, 0).contiguous().numpy()
+
+
+def write_moving(frames: Iterable[Tensor], out: Path, scale: int | None = None) -> None:
+    """Writes walks as a .gif or .mp4 that shows them side by side, in a loop; `out` is whole or absent.
+
+    frames: (N, 3, S, S) uint8 each, of the same N walks. scale: as often enlarged; None: to about 512 pixels in all.
+    Raises UserError if the package for .mp4 is missing.
+    """
+    encode = save_gif if out.suffix.lower() == ".gif" else mp4_encoder()
+    shown = []
+    for images in tqdm(frames, unit=" frames", desc="drawing", leave=False, disable=None):
+        columns = math.ceil(len(images) ** 0.5)
+        shown.append(grid(images, columns, scale or max(1, round(WIDTH / (columns * images.shape[-1])))))
+    with atomically(out) as file:
+        encode(shown, file)
+
+
+def save_gif(frames: list[np.ndarray], file: BinaryIO) -> None:
+    """A GIF that loops, of frames (height, width, 3) uint8; they share a palette: still colours stay still."""
+    pictures = [Image.fromarray(frame) for frame in frames]
+    palette = Image.fromarray(np.concatenate(frames[:: max(1, len(frames) // 8)])).quantize(255)
+    first, *others = (picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures)
+    first.save(file, format="GIF", save_all=True, append_images=others, duration=FRAME, loop=0)
+
+
+def mp4_encoder():
+    """A function like `save_gif` for MP4 (H.264). Raises UserError if imageio-ffmpeg is not installed."""
+    try:
+        from imageio_ffmpeg import write_frames
+    except ImportError:
+        raise UserError("An .mp4 needs imageio-ffmpeg: `pip3 install imageio-ffmpeg` gets it, .gif does not.") from None
+
+    def encode(frames: list[np.ndarray], file: BinaryIO) -> None:
+        height, width, _ = frames[0].shape
+        video = write_frames(
+            file.name, (width, height), fps=1000 / FRAME, quality=7, macro_block_size=2, output_params=["-f", "mp4"]
+        )
+        video.send(None)
+        for frame in frames:
+            video.send(frame)
+        video.close()
+
+    return encode

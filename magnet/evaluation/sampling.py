@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from magnet.agents.discriminator import DiscriminatorAgent
 from magnet.agents.generator import GeneratorAgent
 from magnet.agents.layers import Convolutions, SyncedBatchNorm
-from magnet.data.image_dataset import ImageDataset, to_uint8
+from magnet.data.image_dataset import ImageDataset
 from magnet.support.random_streams import stream
 
 BATCHES, BATCH = 16, 128  # over which the statistics are taken
@@ -22,7 +22,6 @@ GRID_BATCH = 32  # instead, for the grids of a run, which waits for them
 # many; the first actions of an episode lie nearer to each other, and with the statistics of the later ones they look
 # alike. After 8 states nothing changes any more (docs/results.md).
 WARM_UP = 8
-WAY = 8  # pictures from one point of an interpolation to the next
 LANGEVIN_STEPS, LANGEVIN_STEP = 10, 0.05  # of guided samples; steps of 0.02 and 0.1 scored alike (docs/results.md)
 
 
@@ -56,17 +55,6 @@ def with_own_statistics(network: nn.Module, play: Callable[[nn.Module], None]) -
             module.flatten_parameters()  # a copy's weights lie scattered, which cuDNN warns of
     play(network)
     return network.eval()
-
-
-def spherical(a: Tensor, b: Tensor, share: float) -> Tensor:
-    """The point at `share` in [0, 1] of the way from a to b, both (B, nz), on the arc between them.
-
-    A straight line between two draws of N(0, I) passes through points shorter than any draw (White 2016,
-    arXiv 1609.04468); the arc does not.
-    """
-    cosine = torch.nn.functional.cosine_similarity(a, b, dim=1).clamp(-1 + 1e-6, 1 - 1e-6).unsqueeze(1)
-    angle = cosine.acos()
-    return (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / angle.sin()
 
 
 class Sampler:
@@ -183,42 +171,6 @@ class Guide:
             noise = torch.randn(z.shape, generator=sampler.random, device=z.device)
             z = z + LANGEVIN_STEP / 2 * (gradient - z) + LANGEVIN_STEP**0.5 * noise
         return z
-
-
-def draw(samplers: list[Sampler], kind: str, count: int, guide: Guide | None = None) -> tuple[Tensor, Tensor | None]:
-    """`count` images (count, 3, S, S) uint8 on the CPU, and for policy samples their states, else None.
-
-    Of a run on points these, (count, 2) float32.
-
-    kind: prior, policy, guided or interpolation. Every generator makes its share, one after another. Policy samples are
-    from the middle of episodes: a batch at a time, the recurrent state carried from state to state.
-    """
-    shares = [count // len(samplers) + (i < count % len(samplers)) for i in range(len(samplers))]
-    parts = [_drawn(*pair, kind, guide) for pair in zip(samplers, shares, strict=True) if pair[1]]
-    images, states = zip(*parts, strict=True)
-    return torch.cat(images), torch.cat(states) if kind == "policy" else None
-
-
-def _drawn(sampler: Sampler, count: int, kind: str, guide: Guide | None) -> tuple[Tensor, Tensor | None]:
-    images, states, batch = [], [], sampler.config.batch_size
-    pack = Tensor.detach if sampler.config.points else to_uint8
-    if kind == "interpolation":
-        points = sampler.noise(-(-count // WAY))
-        ways = [spherical(points, points.roll(-1, 0), step / WAY) for step in range(WAY)]  # the last leads to the first
-        z = torch.stack(ways, dim=1).flatten(0, 1)[:count]
-        return pack(torch.cat([sampler.prior(part) for part in z.split(batch)])).cpu(), None
-    for t in range(-(-count // batch)):
-        if kind == "policy":
-            if t % sampler.run_length == 0:
-                recurrent = sampler.recurrent_state(batch)
-            state = sampler.state(batch)
-            generated, recurrent = sampler.policy(state, recurrent)
-            images.append(pack(generated).cpu())
-            states.append(pack(state).cpu())
-        else:
-            z = sampler.noise(batch)
-            images.append(pack(sampler.prior(guide(sampler, z) if kind == "guided" else z)).cpu())
-    return torch.cat(images)[:count], torch.cat(states)[:count] if states else None
 
 
 class FixedGrids:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from magnet.data.image_dataset import from_uint8, to_uint8
 from magnet.data.image_files import BadImage, load_image
-from magnet.evaluation.sampling import BATCH, Sampler, draw
+from magnet.evaluation.drawing import draw
+from magnet.evaluation.sampling import BATCH, Sampler
 from magnet.run.saved_runs import load_agents, load_checkpoint, load_states, only_pictures
 from magnet.support.errors import UserError
 

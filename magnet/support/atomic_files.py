@@ -1,35 +1,44 @@
 """Files that are whole or absent: written under a temporary name, synced to the disk, renamed."""
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 TEMPORARY = ".tmp"
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Calls `write(file)` on a temporary file beside `path`, syncs it and renames it to `path`.
+@contextmanager
+def atomically(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
+    """A temporary file beside `path`, open for writing, which is synced and renamed to `path` when the block ends.
 
-    On any exception the temporary file goes and `path` stays as it was; the exception is raised on.
+    On any exception the temporary file goes and `path` stays as it was; the exception is raised on. sync: whether the
+    file must survive a loss of power from then on.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         with open(temporary, "wb") as file:
-            write(file)
+            yield file
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    if hasattr(os, "O_DIRECTORY"):  # POSIX: the new name must reach the disk too
+    if sync and hasattr(os, "O_DIRECTORY"):  # POSIX: the new name must reach the disk too
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Calls `write(file)` on a file that is whole or absent, as `atomically` says."""
+    with atomically(path) as file:
+        write(file)
 
 
 def remove_abandoned(folder: Path) -> None:

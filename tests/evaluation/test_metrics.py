@@ -18,12 +18,12 @@ from torch.nn.functional import avg_pool2d, pad
 from magnet.data.image_dataset import ImageDataset, from_uint8, to_uint8
 from magnet.data.synthetic import draw_faces
 from magnet.evaluation import metrics
+from magnet.evaluation.comparison import nearest
 from magnet.evaluation.metrics import (
     exported_network,
     feature_scores,
     features,
     inception,
-    nearest,
     sliced,
     sliced_wasserstein,
 )

@@ -17,9 +17,10 @@ import train
 from magnet.config import CACHE
 from magnet.data.image_dataset import ImageDataset, fingerprint, load_faces
 from magnet.data.synthetic import draw_faces
+from magnet.evaluation.drawing import draw
 from magnet.evaluation.equilibrium import d_a
 from magnet.evaluation.metrics import exported_network, feature_scores, features, sliced_wasserstein
-from magnet.evaluation.sampling import Sampler, draw
+from magnet.evaluation.sampling import Sampler
 from magnet.run import checkpoint
 from magnet.run.saved_runs import load_agents, load_checkpoint, load_states
 from magnet.support.random_streams import stream

@@ -15,7 +15,8 @@ import export
 import magnet
 import sample
 import train
-from magnet.evaluation.sampling import Sampler, draw
+from magnet.evaluation.drawing import draw
+from magnet.evaluation.sampling import Sampler
 from magnet.run import checkpoint
 from magnet.run.exported import STATES
 from magnet.run.exported import export as export_weights

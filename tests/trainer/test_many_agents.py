@@ -7,8 +7,9 @@ from test_maddpg import networks_of
 
 from magnet.config import PRESETS, WITH_RETURNS, Config, check, complete
 from magnet.data.image_dataset import to_uint8
+from magnet.evaluation.drawing import draw
 from magnet.evaluation.metrics import sliced_wasserstein
-from magnet.evaluation.sampling import GRID_BATCH, FixedGrids, Sampler, draw
+from magnet.evaluation.sampling import GRID_BATCH, FixedGrids, Sampler
 from magnet.evaluation.scores import Evaluation
 from magnet.game.environment import FaceEnv
 from magnet.game.returns import RETURNS
