@@ -4,6 +4,7 @@ DDPG (Lillicrap et al. 2015, arXiv 1509.02971) for each agent, as in MADDPG (Low
 """
 
 import copy
+import functools
 from collections.abc import Callable
 
 import torch
@@ -44,10 +45,12 @@ class Agent:
                 torch.default_generator.manual_seed(derived_seed(config.seed, f"{name}/{key}"))
                 self.networks[key] = make().to(**place)
         self.targets = {key: copy.deepcopy(net).requires_grad_(False).to(**place) for key, net in self.networks.items()}
-        self.optimizers = {
-            key: torch.optim.Adam(net.parameters(), lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
-            for key, net in self.networks.items()
-        }
+
+    @functools.cached_property
+    def optimizers(self) -> dict[str, torch.optim.Adam]:
+        """An Adam for each network. Made when they are needed: sampling does without, and without their slow import."""
+        settings = {"lr": self.config.lr, "betas": (self.config.beta1, self.config.beta2), "fused": True}
+        return {key: torch.optim.Adam(net.parameters(), **settings) for key, net in self.networks.items()}
 
     @property
     def critic(self) -> nn.Module | None:

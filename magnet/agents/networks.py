@@ -22,6 +22,8 @@ from magnet.agents.layers import BatchNorm1d, BatchNorm2d, Convolutions, feature
 
 def initialise(module: nn.Module) -> None:
     """DCGAN's start: convolutions N(0, 0.02), BatchNorm gains N(1, 0.02). Linear and LSTM layers keep PyTorch's own."""
+    if any(p.is_meta for p in module.parameters(recurse=False)):
+        return  # a network that is only counted; PyTorch would import its compiler to fill it
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):

@@ -19,13 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 from filelock import FileLock, Timeout  # torch itself requires it
 from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from magnet.data.image_dataset import to_uint8
+from magnet.evaluation.pictures import ROW, grid
 from magnet.support.atomic_files import remove_abandoned, write_atomically
 from magnet.support.errors import Diverged, UserError
 
@@ -90,7 +90,7 @@ def describe_environment(device: torch.device) -> dict:
         commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         commit = None
-    versions = {module.__name__: str(module.__version__) for module in (torch, torchvision, np)}
+    versions = {module.__name__: str(module.__version__) for module in (torch, np)}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "python": platform.python_version(), **versions, "cuda": torch.version.cuda, "platform": platform.platform(),
@@ -125,10 +125,10 @@ class RunLogger:
             lines = self.metrics.read_bytes().splitlines(keepends=True)
             kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step]
             write_atomically(self.metrics, lambda file: file.writelines(kept))
-        for grid in (self.run / "samples").glob("*.png"):
-            made_at = grid.stem.removesuffix("-policy")
+        for path in (self.run / "samples").glob("*.png"):
+            made_at = path.stem.removesuffix("-policy")
             if made_at.isdigit() and int(made_at) > step:
-                grid.unlink()
+                path.unlink()
 
     def add(self, metrics: dict[str, Tensor], scores: dict[str, float] | None = None) -> dict[str, float] | None:
         """Takes the metrics of the next step, scalars on any device. Returns `flush`'s line when it is due.
@@ -179,11 +179,10 @@ class RunLogger:
         if not images.isfinite().all():
             raise Diverged(f"a {kind} sample was not finite at step {self.step}")
         suffix = "" if kind == "prior" else f"-{kind}"
-        grid = torchvision.utils.make_grid(to_uint8(images).cpu(), nrow=8, padding=2)
-        pixels = Image.fromarray(grid.permute(1, 2, 0).numpy())
+        pixels = grid(to_uint8(images).cpu(), ROW)
         path = self.run / "samples" / f"{self.step:06d}{suffix}.png"
-        write_atomically(path, lambda file: pixels.save(file, "PNG"))
-        self.tensorboard.add_image(kind, grid, self.step)
+        write_atomically(path, lambda file: Image.fromarray(pixels).save(file, "PNG"))
+        self.tensorboard.add_image(kind, pixels, self.step, dataformats="HWC")
 
     def __enter__(self) -> "RunLogger":
         return self

@@ -2,6 +2,8 @@
 
 import dataclasses
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from magnet.run.exported import export as export_weights
 from magnet.run.saved_runs import load_agents, load_checkpoint
 from magnet.support.errors import UserError
 
+ROOT = Path(train.__file__).parent
 GAMES = {
     "magnet": {}, "lambda 1": {"lambda_generator": 1.0, "lambda_discriminator": 1.0}, "gan": {"algorithm": "gan"},
     "a team": {"generators": 2, "discriminators": 2, "specialise": 1.0}, "spectral": {"spectral_norm": True},
@@ -146,6 +149,13 @@ def test_what_cannot_be_done_is_a_sentence(run, capsys, program, arguments, word
     assert program.main(arguments) == 2
     told = "".join(capsys.readouterr())
     assert all(word in told for word in words), told
+
+
+def test_sampling_imports_neither_a_compiler_nor_optimizers(run):
+    """Their imports take as long as everything else: the first pictures would come twice as late."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import sample; sample.main(['w.pt', '--out', 'w.png'])"
+    code += "; sys.exit(any(name in sys.modules for name in ('torch._dynamo', 'torchvision', 'tensorboard')))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_from_python(run, tmp_path, monkeypatch):
