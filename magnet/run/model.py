@@ -9,7 +9,7 @@ from torch import Tensor
 
 from magnet.data.image_dataset import from_uint8, to_uint8
 from magnet.data.image_files import BadImage, load_image
-from magnet.evaluation.drawing import draw
+from magnet.evaluation.drawing import draw, spherical
 from magnet.evaluation.sampling import BATCH, Sampler
 from magnet.run.saved_runs import load_agents, load_checkpoint, load_states, only_pictures
 from magnet.support.errors import UserError
@@ -36,6 +36,18 @@ class Model:
     def interpolate(self, count: int = 64, seed: int = 0) -> Tensor:
         """A loop of images (count, 3, S, S), of z on the arcs between points of noise, as `sample.py` makes it."""
         return self._drawn("interpolation", count, seed)
+
+    def walk(self, first: int, second: int, places: Sequence[float]) -> Tensor:
+        """Images (len(places), 3, S, S) from sample(1, first) to sample(1, second), of a team by its first generator.
+
+        places: shares in [0, 1] of the way, on the arc between the two z.
+        """
+        sampler, ends = self._samplers[0], []
+        for seed in (first, second):
+            sampler.reseed(seed)
+            ends.append(sampler.noise(self.config.batch_size)[:1])  # as sample draws z: a batch at a time
+        z = torch.cat([spherical(*ends, place) for place in places])
+        return to_uint8(sampler.prior(z)).cpu()
 
     def answer(self, images: Tensor | Sequence[str | Path]) -> Tensor:
         """G(z) of G_a's actions z on states: one image for each, (N, 3, S, S); of a team by its first generator.

@@ -171,6 +171,10 @@ def test_from_python(run, tmp_path, monkeypatch):
         assert torch.equal(faces, model.sample(10, seed=5)) and not torch.equal(faces, model.sample(10, seed=6))
         walk = model.interpolate(12, seed=1)
         assert walk.shape == (12, 3, 32, 32) and len(walk.unique(dim=0)) > 4
+        way = model.walk(5, 6, [0, 0.5, 1]).int()
+        ends = torch.cat([model.sample(1, seed=seed) for seed in (5, 6)]).int()
+        assert (way[::2] - ends).abs().max() <= 1
+        assert all((way[1] - end).abs().max() > 4 for end in ends)
     again = weights.answer(photos)
     assert again.shape == (3, 3, 32, 32) and (again.int() - answers.int()).abs().max() <= 2
     pixels = torch.from_numpy(np.stack([np.asarray(Image.open(p)).transpose(2, 0, 1) for p in photos]))
