@@ -143,10 +143,6 @@ class Page:
         self.driver, self.address = driver, address
         driver.get(address)
 
-    def shown(self, selector: str) -> list:
-        """The visible elements of a CSS selector, once there are some."""
-        return self.until(lambda: [e for e in self.driver.find_elements("css selector", selector) if e.is_displayed()])
-
     def until(self, condition):
         """What `condition` gives once that is true."""
         from selenium.common.exceptions import WebDriverException
@@ -161,18 +157,31 @@ class Page:
             assert time.monotonic() < deadline, self.driver.find_element("css selector", "body").text
             time.sleep(0.1)
 
+    def act(self, selector: str, action, text: str | None = None) -> None:
+        """Does `action` to the first visible element of a selector, of that text; again if it was redrawn meanwhile."""
+
+        def done() -> bool:
+            for element in self.driver.find_elements("css selector", selector):
+                if element.is_displayed() and text in (None, element.text):
+                    action(element)
+                    return True
+            return False
+
+        self.until(done)
+
     def tab(self, name: str) -> None:
         """Opens a tab."""
-        next(e for e in self.shown("button[role=tab]") if e.text == name).click()
+        self.act("button[role=tab]", lambda tab: tab.click(), name)
 
     def enter(self, label: str, number: float) -> None:
         """Writes a number beside the slider of that label."""
-        (field,) = self.shown(f"input[aria-label='number input for {label}']")
-        field.send_keys("\ue009a\ue000", str(number), "\ue004")  # Ctrl-A, the number, Tab
+        keys = ("\ue009a\ue000", str(number), "\ue004")  # Ctrl-A, the number, Tab
+        self.act(f"input[aria-label='number input for {label}']", lambda field: field.send_keys(*keys))
 
     def pictures(self) -> list[np.ndarray]:
         """The pictures of the open tab."""
-        sources = [e.get_attribute("src") for e in self.shown("img")]
+        shown = [e for e in self.driver.find_elements("css selector", "img") if e.is_displayed()]
+        sources = [e.get_attribute("src") for e in shown]
         files = [urllib.request.urlopen(source).read() for source in sources]
         return [np.asarray(Image.open(io.BytesIO(file))).astype(int) for file in files]
 
@@ -205,11 +214,11 @@ def browser():
 
 
 @pytest.fixture
-def address(model):
+def address(model, tmp_path):
     """Where the program serves the page of the run."""
     pytest.importorskip("gradio")
     command = [sys.executable, explore.__file__, "models/run", "--device", "cpu"]
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "GRADIO_TEMP_DIR": str(tmp_path / "t")}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as program:
         try:
             yield next(line for line in program.stdout if "http" in line).split()[-1]
@@ -236,7 +245,7 @@ def test_the_page_in_a_browser(browser, address, model, tmp_path):
         page.until(lambda: browser.find_elements("css selector", "input[type=file]"))[0].send_keys(str(name))
         if name.stem == "bad":
             page.until(lambda: "give another image" in browser.find_element("css selector", "body").text)
-            page.shown("button[aria-label='Clear'], button[aria-label='Remove this file']")[0].click()
+            page.act("button[aria-label='Clear'], button[aria-label='Remove this file']", lambda button: button.click())
     page.shows(explore.answer(model, "faces/07.png"))
 
     page.tab("Training")
@@ -247,7 +256,7 @@ def test_the_page_in_a_browser(browser, address, model, tmp_path):
 
     page.tab("Compare")
     page.shows(explore.samples(model, 0, 64))
-    page.shown("input[aria-label='Other run']")[0].send_keys("gan", "\ue007")
+    page.act("input[aria-label='Other run']", lambda field: field.send_keys("gan", "\ue007"))  # Enter
     page.enter("Seed", 3)
     page.shows(*explore.compare(magnet.load, run, models, "gan", 3, 64))
 
