@@ -44,7 +44,8 @@ class GeneratorActor(nn.Module):
         self.lstm = nn.LSTM(nz, hidden, layers)
         self.action = nn.Linear(hidden, nz)
         # No gain and no bias: each coordinate of z has mean 0 and variance 1 over the batch, as noise N(0, I) has.
-        self.normalise = BatchNorm1d(nz, eps=1e-8, affine=False)  # eps: deviations start at about 0.003
+        # Its deviation starts at about 0.003 on pictures and at 2e-5 on points, so eps is small.
+        self.normalise = BatchNorm1d(nz, eps=1e-12, affine=False)
         self.recurrent_state_shape = (2, layers, hidden)
         self.apply(initialise)
 
