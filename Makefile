@@ -18,7 +18,7 @@ SHARED_OUT := -n auto --dist loadfile
 demo: export OMP_NUM_THREADS = 1
 demo: .venv/ready
 	$(BIN)/python sample.py --out models/first-faces.png
-	$(BIN)/python train.py --preset cpu --data synthetic --steps 1400
+	$(BIN)/python train.py --preset cpu --data synthetic --steps 1200
 	@echo "Next: look at the newest grid in the run's samples/; for CelebA: $(BIN)/python download_celeba.py"
 
 test: .venv/tests
