@@ -74,7 +74,8 @@ def floor(trainer: MADDPG, r1: bool) -> list[Use]:
     """
     config = trainer.config
     with torch.no_grad():
-        batch = trainer.act(trainer.replay.sample(trainer.replayed_rows))
+        batch = trainer.collect(trainer.replay.sample(trainer.replayed_rows))
+        trainer.act(batch)
     trainer.play(batch)
     return list(
         itertools.chain(

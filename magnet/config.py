@@ -90,6 +90,10 @@ class Config:
     precision: str = parameter(
         "auto", "of the convolutions; auto: bf16 where it is fast", choices=("auto", "fp32", "bf16")
     )
+    cuda_graphs: str = parameter(
+        "auto", "auto: on a GPU the step is recorded as CUDA graphs, which launch faster; off: it is not",
+        choices=("auto", "off"), old="auto",
+    )  # fmt: skip
     sample_every: int = parameter(500, "steps between two grids", low=1)
     checkpoint_every: int = parameter(2, "epochs between two checkpoints [M]", low=1)
     keep: int = parameter(3, "checkpoints that stay", low=1)
@@ -130,6 +134,7 @@ def agent_names(config) -> tuple[list[str], list[str]]:
 
 FREE_ON_RESUME = {
     "data", "epochs", "steps", "device", "sample_every", "checkpoint_every", "keep", "evaluate_every", "patience",
+    "cuda_graphs",
     "lr",  # the game stays: a run that diverged can go on with a lower one
 }  # fmt: skip
 
@@ -214,6 +219,8 @@ def without_effect(config: Config) -> set[str]:
         idle.add("replay_size")
     if config.points:
         idle.add("image_size")
+    if config.device == "cpu":
+        idle.add("cuda_graphs")
     if config.data == "synthetic":
         idle.add("skip_bad_images")
     return idle

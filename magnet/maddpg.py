@@ -8,16 +8,19 @@
      1-3   for each episode: a random process for exploration; the initial state      begin_episode
      4-5   for each time step: each agent selects its action, with exploration        act
      6-8   execute the actions; store the transition; the new state                   play
-     9-10  for each agent: a minibatch from the replay buffer                         step; its rows act anew in act
+     9-10  for each agent: a minibatch from the replay buffer                         collect; its rows act anew in act
      11    the TD target y = r + gamma Q'(x', a')                                     next_values: Q'; td_target in
                                                                                       game/returns.py: y
      12    the critic by the squared TD error                                         update_critic in agents/agent.py
      13    the actor by the gradient of its critic                                    update in agents/generator.py and
                                                                                       agents/discriminator.py
-     15    the targets                                                                step; update_targets in agent.py
+     15    the targets                                                                learn; update_targets in agent.py
 
 The replay buffer stores the environment's `fields` (which images a transition is made of), the recurrent states before
 the action and the generated images. Rewards are not stored: they are those of the present networks.
+
+`act` and `learn` are tensor operations on fixed shapes, without a number that changes from step to step: on a GPU they
+are recorded as CUDA graphs. What is not so is in `collect` and `play`: the environment and the buffer.
 """
 
 import torch
@@ -29,6 +32,7 @@ from magnet.agents.discriminator import DiscriminatorAgent, critic_inputs
 from magnet.agents.generator import GeneratorAgent, image_features
 from magnet.config import agent_names
 from magnet.game.replay_buffer import ReplayBuffer
+from magnet.support.cuda_graphs import StepGraphs
 from magnet.support.distributed import all_gather_rows, all_reduce_mean, local_rows, world_size
 from magnet.support.random_streams import derived_seed, stream
 
@@ -65,12 +69,19 @@ class MADDPG:
             device, stream(config.seed, "replay", device),
         )  # fmt: skip
         self.steps = 0
+        self.graphs = self.new_graphs()
         self.begin_episode(environment.reset(derived_seed(config.seed, "environment")))
+
+    def new_graphs(self) -> StepGraphs | None:
+        """What records the steps from here on; None where they are made one operation at a time."""
+        possible = self.device.type == "cuda" and world_size() == 1 and self.config.cuda_graphs == "auto"
+        return StepGraphs(self.act, self.learn, self.agents) if possible else None
 
     def begin_episode(self, observations: dict[str, Tensor]) -> None:
         """Alg. 1, line 3; the recurrent states are zero where an episode starts."""
         self.observations = observations
-        self.recurrent = [agent.initial_recurrent_state(self.environment.batch) for agent in self.generators]
+        recurrent = [agent.initial_recurrent_state(self.environment.batch) for agent in self.generators]
+        self.recurrent = torch.stack(recurrent, dim=1)  # h_t of all rows (B, generators, 2, layers, hidden)
 
     @property
     def images_seen(self) -> int:
@@ -84,57 +95,70 @@ class MADDPG:
 
     def step(self) -> Metrics:
         """One pass through the box of Algorithm 1. Returns detached scalars by name, on the device."""
-        replayed = self.replay.sample(self.replayed_rows)  # line 10; before this step's transitions enter the buffer
-        batch = self.act({name: local_rows(rows) for name, rows in replayed.items()})
+        batch = self.collect(self.replay.sample(self.replayed_rows))  # line 10; before this step's transitions enter it
+        act, learn = self.act, self.learn
+        if self.graphs:
+            batch, act, learn = self.graphs.of(batch)
+        act(batch)
         metrics = self.play(batch)
-        metrics |= self.update(batch)
-        for agent in self.agents:
-            agent.update_targets()  # line 15
+        metrics |= learn(batch)
         self.steps += 1
         all_reduce_mean(metrics.values())
         return metrics
 
     def collect(self, replayed: dict[str, Tensor]) -> Batch:
-        """The states and real images of this step, and behind them those of the replayed transitions."""
+        """What this step begins with: its own rows, and behind them this process's share of the replayed ones."""
+        replayed = {name: local_rows(rows) for name, rows in replayed.items()}
         state, real = self.environment.recall(replayed)
         state = torch.cat([self.observations[self.generators[0].name], state])
         real = torch.cat([self.observations[self.discriminators[0].name], real])
+        recurrent = torch.cat([local_rows(self.recurrent), replayed["recurrent"]])
         r1 = 0.0 if self.steps % self.config.r1_every else self.config.r1 * self.config.r1_every
-        return Batch(self.new_rows, replayed, state, real.requires_grad_(r1 > 0), r1)
+        real.requires_grad_(r1 > 0)
+        return Batch(self.new_rows, replayed, state, real, r1, recurrent, replayed["image"])
 
-    def act(self, replayed: dict[str, Tensor]) -> Batch:
+    def act(self, batch: Batch) -> None:
         """Line 5: each agent selects its action. Replayed rows act anew, by the present policies."""
-        batch = self.collect(replayed)
         for i, agent in enumerate(self.generators):
-            act = agent.act(batch.state, torch.cat([local_rows(self.recurrent[i]), replayed["recurrent"][:, i]]))
+            act = agent.act(batch.state, batch.recurrent[:, i])
             images = agent.networks["generator"](act.action)
-            old = self.faces.unpack(replayed["image"][:, i])
             batch.acts.append(act)
             batch.images.append(images)
-            batch.fakes.append(torch.cat([images.detach()[: self.new_rows], old]))
+            batch.fakes.append(torch.cat([images.detach()[: batch.new], self.faces.unpack(batch.replayed[:, i])]))
         for agent in self.discriminators:
             batch.outputs.append([agent.networks["actor"].discriminate(x) for x in (batch.real, *batch.fakes)])
-        return batch
 
     def play(self, batch: Batch) -> Metrics:
-        """Lines 6 to 8: executes this step's actions, stores the transitions. Returns the mean rewards, for the log."""
-        actions = {agent.name: x[: self.new_rows] for agent, x in zip(self.generators, batch.fakes, strict=True)}
+        """Lines 6 to 8: executes this step's actions, stores the transitions. Returns the mean rewards, for the log.
+
+        What outlives the step is copied: a CUDA graph writes to the same memory again.
+        """
+        images = torch.stack([fakes[: batch.new] for fakes in batch.fakes], dim=1)
+        actions = {agent.name: images[:, i] for i, agent in enumerate(self.generators)}
         for agent, outputs in zip(self.discriminators, batch.outputs, strict=True):
-            actions[agent.name] = torch.stack([one.logits.detach()[: self.new_rows] for one in outputs])
-        images = torch.stack([actions[agent.name] for agent in self.generators], dim=1)
+            actions[agent.name] = torch.stack([one.logits.detach()[: batch.new] for one in outputs])
         observations, rewards, _, truncated, transitions = self.environment.step(actions)
         batch.transitions = {
             name: torch.cat([local_rows(rows), batch.transitions[name]]) for name, rows in transitions.items()
         }
+        if self.config.gamma:
+            batch.following = self.environment.following(batch.transitions)
         if self.replayed_rows:
-            recurrent = torch.stack(self.recurrent, dim=1)
-            self.replay.add(transitions | {"recurrent": recurrent, "image": all_gather_rows(self.faces.pack(images))})
+            images = all_gather_rows(self.faces.pack(images))
+            self.replay.add(transitions | {"recurrent": self.recurrent, "image": images})
         if all(truncated.values()):
             self.begin_episode(self.environment.reset())
         else:
             self.observations = observations
-            self.recurrent = [all_gather_rows(act.recurrent[: self.new_rows]) for act in batch.acts]
+            self.recurrent = all_gather_rows(torch.stack([act.recurrent[: batch.new] for act in batch.acts], dim=1))
         return {f"{name}/reward": reward.mean() for name, reward in rewards.items()}
+
+    def learn(self, batch: Batch) -> Metrics:
+        """Lines 9 to 15."""
+        metrics = self.update(batch)
+        for agent in self.agents:
+            agent.update_targets()  # line 15
+        return metrics
 
     def update(self, batch: Batch) -> Metrics:
         """Lines 11 to 14: for each agent its critic, then its actor (and G). Discriminators first."""
@@ -149,9 +173,9 @@ class MADDPG:
     def next_values(self, batch: Batch) -> dict[str, Tensor | None]:
         """Line 11: by agent Q'(s', a') for the TD targets, by the targets of all; None where nothing needs them."""
         values = dict.fromkeys(agent.name for agent in self.agents)
-        if self.config.gamma == 0:
+        if batch.following is None:
             return values
-        next_state, next_real = self.environment.following(batch.transitions)
+        next_state, next_real = batch.following
         images, embeddings = [next_real], []
         for agent, act in zip(self.generators, batch.acts, strict=True):
             action, _, embedding = agent.targets["actor"].act(next_state, act.recurrent)
@@ -171,7 +195,7 @@ class MADDPG:
         return {
             "agents": {agent.name: agent.state_dict() for agent in self.agents},
             "environment": self.environment.state_dict(), "replay": self.replay.state_dict(),
-            "recurrent": self.recurrent, "steps": self.steps,
+            "recurrent": list(self.recurrent.unbind(dim=1)), "steps": self.steps,
         }  # fmt: skip
 
     def load_state_dict(self, saved: dict) -> None:
@@ -180,5 +204,6 @@ class MADDPG:
             agent.load_state_dict(saved["agents"][agent.name])
         self.observations = self.environment.load_state_dict(saved["environment"])
         self.replay.load_state_dict(saved["replay"])
-        self.recurrent = [one.to(self.device) for one in saved["recurrent"]]
+        self.recurrent = torch.stack([one.to(self.device) for one in saved["recurrent"]], dim=1)
         self.steps = saved["steps"]
+        self.graphs = self.new_graphs()  # Adam's moments lie elsewhere now

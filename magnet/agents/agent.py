@@ -19,10 +19,14 @@ Metrics = dict[str, Tensor]
 
 @torch.no_grad()
 def soft_update(target: nn.Module, online: nn.Module, tau: float) -> None:
-    """target <- tau * online + (1 - tau) * target; BatchNorm's statistics are copied, they are averages already."""
+    """target <- tau * online + (1 - tau) * target; BatchNorm's statistics are copied, they are averages already.
+
+    One operation for all parameters and one for the buffers of each dtype: a loop launches as many kernels as tensors.
+    """
     torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), tau)
-    for moved, source in zip(target.buffers(), online.buffers(), strict=True):
-        moved.copy_(source)
+    for dtype in {buffer.dtype for buffer in target.buffers()}:
+        moved, sources = ([b for b in net.buffers() if b.dtype == dtype] for net in (target, online))
+        torch._foreach_copy_(moved, sources)
 
 
 class Agent:

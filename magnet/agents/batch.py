@@ -36,6 +36,9 @@ class Batch:
     state: Tensor  # s_t (B, 3, S, S)
     real: Tensor  # x_t = s_{t+1} (B, 3, S, S), a leaf
     r1: float  # weight of R1 in this step; unless it is 0, `real` requires a gradient
+    recurrent: Tensor | None = None  # h_t of each generator (B, generators, 2, layers, hidden)
+    replayed: Tensor | None = None  # images of the replayed rows (R, generators, 3, S, S), as the buffer keeps them
+    following: tuple[Tensor, Tensor] | None = None  # s_{t+1} and x_{t+1} (B, 3, S, S), once played; None if gamma = 0
     acts: list[Act] = field(default_factory=list)  # G_a's, by the present policy
     images: list[Tensor] = field(default_factory=list)  # G(z) of these actions (B, 3, S, S)
     fakes: list[Tensor] = field(default_factory=list)  # the new rows of images, detached; then the replayed images

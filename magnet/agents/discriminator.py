@@ -19,8 +19,10 @@ def critic_inputs(outputs: list[Discrimination]) -> tuple[Tensor, Tensor]:
     product, and D_a may run away before it has (docs/results.md).
     """
     features, logits, _ = zip(*outputs, strict=True)
-    labels = torch.cat([torch.ones_like(logits[0]), *[-torch.ones_like(one) for one in logits[1:]]])
-    return torch.cat(features).detach(), torch.stack([labels * torch.cat(logits), labels], dim=1)
+    real, logits = len(logits[0]), torch.cat(logits)
+    labels = torch.full_like(logits, -1.0)
+    labels[:real] = 1.0
+    return torch.cat(features).detach(), torch.stack([labels * logits, labels], dim=1)
 
 
 def sum_of_means(values: Tensor, real: int) -> Tensor:
@@ -42,7 +44,9 @@ class DiscriminatorAgent(Agent):
         outputs, real = batch.outputs[self.index], batch.real
         _, logits, classes = zip(*outputs, strict=True)
         real_logits, fake_logits = logits[0], torch.stack(logits[1:])
-        loss = -kind.discriminator(real_logits, fake_logits).mean()
+        share = config.lambda_discriminator if self.critic else 1.0
+        if share:
+            objective = kind.discriminator(real_logits, fake_logits).mean()
         if self.critic:
             features, actions = critic_inputs(outputs)
             actions.retain_grad()
@@ -60,7 +64,8 @@ class DiscriminatorAgent(Agent):
             next_value = batch.next_values[self.name]
             metrics = self.update_critic(features, explored, reward(explored[:, 0]), next_value)
             value = sum_of_means(self.critic(features, actions), len(real))
-            loss = config.lambda_discriminator * loss - (1 - config.lambda_discriminator) * value
+            objective = share * objective + (1 - share) * value if share else value
+        loss = -objective
         if config.specialise:
             named = [returns.classification_return(c, i) for i, c in enumerate(classes[1:])]
             loss = loss - config.specialise * torch.stack(named).mean()
@@ -91,8 +96,8 @@ class DiscriminatorAgent(Agent):
         fake_logits = all_gather_rows(fake_logits.detach().T[: batch.new]).T
         border = kind.border(real_logits, fake_logits)
         return metrics | {
-            "accuracy_real": (real_logits > border).float().mean(),
-            "accuracy_fake": (fake_logits <= border).float().mean(),
+            "accuracy_real": (real_logits > border).mean(dtype=torch.float32),
+            "accuracy_fake": (fake_logits <= border).mean(dtype=torch.float32),
         }
 
     def penalise(self, batches: list[Tensor], norm: float, weight: float) -> Tensor:

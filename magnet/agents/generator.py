@@ -65,7 +65,8 @@ class GeneratorAgent(Agent):
             action.retain_grad()
             gradients = torch.autograd.grad(reward.sum(), features, retain_graph=True)
             value = self.critic(embedding, action)
-            objective = config.lambda_generator * reward + (1 - config.lambda_generator) * value
+            share = config.lambda_generator
+            objective = share * reward + (1 - share) * value if share else value
         loss = -objective.mean()
         if config.specialise:
             classified = torch.stack([returns.classification_return(c, self.index) for c in classes]).mean()

@@ -205,7 +205,7 @@ def fingerprint(pixels: np.ndarray) -> str:
 
 def from_uint8(pixels: torch.Tensor) -> torch.Tensor:
     """uint8 0 ... 255 -> float32 in [-1, 1], a new tensor."""
-    return pixels.float().div_(127.5).sub_(1)
+    return pixels.div(127.5).sub_(1)
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:

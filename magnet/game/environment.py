@@ -45,9 +45,8 @@ class FaceEnv:
         """
         if seed is not None:
             self.random.manual_seed(seed)
-            self.order = torch.empty(0, dtype=torch.int64)
+            self._take_order(torch.empty(0, dtype=torch.int64))
             self.cursor = 0
-            self.real = torch.empty(0, dtype=torch.int64)
             self.real = self._draw()
             self._advance()
         self.t = 0  # what was drawn ahead for one episode begins the next, so that no image goes unseen
@@ -74,6 +73,8 @@ class FaceEnv:
     def rewards(self, logits: Tensor) -> dict[str, Tensor]:
         """The reward of each agent, (B,), by the discriminators' logits (discriminators, 1 + generators, B).
 
+        A function of its arguments alone, in tensor operations: the update, which may be a CUDA graph, calls it too.
+
         Of each discriminator first those on the real images, then those on each generator's. A generator's reward is
         the mean over the discriminators, a discriminator's fake term the mean over the generators.
         """
@@ -86,32 +87,42 @@ class FaceEnv:
 
     def recall(self, transitions: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """s_t and x_t (B, 3, S, S) of transitions: what generators and discriminators observed."""
-        return self.faces.batch(transitions["state"]), self.faces.batch(transitions["real"])
+        return self._images(transitions["state"], transitions["real"])
 
     def following(self, transitions: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """s_{t+1} and x_{t+1} (B, 3, S, S): the next state is x_t, whatever the agents did."""
-        return self.faces.batch(transitions["real"]), self.faces.batch(transitions["next_real"])
+        return self._images(transitions["real"], transitions["next_real"])
 
     def _advance(self) -> None:
         """The real next state becomes the state, and a new one is drawn behind it."""
         self.state, self.real = self.real, self._draw()
 
     def _observations(self) -> dict[str, Tensor]:
-        state, real = self.faces.batch(local_rows(self.state)), self.faces.batch(local_rows(self.real))
+        state, real = self._images(local_rows(self.state), local_rows(self.real))
         return dict.fromkeys(self.generators, state) | dict.fromkeys(self.discriminators, real)
+
+    def _images(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """The images of two sets of indices (B,): (B, 3, S, S) each, gathered at once."""
+        return self.faces.batch(torch.cat([first, second])).chunk(2)
 
     def _draw(self) -> Tensor:
         """The indices (B,) of a new state, on the faces' device."""
         if self.cursor + self.batch > len(self.order):
             order = torch.randperm(len(self.faces), generator=self.random)
             # The images of the latest state go to the end, so that none of them is drawn again at once.
-            latest = torch.isin(order, self.real.cpu() % len(self.faces))
+            latest = torch.isin(order, self.order[max(0, self.cursor - self.batch) : self.cursor] % len(self.faces))
             order = torch.cat([order[~latest], order[latest]])
             mirrored = torch.randint(2, order.shape, generator=self.random)
-            self.order = (order + mirrored * len(order)).to(self.faces.device)
+            self._take_order(order + mirrored * len(order))
             self.cursor = 0
         self.cursor += self.batch
-        return self.order[self.cursor - self.batch : self.cursor]
+        return self._indices[self.cursor - self.batch : self.cursor]
+
+    def _take_order(self, order: Tensor) -> None:
+        """Keeps a shuffled order (N,) on the CPU, and a copy on the faces' device, which nothing waits for."""
+        self.order = order.cpu()
+        pinned = self.order.pin_memory() if self.faces.device.type == "cuda" else self.order
+        self._indices = pinned.to(self.faces.device, non_blocking=True)
 
     def state_dict(self) -> dict:
         """All that the coming episodes depend on, tensors and plain types."""
@@ -121,7 +132,8 @@ class FaceEnv:
     def load_state_dict(self, saved: dict) -> dict[str, Tensor]:
         """Goes on where `saved` stood, and returns the observations there."""
         self.random.set_state(saved["random"].cpu())
-        for name in ("order", "state", "real"):
+        self._take_order(saved["order"])
+        for name in ("state", "real"):
             setattr(self, name, saved[name].to(self.faces.device))
         self.cursor, self.t = saved["cursor"], saved["t"]
         return self._observations()

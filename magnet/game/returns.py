@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, log_softmax, logsigmoid
+from torch.nn.functional import log_softmax, logsigmoid
 
 # Of logits, and of those on the images beside them: a fake one beside each real one. Shaped alike, elementwise.
 Reward = Callable[[Tensor, Tensor], Tensor]
@@ -124,7 +124,8 @@ def gradient_cosine(gradient: Tensor, reference: Tensor) -> Tensor:
 
     Over the batch and not per sample: the actor's step adds the samples up, those with steep slopes counting more.
     """
-    return cosine_similarity(gradient.flatten(), reference.flatten(), dim=0)
+    gradient, reference = gradient.flatten(), reference.flatten()
+    return torch.dot(gradient, reference) / (gradient.norm() * reference.norm()).clamp_min(1e-8)
 
 
 def gradient_penalty(gradient: Tensor, norm: float) -> Tensor:
@@ -147,10 +148,10 @@ def explore(policy: Tensor, *, sigma: float, noise: Tensor) -> Tensor:
 
 
 def correlation(z: Tensor) -> Tensor:
-    """Correlation matrix (nz, nz) of the coordinates of z (B, nz) over the batch."""
-    centred = z - z.mean(dim=0)
-    scaled = centred / centred.square().mean(dim=0).add(1e-5).sqrt()
-    return scaled.T @ scaled / len(z)
+    """Correlation matrix (..., nz, nz) of the coordinates of z (..., B, nz) over the batch."""
+    centred = z - z.mean(dim=-2, keepdim=True)
+    scaled = centred / centred.square().mean(dim=-2, keepdim=True).add(1e-5).sqrt()
+    return scaled.mT @ scaled / z.shape[-2]
 
 
 def off_diagonal(matrix: Tensor) -> Tensor:
@@ -166,7 +167,9 @@ def diversity_return(z: Tensor) -> Tensor:
     the product of the correlations over the even and over the odd rows: unlike the square of one estimate over B rows,
     which is 1 / (B - 1) on average for independent coordinates, it has no bias that the actor would chase.
     """
-    return -off_diagonal(correlation(z[::2]) * correlation(z[1::2])).sum() / z.shape[1]
+    halves = z[: len(z) // 2 * 2].unflatten(0, (-1, 2)).transpose(0, 1)  # (2, B / 2, nz): the even rows, the odd ones
+    even, odd = correlation(halves)
+    return -off_diagonal(even * odd).sum() / z.shape[1]
 
 
 def mean_correlation(z: Tensor) -> Tensor:

@@ -150,7 +150,8 @@ def test_generators_learn_from_discriminators_and_critics_that_have_made_this_st
 
 def test_a_discriminators_update_does_not_reach_the_generators():
     trainer = new_trainer()
-    batch = trainer.act(trainer.replay.sample(trainer.replayed_rows))
+    batch = trainer.collect(trainer.replay.sample(trainer.replayed_rows))
+    trainer.act(batch)
     trainer.play(batch)
     (discriminator,), (generator,) = trainer.discriminators, trainer.generators
     before = weights(trainer.agents)

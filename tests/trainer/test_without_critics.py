@@ -15,7 +15,8 @@ def test_a_plain_gan_has_two_networks_that_ascend_their_returns_on_noise():
     assert generator.critic is None and discriminator.critic is None
     g, d_a, shown = generator.networks["generator"], discriminator.networks["actor"], []
     g.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[0]))
-    batch = trainer.act(trainer.replay.sample(trainer.replayed_rows))
+    batch = trainer.collect(trainer.replay.sample(trainer.replayed_rows))
+    trainer.act(batch)
     trainer.play(batch)
     (_, real, _), (_, fake, _) = batch.outputs[0]
     steps = watch_steps(discriminator), watch_steps(generator)

@@ -1,0 +1,109 @@
+"""The trainer's step as CUDA graphs: what it launches is recorded once, and from then on launched as a whole.
+
+A GPU computes a small step faster than Python can launch its hundreds of operations. A graph repeats the operations on
+the same memory, with the same Python numbers: each step's inputs are copied to where the recorded step had its own.
+https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
+"""
+
+import copy
+import sys
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# Steps of a kind that are not recorded: in them Adam makes its moments, and libraries choose their algorithms.
+WARM_UP = 2
+
+
+def inputs(batch) -> list[Tensor]:
+    """What a step begins with, of a batch that has not been acted on (agents/batch.py)."""
+    return [batch.state, batch.real, batch.recurrent, batch.replayed]
+
+
+class RecordedStep:
+    """One kind of step as two graphs, of `act` and of `learn`: between them the environment steps."""
+
+    @torch.no_grad()
+    def __init__(self, act: Callable, learn: Callable, agents: list, batch, pool):
+        """batch: not acted on yet; its shapes, dtypes and r1 are the recorded step's. Nothing is computed.
+
+        Raises RuntimeError if something in the step cannot be recorded.
+        """
+        self.batch = copy.copy(batch)
+        self.batch.state, real, self.batch.recurrent, self.batch.replayed = (one.clone() for one in inputs(batch))
+        self.batch.real = real.requires_grad_(batch.real.requires_grad)
+        self.batch.acts, self.batch.images, self.batch.fakes, self.batch.outputs = [], [], [], []
+        self.following = ()
+        if agents[0].config.gamma:
+            self.following = self.batch.following = (torch.empty_like(batch.state), torch.empty_like(batch.real))
+        self.graphs = [torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()]
+        for graph in self.graphs:
+            for agent in agents:
+                graph.register_generator_state(agent.random)
+        groups = [group for agent in agents for adam in agent.optimizers.values() for group in adam.param_groups]
+        for group in groups:
+            group["capturable"] = True  # Adam asks for it; a fused one does the same with and without
+        try:
+            with torch.enable_grad(), torch.cuda.graph(self.graphs[0], pool=pool):
+                act(self.batch)
+            with torch.enable_grad(), torch.cuda.graph(self.graphs[1], pool=pool):
+                self.metrics = learn(self.batch)
+        finally:
+            for group in groups:
+                group["capturable"] = False
+
+    @torch.no_grad()
+    def load(self, batch) -> None:
+        """Takes the inputs of a step."""
+        for place, one in zip(inputs(self.batch), inputs(batch), strict=True):
+            place.copy_(one)
+        self.batch.transitions = batch.transitions
+
+    def act(self, batch) -> None:
+        """As the recorded `act`, on `self.batch`."""
+        self.graphs[0].replay()
+
+    @torch.no_grad()
+    def learn(self, batch) -> dict[str, Tensor]:
+        """As the recorded `learn`, on `self.batch`, which the environment has stepped with. Metrics are copies."""
+        for place, one in zip(self.following, batch.following or (), strict=True):
+            place.copy_(one)
+        self.graphs[1].replay()
+        return dict(zip(self.metrics, torch.stack(list(self.metrics.values())).unbind(), strict=True))
+
+
+class StepGraphs:
+    """Records each kind of step, with R1 and without, once it has been made a few times."""
+
+    def __init__(self, act: Callable, learn: Callable, agents: list):
+        """act, learn: the trainer's; agents: whose optimizers and random numbers they use."""
+        self.parts, self.agents = (act, learn), agents
+        self.made, self.recorded, self.pool, self.possible = Counter(), {}, None, True
+
+    def of(self, batch) -> tuple:
+        """The batch to go on with, and what acts and what learns on it: graphs, or the trainer's own methods."""
+        kind = (batch.r1, len(batch.state))  # the first steps, of an empty replay buffer, have fewer rows
+        if self.possible and kind not in self.recorded:
+            self.made[kind] += 1
+            if self.made[kind] > WARM_UP:
+                self.record(kind, batch)
+        if kind not in self.recorded:
+            return batch, *self.parts
+        recorded = self.recorded[kind]
+        recorded.load(batch)
+        return recorded.batch, recorded.act, recorded.learn
+
+    def record(self, kind: tuple, batch) -> None:
+        """Records a step, or says why that cannot be, and does not try again."""
+        try:
+            self.pool = self.pool or torch.cuda.graph_pool_handle()
+            self.recorded[kind] = RecordedStep(*self.parts, self.agents, batch, self.pool)
+        except RuntimeError as error:
+            self.possible = False
+            for agent in self.agents:
+                for optimizer in agent.optimizers.values():
+                    optimizer.zero_grad()
+            reason = str(error).splitlines()[0]
+            print(f"CUDA graphs: the step cannot be recorded ({reason}); training goes on without.", file=sys.stderr)
