@@ -22,13 +22,14 @@ Not seen: what kernels compute (TF32, their choice, determinism), memory, time, 
 Shims: torch.cuda's queries and lazy start, torch.Generator, nn.Module.to (parameters are swapped, for `param.data =`
 does not know subclasses), RNNBase.flatten_parameters, pinned memory, the list of types that foreach takes. And one in
 C++: autograd asks a CUDA build without a GPU for its primary context and fails; `quiet_hooks` makes the answer "none".
-It needs a C++ compiler (3 seconds); where there is none `PretendedGPU` raises RuntimeError, which a test may skip at.
+It needs a C++ compiler (3 seconds): `needs_compiler` skips tests where there is none.
 """
 
 import contextlib
 import ctypes
 import functools
 import hashlib
+import shutil
 import struct
 import subprocess
 import sys
@@ -39,6 +40,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+import pytest
 import torch
 from pretended_graphs import Graph, recording
 from pretended_tensors import (
@@ -57,6 +59,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 
 # Operations that launch nothing, beside views.
 NO_LAUNCH = {

@@ -86,6 +86,7 @@ class PointDataset:
         self.device = torch.device(device)
         self.fingerprint = fingerprint(points)
         self._points = torch.from_numpy(points).to(self.device)
+        self._mirror = torch.tensor([-1.0, 1.0], device=self.device)
 
     def __len__(self) -> int:
         return len(self._points)
@@ -98,7 +99,7 @@ class PointDataset:
         indices = indices.to(self.device)
         mirrored = indices >= len(self)
         points = self._points[torch.where(mirrored, indices - len(self), indices)]
-        return torch.where(mirrored[:, None], points * points.new_tensor([-1, 1]), points)
+        return torch.where(mirrored[:, None], points * self._mirror, points)
 
     def pack(self, points: Tensor) -> Tensor:
         """As the replay buffer keeps them."""

@@ -36,6 +36,8 @@ def in_float32(network: nn.Module) -> nn.Module:
             module.alone = True
         elif isinstance(module, Convolutions):
             module.bf16 = False
+        elif isinstance(module, nn.LSTM):
+            module.flatten_parameters()  # a copy's weights lie scattered, which cuDNN warns of
     return network
 
 
@@ -51,8 +53,6 @@ def with_own_statistics(network: nn.Module, play: Callable[[nn.Module], None]) -
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.reset_running_stats()
             module.momentum = None  # a plain average instead of a running one
-        elif isinstance(module, nn.LSTM):
-            module.flatten_parameters()  # a copy's weights lie scattered, which cuDNN warns of
     play(network)
     return network.eval()
 

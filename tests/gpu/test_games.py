@@ -1,0 +1,103 @@
+"""Games on the pretended GPU: each is played, drawn, scored, saved, and goes on from there on GPU, CPU and GPU."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_config, small_faces
+from gpu_games import DEFAULT, TEAM, data, going_on, on, step
+from pretended_gpu import CUDA, PretendedGPU, needs_compiler
+
+from magnet.evaluation.drawing import draw
+from magnet.evaluation.equilibrium import equilibrium_report
+from magnet.evaluation.sampling import FixedGrids, Guide, Sampler
+from magnet.evaluation.scores import Evaluation
+
+pytestmark = needs_compiler
+GAMES = {
+    "default": {}, "fp32": {"precision": "fp32"}, "gan": {"algorithm": "gan"}, "2x2": TEAM,
+    "original": {"gamma": 0.95, "tau": 0.01, "diversity_weight": 0.0, "replay_fraction": 0.5, "r1": 0.0},
+    "2x2 gamma half": TEAM | {"gamma": 0.95, "lambda_generator": 0.5, "lambda_discriminator": 0.5},
+    "2x2 specialised": TEAM | {"specialise": 1.0}, "no critics": {"lambda_generator": 1.0, "lambda_discriminator": 1.0},
+    "gamma": {"gamma": 0.95}, "minimax": {"returns": "minimax"}, "hinge": {"returns": "hinge"},
+    "least-squares": {"returns": "least-squares"},
+    "wasserstein": {"returns": "wasserstein", "gradient_penalty": 10.0, "r1": 0.0},
+    "relativistic": {"returns": "relativistic", "r2": 0.1}, "no replay": {"replay_fraction": 0.0},
+    "spectral norm": {"spectral_norm": True, "r1": 0.0},
+    "points": {"data": "gaussians-8", "precision": "fp32", "width": 8, "nz": 2, "batch_size": 16},
+    "points gan": {"data": "gaussians-25", "precision": "fp32", "width": 8, "nz": 2, "algorithm": "gan"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GAMES)
+def test_a_game_is_played_and_goes_on_from_gpu_to_gpu_and_cpu_and_back(name, tmp_path):
+    config = small_config(**DEFAULT | GAMES[name], device="cuda", r1_every=2)
+    with PretendedGPU(referee=True) as gpu, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer = on("cuda", config)
+        grids, evaluation = (
+            FixedGrids(trainer.generators, trainer.faces, 0),
+            Evaluation(trainer.generators, trainer.faces, config),
+        )
+        for _ in range(2):
+            trainer.step()
+        gpu.forget()
+        for _ in range(6):  # over the end of an episode and of the order of images, and from there on as graphs
+            trainer.step()
+        assert not gpu.waits and not gpu.unseeded
+        assert trainer.graphs.possible and trainer.graphs.recorded
+        assert all(images.isfinite().all() for images in grids.draw().values())
+        assert evaluation.after(2)
+        if not config.points:
+            faces = None if config.algorithm == "gan" else trainer.faces
+            samplers = [Sampler(agent, faces) for agent in trainer.generators]
+            for kind in ["prior", "guided", "interpolation"] + ["policy"] * (faces is not None):
+                draw(samplers, kind, 9, Guide(trainer.discriminators))
+        again = going_on(trainer, "cuda", tmp_path / "a.pt")
+        assert step(trainer) == step(again)
+        on_cpu = going_on(again, "cpu", tmp_path / "b.pt")
+        on_cpu.step()
+        back = going_on(on_cpu, "cuda", tmp_path / "c.pt")
+        assert all(np.isfinite(value) for value in step(back).values())
+
+
+@pytest.mark.parametrize("algorithm", ["magnet", "gan"])
+def test_images_that_do_not_fit_on_the_gpu_stay_in_pinned_memory(algorithm):
+    with PretendedGPU(free=1000):
+        trainer = on("cuda", small_config(**DEFAULT, device="cuda", algorithm=algorithm))
+        pinned = [step(trainer) for _ in range(6)]
+        assert trainer.faces._pixels.device.type == "cpu"
+    with PretendedGPU():
+        trainer = on("cuda", small_config(**DEFAULT, device="cuda", algorithm=algorithm))
+        assert [step(trainer) for _ in range(6)] == pinned
+        assert trainer.faces._pixels.device.type == "cuda"
+
+
+def test_the_equilibrium_report_on_a_gpu_is_that_on_the_cpu():
+    fakes = torch.randint(256, (48, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    config = small_config(**DEFAULT | {"precision": "fp32"}, device="cuda")
+    with PretendedGPU():
+        trainer, reports = on("cuda", config), []
+        trainer.step()
+        on_cpu = on("cpu", config)
+        on_cpu.load_state_dict(trainer.state_dict())
+        for one in (trainer, on_cpu):
+            report = equilibrium_report(
+                one.discriminators[0], fakes=fakes, draw=lambda n: fakes[torch.arange(n) % 48], training=one.faces,
+                held_out=data(config, one.device, 20), steps=2,
+            )  # fmt: skip
+            reports.append(report)
+    assert reports[0] == pytest.approx(reports[1], abs=1e-5)
+
+
+def test_the_pretended_gpu_refuses_what_a_gpu_refuses():
+    with PretendedGPU():
+        on_gpu = torch.ones(3, device=CUDA)
+        with pytest.raises(RuntimeError, match="same device"):
+            on_gpu + torch.ones(3)
+        with pytest.raises(RuntimeError, match="generator"):
+            torch.randn(3, device=CUDA, generator=torch.Generator())
+        with pytest.raises((TypeError, RuntimeError)):
+            on_gpu.numpy()
+        assert small_faces().batch(torch.tensor([1])).device.type == "cpu"

@@ -1,0 +1,99 @@
+"""What a step costs a GPU: operations launched, waits, warnings; and the step as CUDA graphs."""
+
+import warnings
+
+import pytest
+from conftest import same, saved, small_config
+from gpu_games import DEFAULT, TEAM, on, step
+from pretended_gpu import PretendedGPU, needs_compiler
+
+from magnet.config import Config
+
+pytestmark = needs_compiler
+# Operations a step at the defaults, the mean over the 8 steps of which one has R1. A change that adds some raises this.
+BUDGET = {"magnet": 650, "gan": 400}
+
+
+@pytest.mark.parametrize("algorithm", BUDGET)
+def test_a_step_stays_within_its_budget_of_operations(algorithm):
+    config = Config(algorithm=algorithm, width=4, device="cuda", precision="bf16", cuda_graphs="off")
+    with PretendedGPU() as gpu:
+        trainer = on("cuda", config)
+        trainer.step()  # of an empty replay buffer
+        gpu.forget()
+        for _ in range(config.r1_every):
+            trainer.step()
+        launched = gpu.launches.total() / config.r1_every
+    assert 0.9 * BUDGET[algorithm] - 50 < launched <= BUDGET[algorithm]
+
+
+@pytest.mark.parametrize("graphs", ["auto", "off"])
+def test_the_cpu_never_waits_for_the_gpu_and_nothing_warns(graphs):
+    with PretendedGPU() as gpu, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer = on("cuda", small_config(**DEFAULT, device="cuda", cuda_graphs=graphs))
+        for _ in range(2):
+            trainer.step()
+        gpu.forget()
+        for _ in range(3, 31):
+            trainer.step()
+        assert not gpu.waits and not gpu.unseeded
+
+
+def test_waits_are_noticed():
+    with PretendedGPU() as gpu:
+        trainer = on("cuda", small_config(**DEFAULT, device="cuda", cuda_graphs="off"))
+        step(trainer)  # reads each metric back
+        assert sum(gpu.waits.values()) > 10
+
+
+GAMES = {"default": {}, "gan": {"algorithm": "gan"}, "2x2 gamma": TEAM | {"gamma": 0.9, "precision": "fp32"}}
+
+
+@pytest.mark.parametrize("name", GAMES)
+def test_recorded_steps_train_bit_for_bit_as_others_do(name):
+    found, operations = {}, {}
+    for graphs in ("auto", "off"):
+        with PretendedGPU() as gpu:
+            trainer = on("cuda", small_config(**DEFAULT | GAMES[name], r1_every=2, device="cuda", cuda_graphs=graphs))
+            metrics = [step(trainer) for _ in range(12)]  # over the end of episodes and of the order of images
+            gpu.forget()
+            trainer.step()
+            found[graphs], operations[graphs] = (metrics, saved(trainer)), gpu.launches.total()
+            if graphs == "auto":  # with R1 and without
+                recorded = trainer.graphs.recorded.values()
+                assert len(recorded) == 2 and all(graph.replays > 2 for one in recorded for graph in one.graphs)
+    assert found["auto"][0] == found["off"][0]
+    assert same(found["auto"][1], found["off"][1])
+    assert operations["auto"] < operations["off"] / 3  # what is left are the environment, the buffer and the inputs
+
+
+def test_a_step_that_cannot_be_recorded_is_made_one_operation_at_a_time(capsys):
+    found = []
+    for graphs in ("auto", "off"):
+        with PretendedGPU():
+            trainer = on("cuda", small_config(**DEFAULT, device="cuda", cuda_graphs=graphs))
+            update = trainer.discriminators[0].update
+
+            def waits(batch, update=update):
+                float(batch.state.sum())
+                return update(batch)
+
+            trainer.discriminators[0].update = waits
+            metrics = [step(trainer) for _ in range(6)]
+            found.append((metrics, saved(trainer)))
+            assert trainer.graphs is None or not trainer.graphs.possible and not trainer.graphs.recorded
+    assert found[0][0] == found[1][0] and same(found[0][1], found[1][1])
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "cannot be recorded" in said and "not permitted" in said
+
+
+def test_a_state_that_is_loaded_into_recorded_steps_is_the_one_that_trains_on():
+    with PretendedGPU():
+        trainer = on("cuda", small_config(**DEFAULT, r1_every=2, device="cuda"))
+        for _ in range(8):
+            trainer.step()
+        state = saved(trainer)
+        first = [step(trainer) for _ in range(6)]
+        trainer.load_state_dict(state)
+        assert [step(trainer) for _ in range(6)] == first
