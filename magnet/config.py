@@ -88,7 +88,7 @@ class Config:
     seed: int = parameter(0, "seed of everything random", low=0, high=2**63 - 1)
     device: str = parameter("auto", "auto, cpu, cuda or cuda:N")
     precision: str = parameter(
-        "auto", "of the convolutions; auto: bf16 where it is fast", choices=("auto", "fp32", "bf16")
+        "auto", "of the convolutions; auto: bf16 where it is fast, else fp32", choices=("auto", "fp32", "bf16", "fp16")
     )
     sample_every: int = parameter(500, "steps between two grids", low=1)
     checkpoint_every: int = parameter(2, "epochs between two checkpoints [M]", low=1)
@@ -186,7 +186,7 @@ def check(config: Config) -> None:
         raise UserError("--returns wasserstein needs bounded gradients of D: --gradient-penalty 10 or --spectral-norm.")
     if config.points and (config.hold_out or config.skip_bad_images):
         raise UserError(f"--data {config.data} has no files to leave out: drop --hold-out and --skip-bad-images.")
-    if config.points and config.precision == "bf16":
+    if config.points and config.precision in ("bf16", "fp16"):
         raise UserError(f"--data {config.data} needs no convolutions: give --precision fp32, or auto.")
     if config.patience and not config.evaluate_every:
         raise UserError(f"--patience {config.patience} counts scores: give --evaluate-every as well, or --patience 0.")
