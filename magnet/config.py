@@ -90,6 +90,7 @@ class Config:
     precision: str = parameter(
         "auto", "of the convolutions; auto: bf16 where it is fast, else fp32", choices=("auto", "fp32", "bf16", "fp16")
     )
+    deterministic: bool = parameter(False, "on a GPU, the same bits in every run, by slower algorithms", old=False)
     sample_every: int = parameter(500, "steps between two grids", low=1)
     checkpoint_every: int = parameter(2, "epochs between two checkpoints [M]", low=1)
     keep: int = parameter(3, "checkpoints that stay", low=1)
@@ -130,7 +131,7 @@ def agent_names(config) -> tuple[list[str], list[str]]:
 
 FREE_ON_RESUME = {
     "data", "epochs", "steps", "device", "sample_every", "checkpoint_every", "keep", "evaluate_every", "patience",
-    "lr",  # the game stays: a run that diverged can go on with a lower one
+    "deterministic", "lr",  # the game stays: a run that diverged can go on with a lower one
 }  # fmt: skip
 
 PRESETS = {
@@ -216,6 +217,8 @@ def without_effect(config: Config) -> set[str]:
         idle.add("image_size")
     if config.data == "synthetic":
         idle.add("skip_bad_images")
+    if config.device == "cpu":
+        idle.add("deterministic")
     return idle
 
 
