@@ -87,10 +87,10 @@ def flops(work: Callable) -> Counter:
     return counted
 
 
-def matrix_peak(device: torch.device, bf16: bool, clock: Clock) -> float:
-    """FLOP per second of the best of 5 large matrix products, in bfloat16 or float32."""
+def matrix_peak(device: torch.device, dtype: torch.dtype, clock: Clock) -> float:
+    """FLOP per second of the best of 5 large matrix products in `dtype`."""
     size = 8192 if device.type == "cuda" else 1024
-    a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+    a = torch.randn(size, size, device=device, dtype=dtype)
     return 2 * size**3 / min(timed(clock, lambda: a @ a, times=2) for _ in range(5))
 
 

@@ -115,6 +115,7 @@ def measure_step(config: Config, repeats: int, cpu_time: bool) -> dict:
     """The step of one trainer against its floor, by phases and by passes."""
     from benchmarks.floor import floors, period, steps
     from benchmarks.measure import flops, in_turns, matrix_peak, new_clock, ratios, spread
+    from magnet.agents.networks import convolution_dtype
 
     trainer, count = new_trainer(config), period(config)
     clock, needed, passes, phases = new_clock(trainer.device, cpu_time), floors(trainer), [], []
@@ -126,7 +127,8 @@ def measure_step(config: Config, repeats: int, cpu_time: bool) -> dict:
     spent = {name: [s / count for s in seconds] for name, seconds in in_turns(works, clock, repeats).items()}
     step, ratio = spread(spent["step"]), ratios(spent["step"], spent["floor"])
     uses = collections.Counter((use.network, use.end, use.rows) for use in itertools.chain(*needed))
-    peak, work = matrix_peak(trainer.device, config.precision == "bf16", clock), flops(works["step"]).total() / count
+    peak = matrix_peak(trainer.device, convolution_dtype(config), clock)
+    work = flops(works["step"]).total() / count
     return {
         "ratio": ratio["median"], "ratio_spread": ratio, "step_seconds": step, "floor_seconds": spread(spent["floor"]),
         "images_per_second": config.batch_size / step["median"],

@@ -88,12 +88,13 @@ class Config:
     seed: int = parameter(0, "seed of everything random", low=0, high=2**63 - 1)
     device: str = parameter("auto", "auto, cpu, cuda or cuda:N")
     precision: str = parameter(
-        "auto", "of the convolutions; auto: bf16 where it is fast", choices=("auto", "fp32", "bf16")
+        "auto", "of the convolutions; auto: bf16 where it is fast, else fp32", choices=("auto", "fp32", "bf16", "fp16")
     )
     cuda_graphs: str = parameter(
         "auto", "auto: on a GPU the step is recorded as CUDA graphs, which launch faster; off: it is not",
         choices=("auto", "off"), old="auto",
     )  # fmt: skip
+    deterministic: bool = parameter(False, "on a GPU, the same bits in every run, by slower algorithms", old=False)
     sample_every: int = parameter(500, "steps between two grids", low=1)
     checkpoint_every: int = parameter(2, "epochs between two checkpoints [M]", low=1)
     keep: int = parameter(3, "checkpoints that stay", low=1)
@@ -134,8 +135,7 @@ def agent_names(config) -> tuple[list[str], list[str]]:
 
 FREE_ON_RESUME = {
     "data", "epochs", "steps", "device", "sample_every", "checkpoint_every", "keep", "evaluate_every", "patience",
-    "cuda_graphs",
-    "lr",  # the game stays: a run that diverged can go on with a lower one
+    "cuda_graphs", "deterministic", "lr",  # the game stays: a run that diverged can go on with a lower one
 }  # fmt: skip
 
 PRESETS = {
@@ -191,7 +191,7 @@ def check(config: Config) -> None:
         raise UserError("--returns wasserstein needs bounded gradients of D: --gradient-penalty 10 or --spectral-norm.")
     if config.points and (config.hold_out or config.skip_bad_images):
         raise UserError(f"--data {config.data} has no files to leave out: drop --hold-out and --skip-bad-images.")
-    if config.points and config.precision == "bf16":
+    if config.points and config.precision in ("bf16", "fp16"):
         raise UserError(f"--data {config.data} needs no convolutions: give --precision fp32, or auto.")
     if config.patience and not config.evaluate_every:
         raise UserError(f"--patience {config.patience} counts scores: give --evaluate-every as well, or --patience 0.")
@@ -219,10 +219,10 @@ def without_effect(config: Config) -> set[str]:
         idle.add("replay_size")
     if config.points:
         idle.add("image_size")
-    if config.device == "cpu":
-        idle.add("cuda_graphs")
     if config.data == "synthetic":
         idle.add("skip_bad_images")
+    if config.device == "cpu":
+        idle |= {"cuda_graphs", "deterministic"}
     return idle
 
 

@@ -42,7 +42,7 @@ TINY = {
 }  # fmt: skip
 # All that a trainer can save matters with these: targets, the replay buffer, critics.
 FULL = {"gamma": 0.9, "replay_fraction": 0.25, "lambda_generator": 0.5, "lambda_discriminator": 0.5}
-PRECISIONS = pytest.mark.parametrize("precision", ["fp32", "bf16"])
+PRECISIONS = pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 
 
 @pytest.fixture

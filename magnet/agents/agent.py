@@ -5,6 +5,7 @@ DDPG (Lillicrap et al. 2015, arXiv 1509.02971) for each agent, as in MADDPG (Low
 
 import copy
 import functools
+import math
 from collections.abc import Callable
 
 import torch
@@ -15,6 +16,7 @@ from magnet.support.distributed import all_reduce_mean, local_rows, world_size
 from magnet.support.random_streams import derived_seed, restore, stream
 
 Metrics = dict[str, Tensor]
+SCALER = ("scale", "_growth_tracker")  # what changes of a GradScaler's state
 
 
 @torch.no_grad()
@@ -56,6 +58,11 @@ class Agent:
         settings = {"lr": self.config.lr, "betas": (self.config.beta1, self.config.beta2), "fused": True}
         return {key: torch.optim.Adam(net.parameters(), **settings) for key, net in self.networks.items()}
 
+    @functools.cached_property
+    def scaler(self) -> torch.amp.GradScaler:
+        """Of fp16 the scale of all losses, which keeps gradients within float16's range; else it changes nothing."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.config.precision == "fp16")
+
     @property
     def critic(self) -> nn.Module | None:
         """The critic; None where the actor follows the return itself (lambda 1, a plain GAN)."""
@@ -66,12 +73,21 @@ class Agent:
         return local_rows(how(world_size() * rows, *shape, generator=self.random, device=self.device))
 
     def descend(self, key: str) -> Tensor:
-        """One optimizer step on the gradients that `key` holds, the mean over all processes. Returns their norm, ()."""
-        parameters = list(self.networks[key].parameters())
+        """One optimizer step on the gradients that `key` holds, the mean over all processes. Returns their norm, ().
+
+        With fp16, gradients that are not finite make no step, and the norm is 0.
+        """
+        optimizer, parameters = self.optimizers[key], list(self.networks[key].parameters())
         all_reduce_mean(p.grad for p in parameters)
+        self.scaler.unscale_(optimizer)  # of the mean: all processes skip the same steps
         norm = nn.utils.get_total_norm(p.grad for p in parameters)
-        self.optimizers[key].step()
-        self.optimizers[key].zero_grad()
+        if self.scaler.is_enabled():
+            finite = nn.utils.get_total_norm([p.grad for p in parameters], math.inf).isfinite()
+            # Below 1 the scale is not what made them overflow: the run diverges, and the log must see it.
+            diverges = self.scaler.scale(torch.ones_like(norm)) < 1
+            norm = norm.where(finite | diverges, 0.0)
+        self.scaler.step(optimizer)
+        optimizer.zero_grad()
         return norm
 
     def update_targets(self) -> None:
@@ -87,13 +103,15 @@ class Agent:
         """
         target = returns.td_target(reward, next_value, self.config.gamma)  # line 11
         loss = (self.critic(observation, action) - target).square().mean()
-        loss.backward()
+        self.scaler.scale(loss).backward()
         return {"critic_loss": loss.detach(), "critic_gradient": self.descend("critic")}
 
     def state_dict(self) -> dict:
         """Networks, targets, optimizers and random state: the live tensors, to be written before the next step."""
         parts = {"networks": self.networks, "targets": self.targets, "optimizers": self.optimizers}
         saved = {part: {key: one.state_dict() for key, one in members.items()} for part, members in parts.items()}
+        if self.scaler.is_enabled():
+            saved["scaler"] = {key: self.scaler.state_dict()[key] for key in SCALER}
         return saved | {"random": self.random.get_state()}
 
     def load_state_dict(self, saved: dict) -> None:
@@ -101,6 +119,8 @@ class Agent:
         self.load_networks(saved)
         for key, optimizer in self.optimizers.items():  # learning rate and decays are the config's
             optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizers"][key]["state"]})
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(self.scaler.state_dict() | saved["scaler"])
         restore(self.random, saved["random"])
 
     def load_networks(self, saved: dict) -> None:

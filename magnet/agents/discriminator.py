@@ -77,7 +77,7 @@ class DiscriminatorAgent(Agent):
             loss = loss + batch.r1 / 2 * penalty
             metrics["r1"] = penalty.detach()
         inputs = [*self.networks["actor"].parameters(), *([actions] if self.critic else [])]
-        loss.backward(inputs=inputs)  # Alg. 1, line 13
+        self.scaler.scale(loss).backward(inputs=inputs)  # Alg. 1, line 13
         real = real.detach()
         if config.r2:
             metrics["r2"] = self.penalise(batch.fakes, 0.0, config.r2 / 2)
@@ -86,6 +86,7 @@ class DiscriminatorAgent(Agent):
             between = torch.cat([torch.lerp(real, fake, place) for fake in batch.fakes])
             metrics["gradient_penalty"] = self.penalise([between], 1.0, config.gradient_penalty)
         metrics["actor_gradient"] = self.descend("actor")
+        self.scaler.update()
         if self.critic:
             leaf = actions[:, 0].detach().requires_grad_()
             (gradient,) = torch.autograd.grad(sum_of_means(reward(leaf), len(real)), leaf)
@@ -111,6 +112,7 @@ class DiscriminatorAgent(Agent):
             images = images.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(self.networks["actor"](images).sum(), images, create_graph=True)
             penalty = returns.gradient_penalty(gradient, norm)
-            (weight / len(batches) * penalty).backward(inputs=list(self.networks["actor"].parameters()))
+            loss = self.scaler.scale(weight / len(batches) * penalty)
+            loss.backward(inputs=list(self.networks["actor"].parameters()))
             penalties.append(penalty.detach())
         return torch.stack(penalties).mean()

@@ -78,8 +78,11 @@ class GeneratorAgent(Agent):
             loss = loss - config.diversity_weight * diversity
         learners = [network for key, network in self.networks.items() if key != "critic"]
         inputs = [p for network in learners for p in network.parameters()]
-        loss.backward(inputs=[*inputs, *([action] if self.critic else [])])  # Alg. 1, line 13
+        self.scaler.scale(loss).backward(inputs=[*inputs, *([action] if self.critic else [])])  # Alg. 1, line 13
         metrics["generator_gradient"] = self.descend("generator")
+        if policy is not None:
+            metrics["actor_gradient"] = self.descend("actor")
+        self.scaler.update()
         if self.critic:
             gradient = torch.cat(gradients, dim=1)
             metrics["gradient_cosine"] = returns.gradient_cosine(
@@ -87,7 +90,6 @@ class GeneratorAgent(Agent):
             )
         if policy is None:
             return metrics
-        metrics["actor_gradient"] = self.descend("actor")
         policy = policy.detach()
         return metrics | {
             "diversity": diversity.detach(),

@@ -1,4 +1,4 @@
-"""Layers that the networks are built of: convolutions in bfloat16 or float32, BatchNorm over all processes, stacks.
+"""Layers that the networks are built of: convolutions in half or full precision, BatchNorm over all processes, stacks.
 
 A stack of layers turns an image (B, 3, S, S), or a point (B, 2), into features (B, F).
 """
@@ -18,17 +18,18 @@ def feature_maps(image_size: int, width: int) -> list[int]:
 
 
 class Convolutions(nn.Sequential):
-    """Layers that compute in bfloat16 if bf16; float32 goes in and comes out, forward and backward."""
+    """Layers that compute in `dtype`; float32 goes in and comes out, forward and backward."""
 
-    def __init__(self, *layers: nn.Module, bf16: bool):
+    def __init__(self, *layers: nn.Module, dtype: torch.dtype):
+        """dtype: bfloat16 or float16, by autocast; float32: without it, in the dtype of weights and inputs."""
         super().__init__(*layers)
-        self.bf16 = bf16
+        self.dtype = dtype
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """As nn.Sequential."""
-        if not self.bf16:
+        if self.dtype == torch.float32:
             return super().forward(x)
-        with torch.autocast(x.device.type, torch.bfloat16):
+        with torch.autocast(x.device.type, self.dtype):
             return super().forward(x).float()
 
 
@@ -72,6 +73,8 @@ class SyncedBatchNorm:
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C) or (B, C, H, W), shaped alike."""
         if self.alone or world_size() == 1 or not self.training:
+            if x.dtype == torch.float16:  # 1 / deviation cubed, in the second derivative, would overflow: R1 needs it
+                return super().forward(x.float()).to(x.dtype)
             return super().forward(x)
         exact = x.to(torch.promote_types(x.dtype, torch.float32))
         normalised, _, mean, variance = Normalise.apply(exact, self.eps)
@@ -93,7 +96,9 @@ class BatchNorm2d(SyncedBatchNorm, nn.BatchNorm2d):
     """nn.BatchNorm2d over all processes' rows."""
 
 
-def image_stack(image_size: int, width: int, bf16: bool = False, batch_norm: bool = True) -> tuple[Convolutions, int]:
+def image_stack(
+    image_size: int, width: int, dtype: torch.dtype = torch.float32, batch_norm: bool = True
+) -> tuple[Convolutions, int]:
     """Strided convolutions (B, 3, S, S) -> (B, F), and F, which is 16 x the last number of maps."""
     layers, channels = [], 3
     for level, maps in enumerate(feature_maps(image_size, width)):
@@ -103,7 +108,7 @@ def image_stack(image_size: int, width: int, bf16: bool = False, batch_norm: boo
             layers.append(BatchNorm2d(maps))
         layers.append(nn.LeakyReLU(0.2, inplace=True))
         channels = maps  # (B, maps, S / 2^(level + 1), S / 2^(level + 1))
-    return Convolutions(*layers, nn.Flatten(), bf16=bf16), channels * SMALLEST_MAP**2
+    return Convolutions(*layers, nn.Flatten(), dtype=dtype), channels * SMALLEST_MAP**2
 
 
 def point_stack(width: int) -> tuple[nn.Sequential, int]:

@@ -8,7 +8,7 @@
 
 Images are (B, 3, S, S) float in [-1, 1] with S = 32, 64 or 128. A network builds its layers and runs forward, no more.
 The two actors begin with a stack of layers (layers.py) that turns an image into features (B, F).
-All is float32; with bf16 the convolutions, and they alone, compute in bfloat16.
+All is float32; the convolutions, and they alone, compute in the dtype that `convolution_dtype` gives.
 """
 
 from collections.abc import Callable
@@ -69,7 +69,7 @@ class GeneratorActor(nn.Module):
 class Generator(nn.Module):
     """G, from the latent vector to the image: transposed convolutions, nz -> 512x4x4 -> ... -> 3xSxS."""
 
-    def __init__(self, image_size: int, width: int, nz: int, bf16: bool = False):
+    def __init__(self, image_size: int, width: int, nz: int, dtype: torch.dtype = torch.float32):
         super().__init__()
         maps = feature_maps(image_size, width)[::-1]
         layers = [nn.ConvTranspose2d(nz, maps[0], 4, stride=1, padding=0, bias=False)]  # (B, 8 width, 4, 4)
@@ -78,7 +78,7 @@ class Generator(nn.Module):
             layers.append(nn.ConvTranspose2d(wider, channels, 4, stride=2, padding=1, bias=False))
         layers += [BatchNorm2d(maps[-1]), nn.ReLU(inplace=True)]
         layers += [nn.ConvTranspose2d(maps[-1], 3, 4, stride=2, padding=1), nn.Tanh()]  # (B, 3, S, S)
-        self.layers = Convolutions(*layers, bf16=bf16)
+        self.layers = Convolutions(*layers, dtype=dtype)
         self.apply(initialise)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
@@ -150,11 +150,16 @@ class Critic(nn.Module):
         return self.head(torch.cat([self.embed(observation), self.embed_action(action)], dim=1)).squeeze(1)
 
 
+def convolution_dtype(config) -> torch.dtype:
+    """What the convolutions compute in; `auto` is float32 until the config is settled."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision, torch.float32)
+
+
 def encoder(config, width: int, batch_norm: bool = True) -> tuple[nn.Module, int]:
     """Layers from an image or a point to features (B, F), and F: what an actor begins with."""
     if config.points:
         return point_stack(width)
-    return image_stack(config.image_size, width, config.precision == "bf16", batch_norm)
+    return image_stack(config.image_size, width, convolution_dtype(config), batch_norm)
 
 
 def generator_networks(config) -> dict[str, Callable[[], nn.Module]]:
@@ -162,8 +167,8 @@ def generator_networks(config) -> dict[str, Callable[[], nn.Module]]:
     if config.points:
         networks = {"generator": lambda: PointGenerator(config.width, config.nz)}
     else:
-        bf16 = config.precision == "bf16"
-        networks = {"generator": lambda: Generator(config.image_size, config.width, config.nz, bf16)}
+        dtype = convolution_dtype(config)
+        networks = {"generator": lambda: Generator(config.image_size, config.width, config.nz, dtype)}
     if config.algorithm == "gan":
         return networks
     networks["actor"] = lambda: GeneratorActor(*encoder(config, config.width // 2), config.nz)

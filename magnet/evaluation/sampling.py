@@ -26,7 +26,7 @@ LANGEVIN_STEPS, LANGEVIN_STEP = 10, 0.05  # of guided samples; steps of 0.02 and
 
 
 def in_float32(network: nn.Module) -> nn.Module:
-    """A copy of `network` in training mode, for this process alone, without bfloat16.
+    """A copy of `network` in training mode, for this process alone, without autocast.
 
     So pictures do not depend on where they are made.
     """
@@ -35,7 +35,7 @@ def in_float32(network: nn.Module) -> nn.Module:
         if isinstance(module, SyncedBatchNorm):
             module.alone = True
         elif isinstance(module, Convolutions):
-            module.bf16 = False
+            module.dtype = torch.float32
         elif isinstance(module, nn.LSTM):
             module.flatten_parameters()  # a copy's weights lie scattered, which cuDNN warns of
     return network

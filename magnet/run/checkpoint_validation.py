@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from magnet.agents.networks import discriminator_networks, generator_networks
-from magnet.config import Config, agent_names, check
+from magnet.config import FREE_ON_RESUME, Config, agent_names, check
 from magnet.maddpg import MADDPG
 from magnet.support.errors import UserError
 
@@ -108,6 +108,15 @@ def adam_state(parameters: list[Tensor]) -> dict:
     return {i: {"step": torch.zeros(()), "exp_avg": p, "exp_avg_sq": p} for i, p in enumerate(parameters)}
 
 
+def within(low: float, high: float) -> Callable:
+    """For an example: a number from `low` to `high`, of their type."""
+
+    def wrong(found) -> str | None:
+        return None if type(found) is type(low) and low <= found <= high else f"is no number from {low:g} to {high:g}"
+
+    return wrong
+
+
 def trainer_fault(saved, trainer: MADDPG) -> str | None:
     """What is wrong first with `saved`, a trainer's state, if `trainer`, which has made no step, cannot go on there."""
     example, below = trainer.state_dict(), 2 * len(trainer.faces)
@@ -120,6 +129,9 @@ def trainer_fault(saved, trainer: MADDPG) -> str | None:
                 for key, network in agent.networks.items()
             },
         }
+        if agent.scaler.is_enabled():  # the scale is a float32, and grows when the count reaches the interval
+            count = within(0, agent.scaler.get_growth_interval() - 1)
+            example["agents"][agent.name]["scaler"] = {"scale": within(2.0**-126, 2.0**127), "_growth_tracker": count}
     drawn = example["environment"]
     drawn |= {name: indices(drawn[name], below) for name in ("state", "real", "order")}
     drawn["random"] = random_state(trainer.environment.random, others=False)
@@ -157,6 +169,7 @@ def networks_fault(saved, config, exported: int = 0) -> str | None:
         else:
             weights = {key: net.state_dict() for key, net in networks.items()}
             example = {"networks": weights, "targets": weights, "optimizers": dict, "random": Tensor}
+            example |= {"scaler": dict} if config.precision == "fp16" else {}
         agents |= dict.fromkeys(names, example)
     return first_fault(saved.get("agents"), agents, "trainer.agents")
 
@@ -175,8 +188,8 @@ def restored_config(path: Path, found: dict) -> Config:
             f"{path} is of another release of MAGNET, which differs in {', '.join(differing)}: use that release "
             f"(git_commit in the run's environment.json)."
         )
-    if added:
-        values = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in added.items())
+    if told := {name: value for name, value in added.items() if name not in FREE_ON_RESUME}:  # those of the game
+        values = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in told.items())
         print(f"{path} is older than {values}: with these values it does what it did.")
     config = Config(**found, **added)
     try:

@@ -13,7 +13,8 @@ GROUPS = {
     "learning": "epochs steps batch_size width nz lr beta1 beta2 tau replay_size replay_fraction seed",
     "regularisers of D_a": "r1 r1_every r2 gradient_penalty spectral_norm",
     "several agents": "generators discriminators specialise",
-    "run": "device precision cuda_graphs sample_every checkpoint_every keep evaluate_every patience models_dir name",
+    "run": "device precision cuda_graphs deterministic sample_every checkpoint_every keep evaluate_every patience "
+    "models_dir name",
 }
 
 

@@ -75,11 +75,24 @@ def load_pixels(config: Config, held_out: bool = False):
         )  # fmt: skip
 
 
+def choose_algorithms(config: Config) -> None:
+    """Of a run on a GPU: how PyTorch picks among algorithms that differ in speed and rounding. On a CPU nothing."""
+    if config.device == "cpu":
+        return
+    if config.deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS reads it before its first product
+    torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it takes time, and nothing here is read unwritten
+    torch.backends.cudnn.deterministic = config.deterministic
+    torch.backends.cudnn.benchmark = not config.deterministic  # picks by time, which differs from run to run
+
+
 def build(config: Config, pixels, path: Path | None = None, saved: dict | None = None) -> tuple[MADDPG, Evaluation]:
     """The trainer of `config` on pixels, as `load_pixels` gives them, and its scores so far, where `saved` stood.
 
     saved: the contents of the checkpoint `path`. Raises UserError.
     """
+    choose_algorithms(config)  # before anything is on the device
     faces = PointDataset(pixels, config.device) if config.points else ImageDataset(pixels, config.device)
     if saved and saved["faces"] != faces.fingerprint:
         raise UserError(f"The images in {config.data} are not those that the run learned from; give these with --data.")

@@ -8,7 +8,7 @@ import shlex
 import torch
 from torch import Tensor, nn
 
-from magnet.agents.networks import discriminator_networks, generator_networks
+from magnet.agents.networks import convolution_dtype, discriminator_networks, generator_networks
 from magnet.support.distributed import world_size
 from magnet.support.errors import UserError, one_line
 
@@ -103,7 +103,7 @@ def count(config, images: int) -> tuple[dict[str, int], dict[str, float]]:
         )
         if key in networks
     ]
-    bulk = 0.5 if config.precision == "bf16" else 1.0  # of float32, for what convolutions keep
+    bulk = convolution_dtype(config).itemsize / 4  # of float32, for what convolutions keep
     weights = [copies * size_of(network) for _, network, _, copies in rows]
     kept = sum(copies * bulk * kept_bytes(network, *inputs) for _, network, inputs, copies in rows)
     stored = math.prod(config.shape) * (4 if config.points else 1)  # bytes of one

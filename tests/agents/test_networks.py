@@ -8,6 +8,7 @@ from torch import nn
 from magnet.agents.networks import Critic, DiscriminatorActor, Generator, GeneratorActor, feature_maps, image_stack
 
 B, WIDTH, NZ = 4, 4, 6
+HALF = [torch.bfloat16, torch.float16]
 SIZES = pytest.mark.parametrize("size", [32, 64, 128])
 
 
@@ -20,12 +21,12 @@ def pictures(size=32, count=B):
     return torch.rand(count, 3, size, size) * 2 - 1
 
 
-def networks(size, width, bf16=False):
+def networks(size, width, dtype=torch.float32):
     """The five of a game of two generators and two discriminators, by the names in networks.py."""
-    stack, features = image_stack(size, width, bf16)
+    stack, features = image_stack(size, width, dtype)
     return {
-        "G_a": GeneratorActor(*image_stack(size, width, bf16), NZ),
-        "G": Generator(size, width, NZ, bf16),
+        "G_a": GeneratorActor(*image_stack(size, width, dtype), NZ),
+        "G": Generator(size, width, NZ, dtype),
         "G_c": Critic(NZ, 2 * features),
         "D_a": DiscriminatorActor(stack, features, classes=2),
         "D_c": Critic(features, 2),
@@ -53,9 +54,9 @@ def test_shapes_dtypes_and_ranges(size):
     assert {t.dtype for t in (z, next_memory, seen, images, features, logits, classes, *values)} == {torch.float32}
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-def test_with_spectral_norm_no_layer_of_d_a_stretches_its_input(bf16):
-    actor = DiscriminatorActor(*image_stack(32, WIDTH, bf16, batch_norm=False), spectral_norm=True)
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+def test_with_spectral_norm_no_layer_of_d_a_stretches_its_input(dtype):
+    actor = DiscriminatorActor(*image_stack(32, WIDTH, dtype, batch_norm=False), spectral_norm=True)
     for _ in range(60):  # one power iteration a pass
         actor(pictures())
     actor.eval()
@@ -220,15 +221,16 @@ def test_a_critics_value_by_hand(features, actions):
     torch.testing.assert_close(critic(seen, action), expected[:, 0])
 
 
-def test_what_follows_the_convolutions_is_float32():
-    """Outputs equal those that float32 gives for the features of bfloat16 convolutions, to the last bit."""
-    five = {name: network.eval() for name, network in networks(32, WIDTH, bf16=True).items()}
+@pytest.mark.parametrize("dtype", HALF)
+def test_what_follows_the_convolutions_is_float32(dtype):
+    """Outputs equal those that float32 gives for the features of the convolutions, to the last bit."""
+    five = {name: network.eval() for name, network in networks(32, WIDTH, dtype).items()}
     state, recurrent, z = pictures(), torch.randn(B, 2, 2, 128), torch.randn(B, NZ)
     action, next_memory, seen = five["G_a"].act(state, recurrent)
     discriminated, logits, classes = five["D_a"].discriminate(state)
     assert five["G"](z).dtype == torch.float32
     features = {name: five[name].stack(state) for name in ("G_a", "D_a")}
-    assert all(torch.equal(f, f.bfloat16().float()) for f in features.values()), "computed in bfloat16"
+    assert all(torch.equal(f, f.to(dtype).float()) for f in features.values()), "computed in it"
 
     h, c = recurrent.permute(1, 2, 0, 3).contiguous()
     assert torch.equal(seen, five["G_a"].embed(features["G_a"]))

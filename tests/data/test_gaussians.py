@@ -242,6 +242,7 @@ def test_a_dry_run_counts_points(whole, monkeypatch, capsys):
         (["--hold-out", "0.1"], ["gaussians-25", "--hold-out"]),
         (["--skip-bad-images"], ["gaussians-25", "--skip-bad-images"]),
         (["--precision", "bf16"], ["gaussians-25", "--precision fp32"]),
+        (["--precision", "fp16"], ["gaussians-25", "--precision fp32"]),
     ],
 )
 def test_what_points_do_not_have_is_refused(whole, monkeypatch, capsys, arguments, words):

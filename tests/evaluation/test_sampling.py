@@ -61,6 +61,15 @@ def test_the_statistics_are_plain_averages_over_what_is_shown():
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_run_in_half_precision_is_sampled_in_float32(precision):
+    trained, same = (new_trainer(precision=one).generators[0] for one in (precision, "fp32"))
+    z = torch.randn(4, small_config().nz)
+    expected = in_float32(same.networks["generator"])(z)
+    assert torch.equal(in_float32(trained.networks["generator"])(z), expected)
+    assert not torch.equal(trained.networks["generator"](z), expected)
+
+
 def test_samples_have_a_range_and_depend_on_what_they_should(trainer):
     sampler = Sampler(trainer.generators[0], trainer.faces)
     z = sampler.noise(6)

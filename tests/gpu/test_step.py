@@ -47,7 +47,12 @@ def test_waits_are_noticed():
         assert sum(gpu.waits.values()) > 10
 
 
-GAMES = {"default": {}, "gan": {"algorithm": "gan"}, "2x2 gamma": TEAM | {"gamma": 0.9, "precision": "fp32"}}
+GAMES = {
+    "default": {},
+    "fp16": {"precision": "fp16"},
+    "gan": {"algorithm": "gan"},
+    "2x2 gamma": TEAM | {"gamma": 0.9, "precision": "fp32"},
+}
 
 
 @pytest.mark.parametrize("name", GAMES)

@@ -163,6 +163,8 @@ def test_any_parameters_together_are_refused_or_train_and_go_on(count):
         ({"replay_fraction": 0.0}, {"replay_size"}),
         ({"data": "gaussians-8"}, {"image_size"}),
         ({"data": "synthetic"}, {"skip_bad_images"}),
+        ({"device": "cpu"}, {"cuda_graphs", "deterministic"}),
+        ({"device": "cuda"}, set()),
     ],
 )
 def test_settings_without_effect_are_known_by_the_game(changes, idle):

@@ -30,7 +30,7 @@ CHOICES = {
     "exploration": [0.0, 0.1, 1.0], "epsilon": [0.0, 0.5, 1.0], "r1": [0.0, 0.1], "r1_every": [1, 2], "r2": [0.0, 0.1],
     "gradient_penalty": [0.0, 1.0], "spectral_norm": [False, True], "replay_fraction": [0.0, 0.25, 0.5],
     "batch_size": [4, 8, 10], "episode_length": [1, 2, 25], "hold_out": [0.0, 0.5], "evaluate_every": [0, 2],
-    "patience": [0, 1], "precision": ["fp32", "auto"],
+    "patience": [0, 1], "precision": ["fp32", "auto", "fp16"],
     "data": ["faces", "faces", "faces", "gaussians-8", "gaussians-25"],
 }  # fmt: skip
 SMALL = {"image_size": 32, "width": 4, "nz": 6, "replay_size": 20, "device": "cpu"}

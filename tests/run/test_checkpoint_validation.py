@@ -26,8 +26,10 @@ from magnet.support.errors import UserError
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 3, 32, 32), np.uint8)
 GAMES = {
     "one of each": {"gamma": 0.5, "replay_fraction": 0.25},
-    "a team": {"algorithm": "gan", "generators": 2, "discriminators": 2, "specialise": 1.0},
-}
+    "a team": {
+        "algorithm": "gan", "generators": 2, "discriminators": 2, "specialise": 1.0, "precision": "fp16",
+    },
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=GAMES)
@@ -310,6 +312,19 @@ def test_a_best_score_of_another_form_is_refused(whole, tmp_path, name, value, f
     state["best"][name] = value
     (tmp_path / "x.pt").write_bytes(packed(state))
     assert fault in refused(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("scale", 0.0), ("scale", -1.0), ("scale", float("inf")), ("scale", 1e39), ("scale", float("nan")),
+     ("scale", 1), ("_growth_tracker", 2000), ("_growth_tracker", -1), ("_growth_tracker", 1.0)],
+)  # fmt: skip
+@pytest.mark.parametrize("whole", ["a team"], indirect=True)
+def test_a_scale_of_losses_that_no_run_has_is_refused(whole, tmp_path, name, value):
+    state = contents(whole)
+    state["trainer"]["agents"]["generator_1"]["scaler"][name] = value
+    (tmp_path / "x.pt").write_bytes(packed(state))
+    assert f"generator_1.scaler.{name} is no number from" in refused(tmp_path / "x.pt")
 
 
 def test_a_config_of_giants_is_refused_before_they_are_built(whole, tmp_path):

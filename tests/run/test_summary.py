@@ -154,3 +154,10 @@ def test_a_dry_run_tells_within_15_percent_what_a_run_takes(place):
     assert predicted <= peak <= 1.15 * predicted + MIB
     ring = 50_000 * (3 * 32**2 + 4 * (64 + 2 * 2 * 128) + 24)
     assert predicted > before + ring, "the whole ring is counted, which a short run does not fill"
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_keeps_half_the_bytes(precision):
+    full, half = (count(small_config(precision=one), 20)[1] for one in ("fp32", precision))
+    name = "one step's activations"
+    assert half.pop(name) == full.pop(name) / 2 and half == full

@@ -1,0 +1,79 @@
+"""How a run begins: which algorithms PyTorch picks among on a GPU, and that older runs know nothing of the choice."""
+
+import os
+
+import pytest
+import torch
+from conftest import small_config
+from test_train import TINY
+
+import sample
+import train
+from magnet.run import checkpoint, session
+from magnet.run.session import choose_algorithms
+
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+
+
+def switches() -> dict:
+    """What decides on a GPU which algorithms run, as it stands."""
+    return {
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "filled": torch.utils.deterministic.fill_uninitialized_memory,
+        "cudnn": torch.backends.cudnn.deterministic,
+        "benchmark": torch.backends.cudnn.benchmark,
+        "TF32": (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32),
+        "cuBLAS": os.environ.get(CUBLAS),
+    }
+
+
+@pytest.fixture
+def before(monkeypatch):
+    """The switches, which are put back afterwards."""
+    monkeypatch.setenv(CUBLAS, "")  # is restored, whatever happens to it
+    monkeypatch.delenv(CUBLAS)
+    found = switches()
+    yield found
+    torch.use_deterministic_algorithms(found["deterministic"], warn_only=found["warn_only"])
+    torch.utils.deterministic.fill_uninitialized_memory = found["filled"]
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = found["cudnn"], found["benchmark"]
+
+
+def test_a_gpu_is_asked_for_fast_algorithms_unless_deterministic_ones_are_wanted(before):
+    choose_algorithms(small_config(device="cuda", deterministic=True))
+    asked = {"deterministic": True, "warn_only": True, "filled": False, "cudnn": True, "benchmark": False}
+    assert switches() == before | asked | {"cuBLAS": ":4096:8"}
+    os.environ.pop(CUBLAS)
+    choose_algorithms(small_config(device="cuda:1"))
+    assert switches() | {"warn_only": False} == before | {"filled": False, "benchmark": True}
+    assert before["TF32"] == (True, False), "PyTorch's own: in convolutions, not in other products"
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_on_a_cpu_nothing_changes(before, deterministic):
+    choose_algorithms(small_config(device="cpu", deterministic=deterministic))
+    assert switches() == before
+
+
+@pytest.mark.parametrize("words", [["--dry-run"], ["--steps", "1"]], ids=str)
+def test_the_choice_is_made_once_before_anything_is_on_the_device(place, monkeypatch, words):
+    seen, images = [], session.ImageDataset
+    monkeypatch.setattr(session, "choose_algorithms", lambda config: seen.append(config.deterministic))
+    monkeypatch.setattr(session, "ImageDataset", lambda *args: seen.append("images") or images(*args))
+    assert train.main([*TINY, *words, "--deterministic"]) == 0
+    assert seen == [True, "images"]
+
+
+def test_a_run_from_before_the_choice_goes_on_with_it_without_a_word(place, capsys):
+    assert train.main([*TINY, "--steps", "2", "--name", "older"]) == 0
+    path = place / "models" / "older" / "checkpoints" / "000002.pt"
+    saved = checkpoint.load(path)
+    del saved["config"]["deterministic"]
+    checkpoint.save(path, saved)
+    capsys.readouterr()
+    assert sample.main(["models/older"]) == 0 and "older than" not in capsys.readouterr().out
+    assert train.main(["--resume", "models/older", "--steps", "4", "--deterministic"]) == 0
+    output = capsys.readouterr().out
+    assert "older than" not in output and "Without effect in this game: --deterministic" in output
+    assert checkpoint.load(path.with_name("000004.pt"))["config"]["deterministic"]
