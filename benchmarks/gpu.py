@@ -95,7 +95,8 @@ def step_row(setting: Setting, turns: list) -> str:
     from benchmarks.measure import in_mebibytes, shown, spread
 
     config, last = setting.config, turns[-1]
-    graphs = "yes" if config.cuda_graphs == "auto" and config.device != "cpu" else "no"
+    recorded = config.cuda_graphs == "auto" and config.device != "cpu" if isinstance(last, str) else last["graphs"]
+    graphs = "yes" if recorded else "no"
     game = "MAGNET" if config.algorithm == "magnet" else "plain GAN"
     what = f"| {game} | {config.batch_size} | {config.precision} | {graphs} |"
     if isinstance(last, str):

@@ -39,7 +39,8 @@ def new_trainer(config: Config, path: Path | None = None, saved: dict | None = N
 
 
 def time_step(config: Config, in_memory: bool, seconds: float, cpu_time: bool) -> dict:
-    """Seconds of a step, the mean over a block of about `seconds`; where the images lie; peak bytes on a GPU.
+    """Seconds of a step, the mean over a block of about `seconds`; whether it is recorded as CUDA graphs; where the
+    images lie; peak bytes on a GPU.
 
     in_memory: the images are held in the computer's memory, since ImageDataset is told that the GPU has none free.
     """
@@ -56,6 +57,7 @@ def time_step(config: Config, in_memory: bool, seconds: float, cpu_time: bool) -
     times = max(1, round(seconds / timed(clock, lambda: steps(trainer))))
     return {
         "seconds": timed(clock, lambda: steps(trainer), times) / period(config),
+        "graphs": bool(trainer.graphs and trainer.graphs.recorded),
         "place": "GPU" if trainer.faces._pixels.device.type == "cuda" else "memory",
         "peak": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
     }
