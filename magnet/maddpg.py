@@ -75,7 +75,7 @@ class MADDPG:
     def new_graphs(self) -> StepGraphs | None:
         """What records the steps from here on; None where they are made one operation at a time."""
         possible = self.device.type == "cuda" and world_size() == 1 and self.config.cuda_graphs == "auto"
-        return StepGraphs(self.act, self.learn, self.agents) if possible else None
+        return StepGraphs(self.agents) if possible else None
 
     def begin_episode(self, observations: dict[str, Tensor]) -> None:
         """Alg. 1, line 3; the recurrent states are zero where an episode starts."""
@@ -98,7 +98,7 @@ class MADDPG:
         batch = self.collect(self.replay.sample(self.replayed_rows))  # line 10; before this step's transitions enter it
         act, learn = self.act, self.learn
         if self.graphs:
-            batch, act, learn = self.graphs.of(batch)
+            batch, act, learn = self.graphs.of(batch, act, learn)
         act(batch)
         metrics = self.play(batch)
         metrics |= learn(batch)

@@ -157,6 +157,12 @@ class Generator(torch.Generator):
         self.seed_now, self.offset = seed, offset
         return self
 
+    def clone_state(self):
+        """As torch.Generator."""
+        other = Generator(self.where)
+        other.set_state(self.get_state())
+        return other
+
     def next_host(self) -> torch.Generator:
         """A CPU generator for the next draw on the GPU."""
         digest = hashlib.blake2b(struct.pack("<QQ", self.seed_now, self.offset), digest_size=7).digest()
@@ -196,6 +202,7 @@ class PretendedGPU(TorchDispatchMode):
             self.fakes = FakeTensorMode()
         self.known = set()
         self.recording = None  # the graph that operations are recorded for
+        self.stream = "default"  # the current one
         self.forget()
 
     def forget(self) -> None:
@@ -214,7 +221,7 @@ class PretendedGPU(TorchDispatchMode):
             "_lazy_init": None, "is_available": True, "device_count": 1, "current_device": 0, "synchronize": None,
             "get_device_capability": self.capability, "get_device_name": "pretended", "is_initialized": True,
             "mem_get_info": (self.free, self.total), "get_device_properties": properties, "manual_seed_all": None,
-            "graph_pool_handle": (0, 1), "max_memory_reserved": 0, "max_memory_allocated": 0,
+            "graph_pool_handle": (0, 1), "set_device": None, "max_memory_reserved": 0, "max_memory_allocated": 0,
             "memory_allocated": 0, "reset_peak_memory_stats": None, "is_bf16_supported": True, "empty_cache": None,
         }  # fmt: skip
         self.owned = contextlib.ExitStack()
@@ -225,6 +232,7 @@ class PretendedGPU(TorchDispatchMode):
             (nn.modules.rnn.RNNBase, "flatten_parameters", flatten_parameters), (torch._VF, "lstm", chosen_lstm),
             (torch.utils._foreach_utils, "_foreach_supported_types", [Tensor, Pretended]),
             (torch.cuda, "is_current_stream_capturing", lambda: self.recording is not None),
+            (torch.cuda, "current_stream", lambda: self.stream), (torch.cuda, "stream", self.on_stream),
             (torch.cuda, "CUDAGraph", Graph), (torch.cuda, "graph", recording(self)),
             (sys.modules["torch.optim.optimizer"], "_foreach_supported_types", [Tensor, nn.Parameter, Pretended]),
         ]  # fmt: skip
@@ -240,6 +248,15 @@ class PretendedGPU(TorchDispatchMode):
         super().__exit__(*failure)
         self.owned.close()
         Pretended.gpu = None
+
+    @contextlib.contextmanager
+    def on_stream(self, stream: str):
+        """torch.cuda.stream."""
+        before, self.stream = self.stream, stream
+        try:
+            yield
+        finally:
+            self.stream = before
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return self.dispatch(func, args, kwargs or {})

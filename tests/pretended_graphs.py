@@ -71,8 +71,11 @@ def recording(gpu):
             self.graph.begin()
             gpu.recording = self.graph
 
-        def __exit__(self, *_):
+        def __exit__(self, kind, *_):
             gpu.recording = None
             self.graph.end()
+            if kind:  # and torch.cuda.graph leaves its stream the current one
+                gpu.stream = "of the recording"
+                raise RuntimeError("operation failed due to a previous error during capture")
 
     return Recording

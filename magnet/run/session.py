@@ -76,7 +76,10 @@ def load_pixels(config: Config, held_out: bool = False):
 
 
 def choose_algorithms(config: Config) -> None:
-    """Of a run on a GPU: how PyTorch picks among algorithms that differ in speed and rounding. On a CPU nothing."""
+    """Of a run on a GPU: the current one, and how PyTorch picks among algorithms that differ in speed and rounding.
+
+    On a CPU nothing changes.
+    """
     if config.device == "cpu":
         return
     if config.deterministic:
@@ -85,6 +88,8 @@ def choose_algorithms(config: Config) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # it takes time, and nothing here is read unwritten
     torch.backends.cudnn.deterministic = config.deterministic
     torch.backends.cudnn.benchmark = not config.deterministic  # picks by time, which differs from run to run
+    if torch.device(config.device).index is not None:
+        torch.cuda.set_device(config.device)  # CUDA graphs are recorded on the current one
 
 
 def build(config: Config, pixels, path: Path | None = None, saved: dict | None = None) -> tuple[MADDPG, Evaluation]:

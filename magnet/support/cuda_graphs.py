@@ -6,6 +6,7 @@ https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 """
 
 import copy
+import gc
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -53,6 +54,14 @@ class RecordedStep:
         finally:
             for group in groups:
                 group["capturable"] = False
+        # Of the outputs stays what the environment and the buffer read. The rest would keep the autograd graph, whose
+        # nodes belong to the recording: later steps that are not recorded would have to wait for it.
+        self.batch.images = []
+        self.batch.acts = [one._replace(action=None, policy=None, embedding=None) for one in self.batch.acts]
+        self.batch.outputs = [
+            [one._replace(features=None, logits=one.logits.detach(), classes=None) for one in outputs]
+            for outputs in self.batch.outputs
+        ]
 
     @torch.no_grad()
     def load(self, batch) -> None:
@@ -77,33 +86,40 @@ class RecordedStep:
 class StepGraphs:
     """Records each kind of step, with R1 and without, once it has been made a few times."""
 
-    def __init__(self, act: Callable, learn: Callable, agents: list):
-        """act, learn: the trainer's; agents: whose optimizers and random numbers they use."""
-        self.parts, self.agents = (act, learn), agents
+    def __init__(self, agents: list):
+        """agents: those whose steps are recorded."""
+        self.agents = agents
         self.made, self.recorded, self.pool, self.possible = Counter(), {}, None, True
 
-    def of(self, batch) -> tuple:
-        """The batch to go on with, and what acts and what learns on it: graphs, or the trainer's own methods."""
+    def of(self, batch, act: Callable, learn: Callable) -> tuple:
+        """The batch to go on with, and what acts and what learns on it: graphs, or the trainer's `act` and `learn`."""
         kind = (batch.r1, len(batch.state))  # the first steps, of an empty replay buffer, have fewer rows
         if self.possible and kind not in self.recorded:
             self.made[kind] += 1
             if self.made[kind] > WARM_UP:
-                self.record(kind, batch)
+                self.record(kind, batch, act, learn)
         if kind not in self.recorded:
-            return batch, *self.parts
+            return batch, act, learn
         recorded = self.recorded[kind]
         recorded.load(batch)
         return recorded.batch, recorded.act, recorded.learn
 
-    def record(self, kind: tuple, batch) -> None:
+    def record(self, kind: tuple, batch, act: Callable, learn: Callable) -> None:
         """Records a step, or says why that cannot be, and does not try again."""
+        gc.collect()  # an autograd graph of an earlier step, if it is still there, would be taken for part of this one
         try:
             self.pool = self.pool or torch.cuda.graph_pool_handle()
-            self.recorded[kind] = RecordedStep(*self.parts, self.agents, batch, self.pool)
+            with torch.cuda.stream(torch.cuda.current_stream()):  # a recording that fails leaves its own stream current
+                self.recorded[kind] = RecordedStep(act, learn, self.agents, batch, self.pool)
         except RuntimeError as error:
             self.possible = False
-            for agent in self.agents:
+            self.recorded.clear()
+            for agent in self.agents:  # what Python has noted of the half recorded step
+                agent.scaler.update(agent.scaler.get_scale())
+                agent.random = agent.random.clone_state()  # before PyTorch 2.13 the old one stays in the recording
                 for optimizer in agent.optimizers.values():
                     optimizer.zero_grad()
+            while error.__context__:  # the first of them is the reason
+                error = error.__context__
             reason = str(error).splitlines()[0]
             print(f"CUDA graphs: the step cannot be recorded ({reason}); training goes on without.", file=sys.stderr)

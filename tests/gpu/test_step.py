@@ -68,26 +68,34 @@ def test_recorded_steps_train_bit_for_bit_as_others_do(name):
             if graphs == "auto":  # with R1 and without
                 recorded = trainer.graphs.recorded.values()
                 assert len(recorded) == 2 and all(graph.replays > 2 for one in recorded for graph in one.graphs)
+                for one in recorded:  # no autograd graph is kept
+                    outputs = [tensor for outputs in one.batch.outputs for parts in outputs for tensor in parts]
+                    kept = [*one.metrics.values(), *one.batch.fakes, *outputs, *(x for a in one.batch.acts for x in a)]
+                    assert not any(tensor.grad_fn for tensor in kept if tensor is not None)
     assert found["auto"][0] == found["off"][0]
     assert same(found["auto"][1], found["off"][1])
     assert operations["auto"] < operations["off"] / 3  # what is left are the environment, the buffer and the inputs
 
 
-def test_a_step_that_cannot_be_recorded_is_made_one_operation_at_a_time(capsys):
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_step_that_cannot_be_recorded_is_made_one_operation_at_a_time(precision, capsys):
     found = []
     for graphs in ("auto", "off"):
-        with PretendedGPU():
-            trainer = on("cuda", small_config(**DEFAULT, device="cuda", cuda_graphs=graphs))
-            update = trainer.discriminators[0].update
+        with PretendedGPU() as gpu:
+            config = small_config(**DEFAULT | {"precision": precision}, device="cuda", cuda_graphs=graphs)
+            trainer = on("cuda", config)
+            agent = trainer.discriminators[0]
 
-            def waits(batch, update=update):
-                float(batch.state.sum())
-                return update(batch)
+            def waits(key, descend=agent.descend):
+                norm = descend(key)
+                float(norm)  # when the scaler has noted that the optimizer has made its step
+                return norm
 
-            trainer.discriminators[0].update = waits
+            agent.descend = waits
             metrics = [step(trainer) for _ in range(6)]
             found.append((metrics, saved(trainer)))
             assert trainer.graphs is None or not trainer.graphs.possible and not trainer.graphs.recorded
+            assert gpu.stream == "default"
     assert found[0][0] == found[1][0] and same(found[0][1], found[1][1])
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "cannot be recorded" in said and "not permitted" in said

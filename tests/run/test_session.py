@@ -45,9 +45,17 @@ def test_a_gpu_is_asked_for_fast_algorithms_unless_deterministic_ones_are_wanted
     asked = {"deterministic": True, "warn_only": True, "filled": False, "cudnn": True, "benchmark": False}
     assert switches() == before | asked | {"cuBLAS": ":4096:8"}
     os.environ.pop(CUBLAS)
-    choose_algorithms(small_config(device="cuda:1"))
+    choose_algorithms(small_config(device="cuda"))
     assert switches() | {"warn_only": False} == before | {"filled": False, "benchmark": True}
     assert before["TF32"] == (True, False), "PyTorch's own: in convolutions, not in other products"
+
+
+def test_the_gpu_that_is_named_is_the_current_one(before, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "set_device", asked.append)
+    for device in ("cpu", "cuda", "cuda:1"):
+        choose_algorithms(small_config(device=device))
+    assert asked == ["cuda:1"]
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
