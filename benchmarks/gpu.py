@@ -8,7 +8,7 @@ All further words are train.py's flags; --data is `synthetic` unless it is named
 of a step and its memory by batch, precision and CUDA graphs, of MAGNET and of the plain GAN; the same with the images
 on the card and in the computer's memory; a training by train.py; and whether a run that goes on from a checkpoint is
 the same. Settings take turns: medians and, in brackets, the lowest and the highest. What fails is a row that says so.
-`--device cpu` measures the CPU.
+`--device cpu` measures the CPU, which takes longer: add `--preset cpu`, or a smaller --image-size and --width.
 Exit status: 0 done, 2 a mistake in the settings, said in one sentence.
 """
 
@@ -68,7 +68,7 @@ def settings(config: Config) -> list[Setting]:
     return list(dict.fromkeys([*found, *map(Setting, own), *(Setting(one, in_memory=True) for one in own)]))
 
 
-def in_rounds(apart, wanted: list[Setting], options) -> dict[Setting, list]:
+def in_rounds(worker, wanted: list[Setting], options) -> dict[Setting, list]:
     """What each setting's turns gave: dicts of `time_step`, or strings that say what failed and end its turns."""
     from benchmarks.gpu_work import time_step
     from benchmarks.measure import BLOCK_SECONDS
@@ -83,7 +83,7 @@ def in_rounds(apart, wanted: list[Setting], options) -> dict[Setting, list]:
                 continue
             try:
                 check(setting.config)
-                turns.append(apart(time_step, *setting, seconds, options.cpu_time))
+                turns.append(worker(time_step, *setting, seconds, options.cpu_time))
             except UserError as error:
                 turns.append(f"failed: {error}")
             print(f"turn {turn + 1} of at most {options.repeats}: {step_row(setting, turns)}", flush=True)
@@ -130,11 +130,11 @@ def data_section(config: Config, machine: dict | str, measured: dict[Setting, li
     from benchmarks.measure import in_mebibytes
 
     celeba = in_mebibytes(CELEBA_IMAGES * 3 * config.image_size**2)
-    free = machine.get("free", "no memory of a GPU") if isinstance(machine, dict) else "not known"
+    free = machine.get("free") if isinstance(machine, dict) else "not known"
     compared = [one for one in measured if one._replace(in_memory=True) in measured]
     rows = [step_row(one, measured[one]) for one in compared]
     return (
-        f"Images go to the GPU if they take at most half of what is free there, at the start {free}. "
+        f"Images go to the GPU if they take at most half of what is free there, at the start {free or 'no GPU'}. "
         f"CelebA at {config.image_size}x{config.image_size} takes {celeba}.\n\n" + table(STEP_COLUMNS, rows)
     )
 
@@ -165,15 +165,15 @@ def training_section(words: list[str], seconds_a_step: float | None, minutes: fl
     )
 
 
-def resume_section(apart, config: Config, steps: int) -> str:
+def resume_section(worker, config: Config, steps: int) -> str:
     """Whether a run that goes on from a checkpoint is the same, with and without deterministic kernels."""
     from benchmarks.gpu_work import resume
 
     rows = []
     for deterministic in (False, True):
         if deterministic:
-            apart.end()  # what makes kernels deterministic must stand before CUDA's libraries begin
-        found = apart(resume, dataclasses.replace(config, deterministic=deterministic), steps)
+            worker.end()  # what makes kernels deterministic must stand before CUDA's libraries begin
+        found = worker(resume, dataclasses.replace(config, deterministic=deterministic), steps)
         if isinstance(found, dict):
             found = " | ".join(f"differ by {one:.1e}" if one else "equal bit for bit" for one in found.values())
         rows.append(f"| {'yes' if deterministic else 'no'} | {found} |")
@@ -186,9 +186,9 @@ def resume_section(apart, config: Config, steps: int) -> str:
 
 def report(out: Path, options, words: list[str], config: Config, command: str) -> None:
     """Measures all, and writes each part as soon as it is there. Raises UserError if `out` cannot be written."""
-    from benchmarks.apart import Apart
     from benchmarks.gpu_work import describe
     from benchmarks.measure import spread
+    from benchmarks.worker import Worker
 
     start, parts = time.monotonic(), []
 
@@ -201,10 +201,10 @@ def report(out: Path, options, words: list[str], config: Config, command: str) -
         print(f"{out}: {title}", flush=True)
 
     write(f"# MAGNET on a {'CPU' if config.device == 'cpu' else 'GPU'}", f"By `{command}`.")  # fails at once, if at all
-    with Apart(options.threads) as apart:
-        machine = apart(describe, config.device)
+    with Worker(options.threads) as worker:
+        machine = worker(describe, config.device)
         write("## Machine", machine_section(machine, config))
-        measured = in_rounds(apart, settings(config), options)
+        measured = in_rounds(worker, settings(config), options)
         game = f"{config.image_size}x{config.image_size}, width {config.width}, "
         about = (
             f"{game}R1 in one of {config.r1_every} steps, over which the time of a step is the mean."
@@ -215,7 +215,7 @@ def report(out: Path, options, words: list[str], config: Config, command: str) -
         write("## Steps", f"{about}\n\n" + table(STEP_COLUMNS, rows))
         write("## Where the images lie", data_section(config, machine, measured))
         own = [turn["seconds"] for turn in measured[Setting(config)] if isinstance(turn, dict)]
-        write("## Resuming", resume_section(apart, config, max(3, min(20, int(20 * options.minutes)))))
+        write("## Resuming", resume_section(worker, config, max(3, min(20, int(20 * options.minutes)))))
     a_step = spread(own)["median"] if own else None
     write("## Training", training_section(words, a_step, options.minutes * TRAINING_SHARE, out.with_suffix(".png")))
     write("## Sending it", (

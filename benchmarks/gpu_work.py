@@ -1,4 +1,4 @@
-"""What gpu.py measures; each function runs in a process apart."""
+"""What gpu.py measures; each function runs in a worker process."""
 
 import dataclasses
 import tempfile
@@ -17,7 +17,7 @@ from magnet.run.logger import describe_environment
 from magnet.run.session import build
 
 IMAGES = 4096  # random ones: their number does not change a step's time
-WARM_UP = 4  # periods of R1, or 12 steps if these are more: libraries set themselves up, CUDA graphs are captured
+WARM_UP_PERIODS = 4  # of R1, or 12 steps if these are more: libraries set themselves up, CUDA graphs are recorded
 
 
 def describe(device: str) -> dict:
@@ -51,7 +51,7 @@ def time_step(config: Config, in_memory: bool, seconds: float, cpu_time: bool) -
     full = patch.object(torch.cuda, "mem_get_info", lambda *_: (0, 0))
     with full if in_memory else nullcontext():
         trainer, _ = new_trainer(config)
-    for _ in range(max(WARM_UP, -(-12 // period(config)))):
+    for _ in range(max(WARM_UP_PERIODS, -(-12 // period(config)))):
         steps(trainer)
     clock = new_clock(device, cpu_time)
     times = max(1, round(seconds / timed(clock, lambda: steps(trainer))))

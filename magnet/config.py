@@ -94,7 +94,9 @@ class Config:
         "auto", "auto: on a GPU the step is recorded as CUDA graphs, which launch faster; off: it is not",
         choices=("auto", "off"), old="auto",
     )  # fmt: skip
-    deterministic: bool = parameter(False, "on a GPU, the same bits in every run, by slower algorithms", old=False)
+    deterministic: bool = parameter(
+        False, "on a GPU, ask PyTorch for deterministic algorithms, which are slower", old=False
+    )
     sample_every: int = parameter(500, "steps between two grids", low=1)
     checkpoint_every: int = parameter(2, "epochs between two checkpoints [M]", low=1)
     keep: int = parameter(3, "checkpoints that stay", low=1)

@@ -98,7 +98,7 @@ class MADDPG:
         batch = self.collect(self.replay.sample(self.replayed_rows))  # line 10; before this step's transitions enter it
         act, learn = self.act, self.learn
         if self.graphs:
-            batch, act, learn = self.graphs.of(batch, act, learn)
+            batch, act, learn = self.graphs.prepare(batch, act, learn)
         act(batch)
         metrics = self.play(batch)
         metrics |= learn(batch)
@@ -154,7 +154,7 @@ class MADDPG:
         return {f"{name}/reward": reward.mean() for name, reward in rewards.items()}
 
     def learn(self, batch: Batch) -> Metrics:
-        """Lines 9 to 15."""
+        """Lines 11 to 15: all agents learn, then their targets move. Returns detached scalars by name."""
         metrics = self.update(batch)
         for agent in self.agents:
             agent.update_targets()  # line 15

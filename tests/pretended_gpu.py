@@ -12,12 +12,12 @@ on them (`.item()`, masks, checkpoints, pictures) works. Held to the rules of a 
 * random generators lie where the numbers are drawn, and have CUDA's state of 16 bytes
 * fused Adam: parameters, gradients, moments and step counters on the GPU, alike in dtype and in strides
 * cuDNN's LSTM: weights in one block (else its warning), backward in training mode alone and once differentiable
-* Python's `numpy()` on a CUDA tensor raises; pinned memory is noted
+* Python's `numpy()` on a CUDA tensor raises
 * CUDA graphs (pretended_graphs.py)
 * with referee=True each operation runs under FakeTensorMode as well, which has PyTorch's own rules for devices, shapes
   and dtypes
 
-Not seen: what kernels compute (TF32, their choice, determinism), memory, time, streams, several GPUs.
+Not seen: whether memory is pinned, what kernels compute (TF32, their choice, determinism), memory, time, streams, several GPUs.
 
 Shims: torch.cuda's queries and lazy start, torch.Generator, nn.Module.to (parameters are swapped, for `param.data =`
 does not know subclasses), RNNBase.flatten_parameters, pinned memory, the list of types that foreach takes. And one in
@@ -173,8 +173,8 @@ class Generator(torch.Generator):
 REAL_GENERATOR = torch.Generator
 
 
-def place() -> str:
-    """The innermost line of the program that is being executed: "agent.py:141 teach_critic"."""
+def program_line() -> str:
+    """The innermost line of the program that is being executed: "agent.py:106 update_critic"."""
     frame = sys._getframe(2)
     while frame:
         path = Path(frame.f_code.co_filename)
@@ -270,9 +270,7 @@ class PretendedGPU(TorchDispatchMode):
         asked = kwargs.get("device")
         name = func.overloadpacket.__name__
         if kwargs.pop("pin_memory", None) or name == "_pin_memory":
-            pinned = args[0].clone() if name == "_pin_memory" else func(*args, **kwargs)
-            pinned.pinned = True
-            return pinned
+            return args[0].clone() if name == "_pin_memory" else func(*args, **kwargs)
         if not ours and (asked is None or asked.type != "cuda"):
             self.refuse_foreign(kwargs.get("generator"), "cpu")
             return func(*args, **kwargs)
@@ -286,7 +284,7 @@ class PretendedGPU(TorchDispatchMode):
         if generator is not None and lies_on_gpu:
             kwargs = kwargs | {"generator": generator.next_host()}
         elif name in DRAWS and lies_on_gpu:
-            self.unseeded[f"{name} {place()}"] += 1
+            self.unseeded[f"{name} {program_line()}"] += 1
         self.count(func, name, args, kwargs, ours, others, lies_on_gpu)
 
         known = {}
@@ -338,7 +336,7 @@ class PretendedGPU(TorchDispatchMode):
                 return
         raise RuntimeError(
             f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! "
-            f"({func}, {place()})"
+            f"({func}, {program_line()})"
         )
 
     def referee(self, func, name: str, flat: list, form) -> None:
@@ -371,22 +369,22 @@ class PretendedGPU(TorchDispatchMode):
         masked = any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in indices)
         here = None
         if name in WAITING and ours or masked:
-            here = f"{name}{' by a mask' if masked else ''} {place()}"
+            here = f"{name}{' by a mask' if masked else ''} {program_line()}"
         elif name == "_to_copy" and ours and not lies_on_gpu:
-            here = f"GPU to CPU {place()}"
+            here = f"GPU to CPU {program_line()}"
         elif name == "_to_copy" and not ours and lies_on_gpu and not kwargs.get("non_blocking"):
-            here = f"CPU to GPU {place()}"
+            here = f"CPU to GPU {program_line()}"
         elif name == "copy_" and others and not (len(args) > 2 and args[2] or kwargs.get("non_blocking")):
-            here = f"{'CPU to GPU' if isinstance(args[0], Pretended) else 'GPU to CPU'} {place()}"
+            here = f"{'CPU to GPU' if isinstance(args[0], Pretended) else 'GPU to CPU'} {program_line()}"
         elif indices and others:
-            here = f"CPU to GPU, indices {place()}"
+            here = f"CPU to GPU, indices {program_line()}"
         if here:
             self.waits[here] += 1
             if self.recording is not None:
                 raise RuntimeError(f"operation not permitted when stream is capturing: {here}")
         if name in NO_LAUNCH or func.is_view:
             return
-        where = place()
+        where = program_line()
         self.launches[name, where] += 1
         self.kernels[name, where] += kernels(name, args)
         if name == "_fused_adam_":

@@ -54,8 +54,8 @@ def kernels(name: str, args) -> int:
         return 8
     if name == "_cudnn_rnn_backward":
         return 16
-    if name in ("_foreach_norm", "convolution", "native_dropout"):
-        return 2 if name == "_foreach_norm" else 1
+    if name == "_foreach_norm":
+        return 2
     if name == "_fused_adam_":
         return -(-len(args[0]) // 36)
     if name.startswith("_foreach"):
@@ -143,21 +143,21 @@ def cudnn_rnn(
 
 
 def cudnn_rnn_backward(
-    func, x, weights, weight_stride0, weight_buf, h, c, out, slope, h_slope, c_slope, mode, hidden, proj, layers,
+    func, x, weights, weight_stride0, weight_buf, h, c, out, gradient, h_gradient, c_gradient, mode, hidden, proj, layers,
     batch_first, dropout, train, bidirectional, batch_sizes, dropout_state, reserve, mask,
 ):  # fmt: skip
     """aten._cudnn_rnn_backward."""
     if not train:
         raise RuntimeError("cudnn RNN backward can only be called in training mode")
 
-    def slopes() -> tuple[Tensor, ...]:
+    def gradients() -> tuple[Tensor, ...]:
         inputs = [one.detach().requires_grad_() for one in (x, h, c, *weights)]
         outs = lstm(inputs[3:], weight_stride0, *inputs[:3], layers, batch_first, dropout, train, bidirectional)
-        above = zip(outs, (slope, h_slope, c_slope), strict=True)
+        above = zip(outs, (gradient, h_gradient, c_gradient), strict=True)
         return torch.autograd.grad(outs, inputs, [torch.zeros_like(o) if s is None else s for o, s in above])
 
     with ThreadPoolExecutor(1) as elsewhere:  # a thread that has neither modes nor autograd's present state
-        found = elsewhere.submit(slopes).result()
+        found = elsewhere.submit(gradients).result()
     return found[0], found[1], found[2], list(found[3:])
 
 
@@ -166,10 +166,10 @@ def batch_norm(func, x, weight, bias, mean, variance, training, momentum, eps):
     return *aten.native_batch_norm.default(x, weight, bias, mean, variance, training, momentum, eps), torch.empty(0)
 
 
-def batch_norm_backward(func, x, slope, weight, mean, variance, save_mean, save_var, eps, reserve):
+def batch_norm_backward(func, x, gradient, weight, mean, variance, save_mean, save_var, eps, reserve):
     """aten.cudnn_batch_norm_backward."""
     return aten.native_batch_norm_backward.default(
-        slope, x, weight, mean, variance, save_mean, save_var, True, eps, [True, True, True]
+        gradient, x, weight, mean, variance, save_mean, save_var, True, eps, [True, True, True]
     )
 
 

@@ -16,7 +16,7 @@ from magnet.support.distributed import all_reduce_mean, local_rows, world_size
 from magnet.support.random_streams import derived_seed, restore, stream
 
 Metrics = dict[str, Tensor]
-SCALER = ("scale", "_growth_tracker")  # what changes of a GradScaler's state
+SCALER_STATE = ("scale", "_growth_tracker")  # what changes of a GradScaler's state
 
 
 @torch.no_grad()
@@ -75,13 +75,15 @@ class Agent:
     def descend(self, key: str) -> Tensor:
         """One optimizer step on the gradients that `key` holds, the mean over all processes. Returns their norm, ().
 
-        With fp16, gradients that are not finite make no step, and the norm is 0.
+        With fp16, gradients that are not finite make no step; while the scale is at least 1, their norm is returned as
+        0.
         """
         optimizer, parameters = self.optimizers[key], list(self.networks[key].parameters())
         all_reduce_mean(p.grad for p in parameters)
         self.scaler.unscale_(optimizer)  # of the mean: all processes skip the same steps
         norm = nn.utils.get_total_norm(p.grad for p in parameters)
         if self.scaler.is_enabled():
+            # By the largest: the sum of squares may overflow where no gradient does.
             finite = nn.utils.get_total_norm([p.grad for p in parameters], math.inf).isfinite()
             # Below 1 the scale is not what made them overflow: the run diverges, and the log must see it.
             diverges = self.scaler.scale(torch.ones_like(norm)) < 1
@@ -111,7 +113,7 @@ class Agent:
         parts = {"networks": self.networks, "targets": self.targets, "optimizers": self.optimizers}
         saved = {part: {key: one.state_dict() for key, one in members.items()} for part, members in parts.items()}
         if self.scaler.is_enabled():
-            saved["scaler"] = {key: self.scaler.state_dict()[key] for key in SCALER}
+            saved["scaler"] = {key: self.scaler.state_dict()[key] for key in SCALER_STATE}
         return saved | {"random": self.random.get_state()}
 
     def load_state_dict(self, saved: dict) -> None:

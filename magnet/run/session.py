@@ -75,10 +75,10 @@ def load_pixels(config: Config, held_out: bool = False):
         )  # fmt: skip
 
 
-def choose_algorithms(config: Config) -> None:
-    """Of a run on a GPU: the current one, and how PyTorch picks among algorithms that differ in speed and rounding.
+def prepare_device(config: Config) -> None:
+    """Makes the GPU of a run the current one, and asks PyTorch for the fastest algorithms or for deterministic ones.
 
-    On a CPU nothing changes.
+    These are settings of the whole process. For a run on a CPU nothing changes.
     """
     if config.device == "cpu":
         return
@@ -97,7 +97,7 @@ def build(config: Config, pixels, path: Path | None = None, saved: dict | None =
 
     saved: the contents of the checkpoint `path`. Raises UserError.
     """
-    choose_algorithms(config)  # before anything is on the device
+    prepare_device(config)  # before anything is on the device
     faces = PointDataset(pixels, config.device) if config.points else ImageDataset(pixels, config.device)
     if saved and saved["faces"] != faces.fingerprint:
         raise UserError(f"The images in {config.data} are not those that the run learned from; give these with --data.")

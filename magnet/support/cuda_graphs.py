@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 # Steps of a kind that are not recorded: in them Adam makes its moments, and libraries choose their algorithms.
-WARM_UP = 2
+STEPS_BEFORE = 2
 
 
 def inputs(batch) -> list[Tensor]:
@@ -89,14 +89,17 @@ class StepGraphs:
     def __init__(self, agents: list):
         """agents: those whose steps are recorded."""
         self.agents = agents
-        self.made, self.recorded, self.pool, self.possible = Counter(), {}, None, True
+        self.counts, self.recorded, self.pool, self.recordable = Counter(), {}, None, True
 
-    def of(self, batch, act: Callable, learn: Callable) -> tuple:
-        """The batch to go on with, and what acts and what learns on it: graphs, or the trainer's `act` and `learn`."""
+    def prepare(self, batch, act: Callable, learn: Callable) -> tuple:
+        """Counts the step, records its kind if it is due, loads its inputs.
+
+        Returns the batch to go on with, and what acts and what learns on it: graphs, or the trainer's `act` and `learn`.
+        """
         kind = (batch.r1, len(batch.state))  # the first steps, of an empty replay buffer, have fewer rows
-        if self.possible and kind not in self.recorded:
-            self.made[kind] += 1
-            if self.made[kind] > WARM_UP:
+        if self.recordable and kind not in self.recorded:
+            self.counts[kind] += 1
+            if self.counts[kind] > STEPS_BEFORE:
                 self.record(kind, batch, act, learn)
         if kind not in self.recorded:
             return batch, act, learn
@@ -112,7 +115,7 @@ class StepGraphs:
             with torch.cuda.stream(torch.cuda.current_stream()):  # a recording that fails leaves its own stream current
                 self.recorded[kind] = RecordedStep(act, learn, self.agents, batch, self.pool)
         except RuntimeError as error:
-            self.possible = False
+            self.recordable = False
             self.recorded.clear()
             for agent in self.agents:  # what Python has noted of the half recorded step
                 agent.scaler.update(agent.scaler.get_scale())
@@ -121,5 +124,5 @@ class StepGraphs:
                     optimizer.zero_grad()
             while error.__context__:  # the first of them is the reason
                 error = error.__context__
-            reason = str(error).splitlines()[0]
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             print(f"CUDA graphs: the step cannot be recorded ({reason}); training goes on without.", file=sys.stderr)

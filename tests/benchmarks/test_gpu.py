@@ -9,7 +9,7 @@ from conftest import small_config
 from PIL import Image
 from test_benchmarks import ROOT
 
-from benchmarks import apart, gpu, gpu_work
+from benchmarks import gpu, gpu_work, worker
 
 WORDS = "--image-size 32 --width 4 --nz 6 --batch-size 16 --precision fp32 --device cpu --r1-every 2".split()
 
@@ -65,7 +65,7 @@ def test_the_report_has_every_part(place, capsys):
 
 
 def test_after_a_process_that_dies_or_fails_the_next_begins_anew():
-    with apart.Apart() as call:
+    with worker.Worker() as call:
         assert call(os._exit, 1).startswith("failed: BrokenProcessPool: ")
         assert call(divmod, 7, 2) == (3, 1)
         assert call(json.loads, "a|b\nc").startswith("failed: JSONDecodeError: Expecting value: line 1")
@@ -73,9 +73,9 @@ def test_after_a_process_that_dies_or_fails_the_next_begins_anew():
 
 
 def test_a_long_error_is_one_cell_of_one_line():
-    cell = apart.said(RuntimeError("CUDA error: a | b\nCompile with more\n" + "x" * 1000))
+    cell = worker.failure(RuntimeError("CUDA error: a | b\nCompile with more\n" + "x" * 1000))
     assert cell == "failed: RuntimeError: CUDA error: a / b"
-    assert len(apart.said(RuntimeError("x" * 1000))) < 200
+    assert len(worker.failure(RuntimeError("x" * 1000))) < 200
 
 
 @pytest.mark.parametrize(("capability", "precisions"), [((7, 5), {"fp16", "fp32"}), ((8, 0), set(gpu.PRECISIONS))])

@@ -11,7 +11,7 @@ from magnet.config import Config
 
 pytestmark = needs_compiler
 # Operations a step at the defaults, the mean over the 8 steps of which one has R1. A change that adds some raises this.
-BUDGET = {"magnet": 650, "gan": 400}
+BUDGET = {"magnet": 650, "gan": 340}
 
 
 @pytest.mark.parametrize("algorithm", BUDGET)
@@ -24,7 +24,7 @@ def test_a_step_stays_within_its_budget_of_operations(algorithm):
         for _ in range(config.r1_every):
             trainer.step()
         launched = gpu.launches.total() / config.r1_every
-    assert 0.9 * BUDGET[algorithm] - 50 < launched <= BUDGET[algorithm]
+    assert 0.9 * BUDGET[algorithm] < launched <= BUDGET[algorithm]
 
 
 @pytest.mark.parametrize("graphs", ["auto", "off"])
@@ -94,7 +94,7 @@ def test_a_step_that_cannot_be_recorded_is_made_one_operation_at_a_time(precisio
             agent.descend = waits
             metrics = [step(trainer) for _ in range(6)]
             found.append((metrics, saved(trainer)))
-            assert trainer.graphs is None or not trainer.graphs.possible and not trainer.graphs.recorded
+            assert trainer.graphs is None or not trainer.graphs.recordable and not trainer.graphs.recorded
             assert gpu.stream == "default"
     assert found[0][0] == found[1][0] and same(found[0][1], found[1][1])
     said = capsys.readouterr().err

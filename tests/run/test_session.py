@@ -10,7 +10,7 @@ from test_train import TINY
 import sample
 import train
 from magnet.run import checkpoint, session
-from magnet.run.session import choose_algorithms
+from magnet.run.session import prepare_device
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
@@ -41,11 +41,11 @@ def before(monkeypatch):
 
 
 def test_a_gpu_is_asked_for_fast_algorithms_unless_deterministic_ones_are_wanted(before):
-    choose_algorithms(small_config(device="cuda", deterministic=True))
+    prepare_device(small_config(device="cuda", deterministic=True))
     asked = {"deterministic": True, "warn_only": True, "filled": False, "cudnn": True, "benchmark": False}
     assert switches() == before | asked | {"cuBLAS": ":4096:8"}
     os.environ.pop(CUBLAS)
-    choose_algorithms(small_config(device="cuda"))
+    prepare_device(small_config(device="cuda"))
     assert switches() | {"warn_only": False} == before | {"filled": False, "benchmark": True}
     assert before["TF32"] == (True, False), "PyTorch's own: in convolutions, not in other products"
 
@@ -54,20 +54,20 @@ def test_the_gpu_that_is_named_is_the_current_one(before, monkeypatch):
     asked = []
     monkeypatch.setattr(torch.cuda, "set_device", asked.append)
     for device in ("cpu", "cuda", "cuda:1"):
-        choose_algorithms(small_config(device=device))
+        prepare_device(small_config(device=device))
     assert asked == ["cuda:1"]
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_on_a_cpu_nothing_changes(before, deterministic):
-    choose_algorithms(small_config(device="cpu", deterministic=deterministic))
+    prepare_device(small_config(device="cpu", deterministic=deterministic))
     assert switches() == before
 
 
 @pytest.mark.parametrize("words", [["--dry-run"], ["--steps", "1"]], ids=str)
 def test_the_choice_is_made_once_before_anything_is_on_the_device(place, monkeypatch, words):
     seen, images = [], session.ImageDataset
-    monkeypatch.setattr(session, "choose_algorithms", lambda config: seen.append(config.deterministic))
+    monkeypatch.setattr(session, "prepare_device", lambda config: seen.append(config.deterministic))
     monkeypatch.setattr(session, "ImageDataset", lambda *args: seen.append("images") or images(*args))
     assert train.main([*TINY, *words, "--deterministic"]) == 0
     assert seen == [True, "images"]

@@ -57,7 +57,7 @@ def test_fp16_learns_all_networks_and_all_numbers_stay_finite(changes):
 
 @pytest.mark.parametrize("changes", [{}, R1, {"r2": 0.1}, {"gradient_penalty": 1.0}, {"algorithm": "gan"}], ids=str)
 def test_the_first_gradients_are_those_of_float32(changes):
-    """By the norms: in fp16 of a scale that does not overflow, by which the gradients are divided again."""
+    """The norms agree: at a scale of 64 nothing overflows, and the gradients are divided by it before their norm."""
     expected, scaled = (new_trainer(precision=one, **changes) for one in ("fp32", "fp16"))
     set_scale(scaled, 64.0)
     expected, found = run(expected, 1)[0], run(scaled, 1)[0]

@@ -1,4 +1,4 @@
-"""A process apart for work that may spoil its process, as an error of CUDA does; what fails is told in a line."""
+"""A process for work that may spoil it, as an error of CUDA does; what fails is told in a line."""
 
 import gc
 import sys
@@ -10,21 +10,21 @@ from multiprocessing import get_context
 from magnet.support.errors import one_line
 
 
-def said(error: Exception) -> str:
+def failure(error: Exception) -> str:
     """An error in one line of a table."""
     text = str(error).strip().splitlines() or [""]
     return one_line(f"failed: {type(error).__name__}: {text[0]:.160}").replace("|", "/")
 
 
 def attempt(work: Callable, arguments: tuple):
-    """The result of `work`, or in a word why it has none. What earlier work left on the GPU is freed before."""
+    """The result of `work`, or the line of `failure`. What earlier work left on the GPU is freed before."""
     gc.collect()
     if "torch" in sys.modules:
         sys.modules["torch"].cuda.empty_cache()  # nothing where CUDA has not begun
     try:
         return work(*arguments)
     except Exception as error:  # whatever it is, the other settings go on
-        return said(error)
+        return failure(error)
 
 
 def prepare(threads: int | None) -> None:
@@ -35,8 +35,8 @@ def prepare(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-class Apart:
-    """Calls functions in a process apart, as a context. After a failure, which may spoil CUDA, it is a fresh one."""
+class Worker:
+    """Calls functions in a process of its own, as a context. After a failure, which may spoil CUDA, it is a new one."""
 
     def __init__(self, threads: int | None = None):
         self.threads, self.pool = threads, None
@@ -48,7 +48,7 @@ class Apart:
         try:
             result = self.pool.submit(attempt, work, arguments).result()
         except BrokenProcessPool as error:
-            result = said(error)
+            result = failure(error)
         if isinstance(result, str):
             self.end()
         return result
@@ -59,7 +59,7 @@ class Apart:
             self.pool.shutdown()
         self.pool = None
 
-    def __enter__(self) -> "Apart":
+    def __enter__(self) -> "Worker":
         return self
 
     def __exit__(self, *_) -> None:
