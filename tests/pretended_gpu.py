@@ -17,7 +17,8 @@ on them (`.item()`, masks, checkpoints, pictures) works. Held to the rules of a 
 * with referee=True each operation runs under FakeTensorMode as well, which has PyTorch's own rules for devices, shapes
   and dtypes
 
-Not seen: whether memory is pinned, what kernels compute (TF32, their choice, determinism), memory, time, streams, several GPUs.
+Not seen: whether memory is pinned, what kernels compute (TF32, their choice, determinism), how much memory and time
+they take, streams, several GPUs.
 
 Shims: torch.cuda's queries and lazy start, torch.Generator, nn.Module.to (parameters are swapped, for `param.data =`
 does not know subclasses), RNNBase.flatten_parameters, pinned memory, the list of types that foreach takes. And one in

@@ -143,8 +143,8 @@ def cudnn_rnn(
 
 
 def cudnn_rnn_backward(
-    func, x, weights, weight_stride0, weight_buf, h, c, out, gradient, h_gradient, c_gradient, mode, hidden, proj, layers,
-    batch_first, dropout, train, bidirectional, batch_sizes, dropout_state, reserve, mask,
+    func, x, weights, weight_stride0, weight_buf, h, c, out, gradient, h_gradient, c_gradient, mode, hidden, proj,
+    layers, batch_first, dropout, train, bidirectional, batch_sizes, dropout_state, reserve, mask,
 ):  # fmt: skip
     """aten._cudnn_rnn_backward."""
     if not train:

@@ -94,7 +94,7 @@ class StepGraphs:
     def prepare(self, batch, act: Callable, learn: Callable) -> tuple:
         """Counts the step, records its kind if it is due, loads its inputs.
 
-        Returns the batch to go on with, and what acts and what learns on it: graphs, or the trainer's `act` and `learn`.
+        Returns the batch to go on with, and what acts and learns on it: graphs, or the trainer's `act` and `learn`.
         """
         kind = (batch.r1, len(batch.state))  # the first steps, of an empty replay buffer, have fewer rows
         if self.recordable and kind not in self.recorded:
