@@ -69,10 +69,7 @@ def shown(figure: dict[str, float], unit: float = 1, digits: int = 2) -> str:
 
 
 def flops(work: Callable) -> Counter:
-    """Floating-point operations of the convolutions and matrix products in `work`, by operator.
-
-    An LSTM that the library computes in one piece is not among them.
-    """
+    """Floating-point operations of the convolutions and matrix products in `work`, by operator."""
     counted = Counter()
 
     class Count(TorchDispatchMode):  # FlopCounterMode itself fails where autograd.grad asks for a network's input

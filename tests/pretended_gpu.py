@@ -4,14 +4,13 @@
         train.main(["--device", "cuda", ...])          # or a trainer of one's own, with torch.device("cuda")
     gpu.launches.total(), gpu.waits                     # operations launched, places where the CPU waited for the GPU
 
-A pretended tensor says that it lies on cuda:0, to PyTorch's C++ as well: autocast, cuDNN's LSTM and BatchNorm and the
-CUDA branches of Python code are chosen as on a GPU. Its numbers lie on the CPU and are computed there, so what depends
-on them (`.item()`, masks, checkpoints, pictures) works. Held to the rules of a GPU are:
+A pretended tensor says that it lies on cuda:0, to PyTorch's C++ as well: autocast, the fused LSTM cell, cuDNN's
+BatchNorm and the CUDA branches of Python code are chosen as on a GPU. Its numbers lie on the CPU and are computed
+there, so what depends on them (`.item()`, masks, checkpoints, pictures) works. Held to the rules of a GPU are:
 
 * tensors that meet lie on one device (0-dimensional CPU tensors may join pointwise operations, CPU indices index)
 * random generators lie where the numbers are drawn, and have CUDA's state of 16 bytes
 * fused Adam: parameters, gradients, moments and step counters on the GPU, alike in dtype and in strides
-* cuDNN's LSTM: weights in one block (else its warning), backward in training mode alone and once differentiable
 * Python's `numpy()` on a CUDA tensor raises
 * CUDA graphs (pretended_graphs.py)
 * with referee=True each operation runs under FakeTensorMode as well, which has PyTorch's own rules for devices, shapes
@@ -21,9 +20,9 @@ Not seen: whether memory is pinned, what kernels compute (TF32, their choice, de
 they take, streams, several GPUs.
 
 Shims: torch.cuda's queries and lazy start, torch.Generator, nn.Module.to (parameters are swapped, for `param.data =`
-does not know subclasses), RNNBase.flatten_parameters, pinned memory, the list of types that foreach takes. And one in
-C++: autograd asks a CUDA build without a GPU for its primary context and fails; `quiet_hooks` makes the answer "none".
-It needs a C++ compiler (3 seconds): `needs_compiler` skips tests where there is none.
+does not know subclasses), pinned memory, the list of types that foreach takes. And one in C++: autograd asks a CUDA
+build without a GPU for its primary context and fails; `quiet_hooks` makes the answer "none". It needs a C++
+compiler (3 seconds): `needs_compiler` skips tests where there is none.
 """
 
 import contextlib
@@ -49,8 +48,6 @@ from pretended_tensors import (
     EMULATED,
     Pretended,
     check_fused,
-    chosen_lstm,
-    flatten_parameters,
     kernels,
     module_to,
 )
@@ -65,7 +62,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ 
 # Operations that launch nothing, beside views.
 NO_LAUNCH = {
     "empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "detach", "alias", "lift_fresh",
-    "_unsafe_view", "_reshape_alias", "is_same_size", "set_", "resize_", "is_pinned", "_cudnn_rnn_flatten_weight",
+    "_unsafe_view", "_reshape_alias", "is_same_size", "set_", "resize_", "is_pinned",
 }  # fmt: skip
 DRAWS = {"randn", "rand", "randint", "randperm", "normal_", "uniform_", "random_", "bernoulli", "bernoulli_", "normal"}
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal", "bincount"}
@@ -230,7 +227,6 @@ class PretendedGPU(TorchDispatchMode):
             self.owned.enter_context(mock.patch.object(torch.cuda, name, lambda *_, answer=answer, **__: answer))
         patches = [
             (torch, "Generator", Generator), (nn.Module, "to", module_to),
-            (nn.modules.rnn.RNNBase, "flatten_parameters", flatten_parameters), (torch._VF, "lstm", chosen_lstm),
             (torch.utils._foreach_utils, "_foreach_supported_types", [Tensor, Pretended]),
             (torch.cuda, "is_current_stream_capturing", lambda: self.recording is not None),
             (torch.cuda, "current_stream", lambda: self.stream), (torch.cuda, "stream", self.on_stream),

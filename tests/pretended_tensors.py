@@ -1,8 +1,5 @@
 """The tensors of the pretended GPU (pretended_gpu.py), and what stands in there for cuDNN and for CUDA's own checks."""
 
-import warnings
-from concurrent.futures import ThreadPoolExecutor
-
 import torch
 from torch import Tensor, nn
 
@@ -50,11 +47,7 @@ def kernels(name: str, args) -> int:
         return sum(bool(x) for x in args[-1])
     if name in ("native_batch_norm", "cudnn_batch_norm", "native_batch_norm_backward", "cudnn_batch_norm_backward"):
         return 2
-    if name == "_cudnn_rnn":
-        return 8
-    if name == "_cudnn_rnn_backward":
-        return 16
-    if name == "_foreach_norm":
+    if name in ("_foreach_norm", "_thnn_fused_lstm_cell_backward_impl"):
         return 2
     if name == "_fused_adam_":
         return -(-len(args[0]) // 36)
@@ -99,66 +92,27 @@ def module_to(module: nn.Module, *args, **kwargs) -> nn.Module:
 REAL_TO = nn.Module.to
 
 
-def flatten_parameters(rnn: nn.RNNBase) -> None:
-    """RNNBase.flatten_parameters: the weights lie in one block."""
-    weights = rnn._flat_weights
-    if all(isinstance(w, Pretended) for w in weights):
-        block = torch.cat([w.host.flatten() for w in weights]).split([w.numel() for w in weights])
-        for w, part in zip(weights, block, strict=True):
-            w.host = part.view(w.shape)
+def lstm_cell(func, input_gates, hidden_gates, cx, input_bias, hidden_bias):
+    """aten._thnn_fused_lstm_cell, which CUDA has and the CPU has not: h, c, and the gates for the backward pass."""
+    i, f, g, o = (input_gates + input_bias + hidden_gates + hidden_bias).chunk(4, dim=1)
+    i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+    c = f * cx + i * g
+    return o * c.tanh(), c, torch.cat([i, f, g, o], dim=1)
 
 
-def chosen_lstm(x, state, weights, has_biases, layers, dropout, train, bidirectional, batch_first):
-    """torch._VF.lstm: cuDNN's where CUDA would choose it (the choice itself asks the driver)."""
-    words = (x, state, weights, has_biases, layers, dropout, train, bidirectional, batch_first)
-    if not isinstance(x, Pretended) or x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return REAL_LSTM(*words)
-    return aten._cudnn_rnn.default(
-        x, weights, 4 if has_biases else 2, None, *state, 2, state[0].shape[2], 0, layers, batch_first, dropout, train,
-        bidirectional, [], None,
-    )[:3]  # fmt: skip
-
-
-REAL_LSTM = torch._VF.lstm
-
-
-def lstm(weights, weight_stride0, x, h, c, layers, batch_first, dropout, train, bidirectional):
-    """An LSTM on the CPU: output, h and c."""
-    has_biases = weight_stride0 == 4
-    return REAL_LSTM(x, (h, c), weights, has_biases, layers, dropout, train, bidirectional, batch_first)
-
-
-def cudnn_rnn(
-    func, x, weights, weight_stride0, weight_buf, h, c, mode, hidden, proj, layers, batch_first, dropout, train,
-    bidirectional, batch_sizes, dropout_state,
-):  # fmt: skip
-    """aten._cudnn_rnn."""
-    if len({w.untyped_storage()._cdata for w in weights}) > 1:
-        warnings.warn("RNN module weights are not part of single contiguous chunk of memory.", stacklevel=2)
-    for one in (x, h, c):
-        if not one.is_contiguous():
-            raise RuntimeError("rnn: hx is not contiguous")
-    out, h, c = lstm(weights, weight_stride0, x, h, c, layers, batch_first, dropout, train, bidirectional)
-    return out, h, c, torch.empty(0, dtype=torch.uint8), torch.empty(0)
-
-
-def cudnn_rnn_backward(
-    func, x, weights, weight_stride0, weight_buf, h, c, out, gradient, h_gradient, c_gradient, mode, hidden, proj,
-    layers, batch_first, dropout, train, bidirectional, batch_sizes, dropout_state, reserve, mask,
-):  # fmt: skip
-    """aten._cudnn_rnn_backward."""
-    if not train:
-        raise RuntimeError("cudnn RNN backward can only be called in training mode")
-
-    def gradients() -> tuple[Tensor, ...]:
-        inputs = [one.detach().requires_grad_() for one in (x, h, c, *weights)]
-        outs = lstm(inputs[3:], weight_stride0, *inputs[:3], layers, batch_first, dropout, train, bidirectional)
-        above = zip(outs, (gradient, h_gradient, c_gradient), strict=True)
-        return torch.autograd.grad(outs, inputs, [torch.zeros_like(o) if s is None else s for o, s in above])
-
-    with ThreadPoolExecutor(1) as elsewhere:  # a thread that has neither modes nor autograd's present state
-        found = elsewhere.submit(gradients).result()
-    return found[0], found[1], found[2], list(found[3:])
+def lstm_cell_backward(func, h_gradient, c_gradient, cx, c, gates, has_bias):
+    """aten._thnn_fused_lstm_cell_backward_impl: the gradients at the gates' sums, at cx and at a bias."""
+    i, f, g, o = gates.chunk(4, dim=1)
+    h_gradient = torch.zeros_like(c) if h_gradient is None else h_gradient
+    along = h_gradient * o * (1 - c.tanh().square()) + (0 if c_gradient is None else c_gradient)
+    parts = [
+        along * g * i * (1 - i),
+        along * cx * f * (1 - f),
+        along * i * (1 - g * g),
+        h_gradient * c.tanh() * o * (1 - o),
+    ]
+    gradient = torch.cat(parts, dim=1)
+    return gradient, along * f, gradient.sum(dim=0)
 
 
 def batch_norm(func, x, weight, bias, mean, variance, training, momentum, eps):
@@ -174,6 +128,6 @@ def batch_norm_backward(func, x, gradient, weight, mean, variance, save_mean, sa
 
 
 EMULATED = {
-    "_cudnn_rnn": cudnn_rnn, "_cudnn_rnn_backward": cudnn_rnn_backward, "cudnn_batch_norm": batch_norm,
-    "cudnn_batch_norm_backward": batch_norm_backward,
+    "_thnn_fused_lstm_cell": lstm_cell, "_thnn_fused_lstm_cell_backward_impl": lstm_cell_backward,
+    "cudnn_batch_norm": batch_norm, "cudnn_batch_norm_backward": batch_norm_backward,
 }  # fmt: skip

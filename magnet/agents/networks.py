@@ -17,7 +17,15 @@ import torch
 from torch import nn
 
 from magnet.agents.batch import Discrimination
-from magnet.agents.layers import BatchNorm1d, BatchNorm2d, Convolutions, feature_maps, image_stack, point_stack
+from magnet.agents.layers import (
+    BatchNorm1d,
+    BatchNorm2d,
+    Convolutions,
+    WideLinear,
+    feature_maps,
+    image_stack,
+    point_stack,
+)
 
 
 def initialise(module: nn.Module) -> None:
@@ -41,7 +49,7 @@ class GeneratorActor(nn.Module):
         super().__init__()
         self.stack = stack
         self.embed = nn.Linear(features, nz)
-        self.lstm = nn.LSTM(nz, hidden, layers)
+        self.lstm = nn.ModuleList(nn.LSTMCell(hidden if layer else nz, hidden) for layer in range(layers))
         self.action = nn.Linear(hidden, nz)
         # No gain and no bias: each coordinate of z has mean 0 and variance 1 over the batch, as noise N(0, I) has.
         # Its deviation starts at about 0.003 on pictures and at 2e-5 on points, so eps is small.
@@ -59,11 +67,13 @@ class GeneratorActor(nn.Module):
 
     def act(self, state: torch.Tensor, recurrent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """As `forward`; and the embedding of the state (B, nz), which is the LSTM's input and G_c's."""
-        h, c = recurrent.permute(1, 2, 0, 3).contiguous()  # each (layers, B, hidden)
-        embedding = self.embed(self.stack(state))
-        out, (h, c) = self.lstm(embedding.unsqueeze(0), (h, c))  # a sequence of one state
-        z = self.normalise(self.action(out.squeeze(0)))
-        return z, torch.stack([h, c]).permute(2, 0, 1, 3), embedding
+        h = embedding = self.embed(self.stack(state))
+        memory = []
+        for layer, cell in enumerate(self.lstm):
+            h, c = cell(h, recurrent[:, :, layer].unbind(dim=1))  # each (B, hidden)
+            memory += [h, c]
+        memory = torch.stack(memory, dim=1).unflatten(1, (-1, 2)).transpose(1, 2)
+        return self.normalise(self.action(h)), memory, embedding
 
 
 class Generator(nn.Module):
@@ -139,8 +149,8 @@ class Critic(nn.Module):
     def __init__(self, observation: int, action: int, hidden: int = 128):
         """How many features either has."""
         super().__init__()
-        self.embed = nn.Linear(observation, hidden)
-        self.embed_action = nn.Sequential(nn.Linear(action, hidden), nn.SiLU())
+        self.embed = WideLinear(observation, hidden)
+        self.embed_action = nn.Sequential(WideLinear(action, hidden), nn.SiLU())
         self.head = nn.Sequential(
             nn.Linear(2 * hidden, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 1)
         )

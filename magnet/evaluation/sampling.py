@@ -36,8 +36,6 @@ def in_float32(network: nn.Module) -> nn.Module:
             module.alone = True
         elif isinstance(module, Convolutions):
             module.dtype = torch.float32
-        elif isinstance(module, nn.LSTM):
-            module.flatten_parameters()  # a copy's weights lie scattered, which cuDNN warns of
     return network
 
 

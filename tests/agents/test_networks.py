@@ -5,6 +5,7 @@ import torch
 from conftest import small_config
 from torch import nn
 
+from magnet.agents.layers import WideLinear
 from magnet.agents.networks import Critic, DiscriminatorActor, Generator, GeneratorActor, feature_maps, image_stack
 
 B, WIDTH, NZ = 4, 4, 6
@@ -174,21 +175,24 @@ def test_each_row_has_its_own_memory():
     assert differs.tolist() == [False, True, False, False]
 
 
-def test_memory_goes_through_torchs_own_lstm():
+def test_memory_is_that_of_torchs_lstm():
     actor = GeneratorActor(*image_stack(32, WIDTH), NZ).eval()
     state, recurrent = pictures(), torch.randn(B, 2, 2, 128)
+    lstm = nn.LSTM(NZ, 128, 2)
+    lstm.load_state_dict({f"{n}_l{i}": p for i, cell in enumerate(actor.lstm) for n, p in cell.named_parameters()})
     seen = actor.embed(actor.stack(state))[None]
-    _, (h, c) = actor.lstm(
+    out, (h, c) = lstm(
         seen, (recurrent[:, 0].transpose(0, 1).contiguous(), recurrent[:, 1].transpose(0, 1).contiguous())
     )
-    returned = actor(state, recurrent)[1]
+    action, returned = actor(state, recurrent)
+    torch.testing.assert_close(action, actor.normalise(actor.action(out[0])))
     torch.testing.assert_close(returned[:, 0].transpose(0, 1), h)
     torch.testing.assert_close(returned[:, 1].transpose(0, 1), c)
 
 
 def test_what_g_a_sees_is_what_its_lstm_is_shown():
     actor, shown = GeneratorActor(*image_stack(32, WIDTH), NZ), []
-    actor.lstm.register_forward_hook(lambda _, inputs, __: shown.append(inputs[0][0]))
+    actor.lstm[0].register_forward_hook(lambda _, inputs, __: shown.append(inputs[0]))
     *others, seen = actor.act(pictures(), actor.initial_recurrent_state(B))
     assert torch.equal(seen, shown[0]) and len(others) == 2
 
@@ -205,7 +209,7 @@ def test_d_as_logits_and_classes_are_linear_in_the_features_that_critics_see():
 @pytest.mark.parametrize(("features", "actions"), [(NZ, 256), (256, 2)])
 def test_a_critics_value_by_hand(features, actions):
     critic = Critic(features, actions)
-    assert {type(layer) for layer in critic.modules()} == {Critic, nn.Sequential, nn.Linear, nn.SiLU}
+    assert {type(layer) for layer in critic.modules()} == {Critic, nn.Sequential, nn.Linear, WideLinear, nn.SiLU}
     w = dict(critic.named_parameters())
     seen, action = torch.randn(B, features), torch.randn(B, actions)
 
@@ -232,11 +236,12 @@ def test_what_follows_the_convolutions_is_float32(dtype):
     features = {name: five[name].stack(state) for name in ("G_a", "D_a")}
     assert all(torch.equal(f, f.to(dtype).float()) for f in features.values()), "computed in it"
 
-    h, c = recurrent.permute(1, 2, 0, 3).contiguous()
     assert torch.equal(seen, five["G_a"].embed(features["G_a"]))
-    out, (h, c) = five["G_a"].lstm(seen[None], (h, c))
-    assert torch.equal(action, five["G_a"].normalise(five["G_a"].action(out[0])))
-    assert torch.equal(next_memory, torch.stack([h, c]).permute(2, 0, 1, 3))
+    first, second = five["G_a"].lstm
+    one = first(seen, (recurrent[:, 0, 0], recurrent[:, 1, 0]))
+    two = second(one[0], (recurrent[:, 0, 1], recurrent[:, 1, 1]))
+    assert torch.equal(action, five["G_a"].normalise(five["G_a"].action(two[0])))
+    assert torch.equal(next_memory, torch.stack([torch.stack(one, dim=1), torch.stack(two, dim=1)], dim=2))
     assert torch.equal(discriminated, features["D_a"])
     assert torch.equal(logits, five["D_a"].logit(discriminated).squeeze(1))
     assert torch.equal(classes, five["D_a"].classifier(discriminated))

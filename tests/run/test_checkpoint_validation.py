@@ -340,7 +340,7 @@ def test_the_programs_say_so_in_one_sentence_and_leave_the_run_as_it_was(place, 
     folder = place / "models" / "run" / "checkpoints"
     for path in folder.glob("*.pt"):
         state = checkpoint.load(path)
-        state["trainer"]["agents"]["generator"]["targets"]["actor"]["lstm.bias_hh_l1"] = torch.zeros(7)
+        state["trainer"]["agents"]["generator"]["targets"]["actor"]["lstm.1.bias_hh"] = torch.zeros(7)
         path.write_bytes(packed(state))
     before = {p: p.read_bytes() for p in (place / "models").rglob("*") if p.is_file()}
     for program, arguments in (
@@ -351,7 +351,7 @@ def test_the_programs_say_so_in_one_sentence_and_leave_the_run_as_it_was(place, 
         capsys.readouterr()
         assert program.main(arguments) == 2
         error = capsys.readouterr().err.strip().splitlines()[-1]
-        wrong = "generator.targets.actor.lstm.bias_hh_l1 is float32 (7,), not float32 (512,)"
+        wrong = "generator.targets.actor.lstm.1.bias_hh is float32 (7,), not float32 (512,)"
         assert "000002.pt" in error and wrong in error
     assert before == {p: p.read_bytes() for p in (place / "models").rglob("*") if p.is_file()}
     assert sorted(p.name for p in place.iterdir()) == ["data", "faces", "models"]

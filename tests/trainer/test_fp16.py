@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
 from magnet.agents import agent as agents
+from magnet.agents.layers import WideLinear
 from magnet.config import Config, settle
 from magnet.evaluation.sampling import FixedGrids
 from magnet.game import returns
@@ -178,11 +179,15 @@ def test_the_convolutions_alone_compute_in_float16():
     for agent in trainer.agents:
         for network in agent.networks.values():
             for layer in network.modules():
-                if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.LSTM)):
+                if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.LSTMCell)):
                     layer.register_forward_hook(
                         lambda layer, _, out: seen.add((type(layer), (out[0] if type(out) is tuple else out).dtype))
                     )
     _, batch = step_and_batch(trainer)
     half, full = torch.float16, torch.float32
-    assert seen == {(nn.Conv2d, half), (nn.ConvTranspose2d, half), (nn.Linear, full), (nn.LSTM, full)}
+    assert seen == {
+        (nn.Conv2d, half),
+        (nn.ConvTranspose2d, half),
+        *((kind, full) for kind in (nn.Linear, WideLinear, nn.LSTMCell)),
+    }
     assert batch.images[0].dtype == batch.outputs[0][0].logits.dtype == full
