@@ -14,7 +14,7 @@ from magnet.run.checkpoint_validation import first_fault, refuse
 from magnet.support.atomic_files import remove_abandoned, write_atomically
 from magnet.support.errors import Diverged, UserError
 
-FORMAT, VERSION = "magnet-checkpoint", 1
+FORMAT, VERSION = "magnet-checkpoint", 2  # raise it when networks change their names or shapes
 WEIGHTS = "magnet-weights"  # the format of exported weights (exported.py), which no run goes on from
 OUTERMOST = {  # the form of a checkpoint's own items (checkpoint_validation.py)
     "format": str, "version": int, "config": dict, "faces": str,
