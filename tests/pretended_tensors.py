@@ -1,4 +1,4 @@
-"""The tensors of the pretended GPU (pretended_gpu.py), and what stands in there for cuDNN and for CUDA's own checks."""
+"""The tensors of the pretended GPU (pretended_gpu.py), and what stands for cuDNN, CUDA's LSTM cell and its checks."""
 
 import torch
 from torch import Tensor, nn

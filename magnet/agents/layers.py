@@ -66,7 +66,7 @@ class Normalise(torch.autograd.Function):
 
 
 class WideLinear(nn.Linear):
-    """nn.Linear for many inputs and few rows: PyTorch's takes 2 to 3 times as long on a CPU (docs/performance.md)."""
+    """nn.Linear for 2,048 inputs and 16 or 32 rows: PyTorch's takes 2 to 3 times as long (docs/performance.md)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (B, in) -> (B, out), as (W x^T + b)^T."""

@@ -70,7 +70,7 @@ def load(path: Path, formats: tuple[str, ...] = (FORMAT,)) -> dict:
     if not isinstance(kind, str) or kind not in formats:
         raise UserError(f"{path} is not a checkpoint of MAGNET; give a file that train.py wrote.")
     if isinstance(version, int) and version != VERSION:
-        raise UserError(f"{path} is of version {version}, this program reads {VERSION}; use the other release.")
+        raise UserError(f"{path} is of version {version}, this program reads {VERSION}; use the commit that wrote it.")
     refuse(path, first_fault(contents, OUTERMOST, ""))
     return contents
 

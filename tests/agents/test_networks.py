@@ -197,6 +197,19 @@ def test_what_g_a_sees_is_what_its_lstm_is_shown():
     assert torch.equal(seen, shown[0]) and len(others) == 2
 
 
+def test_a_wide_linear_layer_is_a_linear_one_with_its_gradients():
+    wide, plain = WideLinear(7, 3), nn.Linear(7, 3)
+    plain.load_state_dict(wide.state_dict())
+    found = []
+    for layer in (wide, plain):
+        x = torch.linspace(-1, 1, 28).view(4, 7).requires_grad_()
+        out = layer(x)
+        (gradient,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+        gradient.square().sum().backward()
+        found.append((out, gradient, x.grad, layer.weight.grad, layer.bias.grad))
+    torch.testing.assert_close(found[0], found[1])
+
+
 def test_d_as_logits_and_classes_are_linear_in_the_features_that_critics_see():
     actor, images = DiscriminatorActor(*image_stack(32, WIDTH), classes=3), pictures()
     features, logits, classes = actor.discriminate(images)
