@@ -31,7 +31,7 @@ def start(given: dict, commands: argparse.Namespace, owned: ExitStack) -> int:
 
     owned: where the run's lock is held.
     """
-    from magnet.run.session import build, follow, load_pixels, trial
+    from magnet.run.session import build, follow, load_pixels, load_reward, trial
     from magnet.run.summary import summary
     from magnet.run.timing import described, shorter, total_steps
     from magnet.support import distributed
@@ -41,14 +41,14 @@ def start(given: dict, commands: argparse.Namespace, owned: ExitStack) -> int:
     flags = None if commands.resume or commands.config or commands.preset != "default" else given
 
     # Data
-    pixels = load_pixels(config)
+    pixels, extra = load_pixels(config), load_reward(config, PARAMETERS | given)
     print(summary(config, len(pixels)))
     if commands.dry_run:
-        print(trial(config, pixels, saved["trainer"]["steps"] if saved else 0, flags))
+        print(trial(config, pixels, extra, saved["trainer"]["steps"] if saved else 0, flags))
         return 0
 
     # Trainer
-    trainer, evaluation = build(config, pixels, path, saved)
+    trainer, evaluation = build(config, pixels, extra, path, saved)
     del saved  # as large as the trainer
     distributed.refuse_differing(images=trainer.faces.fingerprint, checkpoint=trainer.steps)
     total = total_steps(config, trainer.steps_per_epoch)
@@ -69,6 +69,7 @@ def start(given: dict, commands: argparse.Namespace, owned: ExitStack) -> int:
 
 def settings(given: dict, commands: argparse.Namespace, owned: ExitStack) -> tuple[Config, Path | None, dict | None]:
     """The config of the run; of one that goes on also its last checkpoint's path and contents. Raises UserError."""
+    from magnet.run.initial_networks import with_sizes_of_init
     from magnet.run.logger import sole_owner
     from magnet.run.session import folder_of, parameters_of, resumed
     from magnet.run.summary import changed, refuse_too_large
@@ -83,6 +84,8 @@ def settings(given: dict, commands: argparse.Namespace, owned: ExitStack) -> tup
     else:
         base = parameters_of(commands.config) if commands.config else PRESETS[commands.preset]
         config = complete({key: PARAMETERS[key] for key in PARAMETERS.keys() - base.keys()} | given, base)
+        if config.init:
+            config = with_sizes_of_init(config, PARAMETERS | given)
     check(config)
     config = settle(config)
     distributed.refuse_uneven(config)

@@ -43,12 +43,25 @@ class Config:
     hold_out: float = parameter(
         0.0, "share of the images that training never sees, chosen by their names [D]", low=0, high=0.5
     )
+    init: str = parameter(
+        "", "begin with the networks of a run, a checkpoint or exported weights, as models/celeba-64.pt, with their "
+        "image size, width and nz; all else is new", old="",
+    )  # fmt: skip
     algorithm: str = parameter("magnet", "magnet, or gan: G and D_a alone, z from noise", choices=("magnet", "gan"))
     generators: int = parameter(1, "N, generator agents, which all act on the same states", low=1, high=64)
     discriminators: int = parameter(1, "M, discriminator agents, which all classify all images", low=1, high=64)
     returns: str = parameter(
         "log", "the players' rewards (magnet/game/returns.py)",
         choices=("log", "minimax", "hinge", "least-squares", "wasserstein", "relativistic"),
+    )  # fmt: skip
+    extra_reward: str = parameter(
+        "", "what the generators earn beside log D_a: resemble, jpeg, incompressible, smile, or a file with a function "
+        "reward(states, images), which is executed (magnet/game/extra_rewards.py)", old="",
+    )  # fmt: skip
+    extra_weight: float = parameter(1.0, "weight of the extra reward, in its deviations", low=0, high=1e6, old=1.0)
+    extra_to: str = parameter(
+        "both", "who follows the extra reward: both G_a and G, or the policy G_a alone", choices=("both", "policy"),
+        old="both",
     )  # fmt: skip
     specialise: float = parameter(0.0, "weight of the generators' return for being classified rightly", low=0, high=1e6)
     image_size: int = parameter(64, "S, side of all images in pixels; points have none [M]", choices=(32, 64, 128))
@@ -137,7 +150,7 @@ def agent_names(config) -> tuple[list[str], list[str]]:
 
 FREE_ON_RESUME = {
     "data", "epochs", "steps", "device", "sample_every", "checkpoint_every", "keep", "evaluate_every", "patience",
-    "cuda_graphs", "deterministic", "lr",  # the game stays: a run that diverged can go on with a lower one
+    "cuda_graphs", "deterministic", "extra_reward", "lr",  # the game stays: a run that diverged can go on with a lower one
 }  # fmt: skip
 
 PRESETS = {
@@ -187,6 +200,10 @@ def check(config: Config) -> None:
         raise UserError(f"--name is {config.name!r}, but must be 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-'.")
     if config.gamma and (config.algorithm == "gan" or config.lambda_generator == config.lambda_discriminator == 1):
         raise UserError(f"--gamma {config.gamma:g} is for critics, and this game has none: give --gamma 0.")
+    if config.extra_reward and config.algorithm == "gan":
+        raise UserError("--extra-reward is for critics and a policy, and a plain GAN has neither: drop --algorithm gan.")
+    if config.extra_reward and config.points:
+        raise UserError(f"--extra-reward judges pictures, and --data {config.data} has none: drop one of the two.")
     if config.generators == 1 and config.specialise:
         raise UserError(f"--specialise {config.specialise:g} is for several generators: give --generators 2 or more.")
     if config.returns == "wasserstein" and not (config.gradient_penalty or config.spectral_norm):
@@ -203,7 +220,7 @@ def check(config: Config) -> None:
         raise UserError(
             f"--replay-fraction {config.replay_fraction} leaves {new} of {config.batch_size} rows; give less."
         )
-    if replayed and config.replay_size < new:
+    if (replayed or config.extra_reward) and config.replay_size < new:
         raise UserError(f"--replay-size is {config.replay_size}, but one step stores {new} transitions; give more.")
 
 
@@ -217,8 +234,10 @@ def without_effect(config: Config) -> set[str]:
         idle |= set(OF_THE_POLICY.split())
     if not config.r1:
         idle.add("r1_every")
-    if not config.replay_fraction:
+    if not config.replay_fraction and not config.extra_reward:
         idle.add("replay_size")
+    if not config.extra_reward:
+        idle |= {"extra_weight", "extra_to"}
     if config.points:
         idle.add("image_size")
     if config.data == "synthetic":

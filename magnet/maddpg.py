@@ -17,7 +17,8 @@
      15    the targets                                                                learn; update_targets in agent.py
 
 The replay buffer stores the environment's `fields` (which images a transition is made of), the recurrent states before
-the action and the generated images. Rewards are not stored: they are those of the present networks.
+the action and the generated images. Rewards by D_a are not stored: they are those of the present networks. Extra
+rewards (game/extra_rewards.py) are, one step after their images: by then they are known without waiting for a GPU.
 
 `act` and `learn` are tensor operations on fixed shapes, without a number that changes from step to step: on a GPU they
 are recorded as CUDA graphs. What is not so is in `collect` and `play`: the environment and the buffer.
@@ -61,7 +62,7 @@ class MADDPG:
         self.replayed_rows = config.batch_size - environment.batch  # of all processes
         recurrent = self.generators[0].initial_recurrent_state(1).shape[1:]
         self.replay = ReplayBuffer(
-            config.replay_size if self.replayed_rows else 0,
+            config.replay_size if self.replayed_rows or config.extra_reward else 0,
             environment.fields | {
                 "recurrent": ((config.generators, *recurrent), torch.float32),
                 "image": ((config.generators, *config.shape), self.faces.stored),
@@ -113,9 +114,31 @@ class MADDPG:
         state = torch.cat([self.observations[self.generators[0].name], state])
         real = torch.cat([self.observations[self.discriminators[0].name], real])
         recurrent = torch.cat([local_rows(self.recurrent), replayed["recurrent"]])
+        rewarded = self.collect_rewarded() if self.config.extra_reward else {}
         r1 = 0.0 if self.steps % self.config.r1_every else self.config.r1 * self.config.r1_every
         real.requires_grad_(r1 > 0)
-        return Batch(self.new_rows, replayed, state, real, r1, recurrent, replayed["image"])
+        return Batch(self.new_rows, replayed, state, real, r1, recurrent, replayed["image"], rewarded)
+
+    def collect_rewarded(self) -> dict[str, Tensor]:
+        """Line 10 for the reward critics: the last step's transitions, and a batch of replayed ones (Batch.rewarded)."""
+        self.complete_rewards()
+        if not len(self.replay):
+            return {}
+        latest, replayed = self.replay.latest(self.environment.batch), self.replay.sample(self.config.batch_size)
+        rows = {name: torch.cat([local_rows(latest[name]), local_rows(replayed[name])]) for name in latest}
+        rewarded = {
+            "state": self.environment.recall(rows)[0], "image": self.faces.unpack(rows["image"]),
+            "extra": rows["extra"], "reward": self.environment.scale.standardise(rows["extra"]),
+        }  # fmt: skip
+        if self.config.gamma:
+            rewarded |= {"next_state": self.environment.following(rows)[0], "recurrent": rows["recurrent"]}
+        return rewarded
+
+    def complete_rewards(self) -> None:
+        """Stores the extra rewards of the last step, which a GPU has copied by now. Raises UserError."""
+        rewards = self.environment.extra_rewards()
+        if rewards is not None:
+            self.replay.complete({"extra": rewards})
 
     def act(self, batch: Batch) -> None:
         """Line 5: each agent selects its action. Replayed rows act anew, by the present policies."""
@@ -137,13 +160,13 @@ class MADDPG:
         actions = {agent.name: images[:, i] for i, agent in enumerate(self.generators)}
         for agent, outputs in zip(self.discriminators, batch.outputs, strict=True):
             actions[agent.name] = torch.stack([one.logits.detach()[: batch.new] for one in outputs])
-        observations, rewards, _, truncated, transitions = self.environment.step(actions)
+        observations, rewards, _, truncated, transitions = self.environment.step(actions, wait=False)
         batch.transitions = {
             name: torch.cat([local_rows(rows), batch.transitions[name]]) for name, rows in transitions.items()
         }
         if self.config.gamma:
             batch.following = self.environment.following(batch.transitions)
-        if self.replayed_rows:
+        if self.replay.capacity:
             images = all_gather_rows(self.faces.pack(images))
             self.replay.add(transitions | {"recurrent": self.recurrent, "image": images})
         if all(truncated.values()):
@@ -192,6 +215,8 @@ class MADDPG:
 
     def state_dict(self) -> dict:
         """Everything that the coming steps depend on: plain types and live tensors, to be written before the next."""
+        if self.config.extra_reward:
+            self.complete_rewards()
         return {
             "agents": {agent.name: agent.state_dict() for agent in self.agents},
             "environment": self.environment.state_dict(), "replay": self.replay.state_dict(),

@@ -13,6 +13,7 @@ class Act(NamedTuple):
     policy: Tensor | None  # mu(s, h) (B, nz), the policy's own action
     recurrent: Tensor  # the next recurrent state, without a graph
     embedding: Tensor | None  # of the states (B, nz), as the LSTM takes them, without a graph
+    random: Tensor | None = None  # (B, 1) bool, whether the action is noise alone
 
 
 class Discrimination(NamedTuple):
@@ -38,6 +39,10 @@ class Batch:
     r1: float  # weight of R1 in this step; unless it is 0, `real` requires a gradient
     recurrent: Tensor | None = None  # h_t of each generator (B, generators, 2, layers, hidden)
     replayed: Tensor | None = None  # images of the replayed rows (R, generators, 3, S, S), as the buffer keeps them
+    # What the reward critics learn from, R rows whose extra rewards are known, the first `new` of them of the last step:
+    # "state" (R, 3, S, S), "image" (R, generators, 3, S, S), "extra" and, standardised, "reward" (R, generators); with
+    # gamma > 0 "next_state" and "recurrent". Empty without an extra reward, and in a run's first step.
+    rewarded: dict[str, Tensor] = field(default_factory=dict)
     following: tuple[Tensor, Tensor] | None = None  # s_{t+1} and x_{t+1} (B, 3, S, S), once played; None if gamma = 0
     acts: list[Act] = field(default_factory=list)  # G_a's, by the present policy
     images: list[Tensor] = field(default_factory=list)  # G(z) of these actions (B, 3, S, S)

@@ -1,4 +1,7 @@
-"""The generator agent: G_a, the policy, G, which makes images of its actions, and G_c, which values them."""
+"""The generator agent: G_a, the policy, G, which makes images of its actions, and G_c, which values them.
+
+With an extra reward a second critic, Q_r, learns that one.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +30,11 @@ class GeneratorAgent(Agent):
     makers = staticmethod(generator_networks)
     mid_episode: Tensor | None = None  # of exported weights alone: recurrent states for sampling (R, 2, layers, hidden)
 
+    @property
+    def reward_critic(self) -> nn.Module | None:
+        """Q_r, the critic of the extra reward; None without one."""
+        return self.networks.get("reward_critic")
+
     def initial_recurrent_state(self, batch: int) -> Tensor:
         """The recurrent state at the start of an episode: zeros (B, 2, layers, hidden), or (B, 0) of a plain GAN."""
         if "actor" not in self.networks:
@@ -41,18 +49,35 @@ class GeneratorAgent(Agent):
         policy, recurrent, embedding = self.networks["actor"].act(state, recurrent)
         explored = returns.explore(policy, sigma=self.config.exploration, noise=noise)
         random = self.drawn(torch.rand, len(state), 1) < self.config.epsilon
-        return Act(torch.where(random, noise, explored), policy, recurrent.detach(), embedding.detach())
+        return Act(torch.where(random, noise, explored), policy, recurrent.detach(), embedding.detach(), random)
+
+    def update_reward_critic(self, rewarded: dict[str, Tensor], new: int) -> Metrics:
+        """Alg. 1, lines 11 and 12, for Q_r: `rewarded` and `new` as in Batch."""
+        state, image, value = rewarded["state"], rewarded["image"][:, self.index], None
+        if self.config.gamma:  # by the targets, as MADDPG.next_values
+            with torch.no_grad():
+                _, recurrent, _ = self.targets["actor"].act(state, rewarded["recurrent"][:, self.index])
+                action, _, _ = self.targets["actor"].act(rewarded["next_state"], recurrent)
+                value = self.targets["reward_critic"](rewarded["next_state"], self.targets["generator"](action))
+        metrics = self.update_critic(state, image, rewarded["reward"][:, self.index], value, "reward_critic", new)
+        return metrics | {"extra_reward": rewarded["extra"][:new, self.index].mean()}
+
+    def extra_value(self, batch: Batch) -> Tensor:
+        """Q_r at this step's images beside their states: (B,), with the graph of the images."""
+        return self.reward_critic(batch.state, batch.images[self.index])
 
     def update(self, batch: Batch, discriminators: list[nn.Module]) -> Metrics:
         """Critic, then actor: G_a and G ascend Q at the explored actions (at lambda > 0 the return as well).
 
-        Rows whose action is noise alone teach G only. discriminators: the M D_a's, which have learned from `batch`.
+        Rows whose action is noise alone teach G only, by log D_a: their images cannot answer a state. discriminators: the M D_a's, which have learned from `batch`.
         """
         config, metrics, kind = self.config, {}, returns.return_of(self.config.returns)
         policy, embedding = batch.acts[self.index].policy, batch.acts[self.index].embedding
         if self.critic:
             played = image_features(batch.outputs, self.index).detach()
             metrics = self.update_critic(embedding, played, batch.rewards[self.name], batch.next_values[self.name])
+        if batch.rewarded:
+            metrics |= self.update_reward_critic(batch.rewarded, batch.new)
         outputs = [discriminator.discriminate(batch.images[self.index]) for discriminator in discriminators]
         features, logits, classes = zip(*outputs, strict=True)
         beside = None  # the logits of D_a, which has learned meanwhile, on the real images
@@ -72,11 +97,18 @@ class GeneratorAgent(Agent):
             classified = torch.stack([returns.classification_return(c, self.index) for c in classes]).mean()
             loss = loss - config.specialise * classified
             metrics["classification"] = classified.detach()
+        if self.reward_critic and config.extra_weight:
+            act = batch.acts[self.index]
+            extra = self.extra_value(batch).masked_fill(act.random.squeeze(1), 0.0).mean()
+            if config.extra_to == "policy":  # the same gradient at z, on which G has no part
+                (gradient,) = torch.autograd.grad(extra, act.action, retain_graph=True)
+                extra = (gradient * act.action).sum()
+            loss = loss - config.extra_weight * extra
         if policy is not None:
             policy = all_gather_rows(policy)
             diversity = returns.diversity_return(policy)
             loss = loss - config.diversity_weight * diversity
-        learners = [network for key, network in self.networks.items() if key != "critic"]
+        learners = [self.networks[key] for key in ("generator", "actor") if key in self.networks]
         inputs = [p for network in learners for p in network.parameters()]
         self.scaler.scale(loss).backward(inputs=[*inputs, *([action] if self.critic else [])])  # Alg. 1, line 13
         metrics["generator_gradient"] = self.descend("generator")

@@ -105,16 +105,20 @@ class BatchNorm2d(SyncedBatchNorm, nn.BatchNorm2d):
 
 
 def image_stack(
-    image_size: int, width: int, dtype: torch.dtype = torch.float32, batch_norm: bool = True
-) -> tuple[Convolutions, int]:
-    """Strided convolutions (B, 3, S, S) -> (B, F), and F, which is 16 x the last number of maps."""
-    layers, channels = [], 3
+    image_size: int, width: int, dtype: torch.dtype = torch.float32, batch_norm: bool = True, channels: int = 3,
+    smooth: bool = False,
+) -> tuple[Convolutions, int]:  # fmt: skip
+    """Strided convolutions (B, channels, S, S) -> (B, F), and F, which is 16 x the last number of maps.
+
+    smooth: SiLU instead of LeakyReLU, for critics, whose gradient is followed.
+    """
+    layers = []
     for level, maps in enumerate(feature_maps(image_size, width)):
         normalised = batch_norm and level > 0
         layers.append(nn.Conv2d(channels, maps, 4, stride=2, padding=1, bias=not normalised))
         if normalised:
             layers.append(BatchNorm2d(maps))
-        layers.append(nn.LeakyReLU(0.2, inplace=True))
+        layers.append(nn.SiLU(inplace=True) if smooth else nn.LeakyReLU(0.2, inplace=True))
         channels = maps  # (B, maps, S / 2^(level + 1), S / 2^(level + 1))
     return Convolutions(*layers, nn.Flatten(), dtype=dtype), channels * SMALLEST_MAP**2
 

@@ -5,6 +5,7 @@
     G_c  Critic              state, G(z)            -> value Q(s, z)
     D_a  DiscriminatorActor  image                  -> logit l          the chance that it is real is sigmoid(l)
     D_c  Critic              image, l, label        -> value Q(x, l)
+    Q_r  RewardCritic        state, G(z)            -> value Q_r(s, G(z)), only with an extra reward
 
 Images are (B, 3, S, S) float in [-1, 1] with S = 32, 64 or 128. A network builds its layers and runs forward, no more.
 The two actors begin with a stack of layers (layers.py) that turns an image into features (B, F).
@@ -160,6 +161,24 @@ class Critic(nn.Module):
         return self.head(torch.cat([self.embed(observation), self.embed_action(action)], dim=1)).squeeze(1)
 
 
+class RewardCritic(nn.Module):
+    """Q_r(state, image): the value of an extra reward, which the generator agent learns from its samples alone.
+
+    It has convolutions of its own on both images, as six channels: D_a's features do not tell how an image relates to
+    its state (docs/results.md). Without BatchNorm, whose statistics would mix the rows; with PyTorch's own first weights.
+    """
+
+    def __init__(self, stack: nn.Module, features: int, hidden: int = 128):
+        """stack: from six channels to features."""
+        super().__init__()
+        self.stack = stack
+        self.head = nn.Sequential(WideLinear(features, hidden), nn.SiLU(), nn.Linear(hidden, 1))
+
+    def forward(self, state: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        """state and image (B, 3, S, S) in [-1, 1] -> values (B,), in deviations of the reward."""
+        return self.head(self.stack(torch.cat([state, image], dim=1))).squeeze(1)
+
+
 def convolution_dtype(config) -> torch.dtype:
     """What the convolutions compute in; `auto` is float32 until the config is settled."""
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision, torch.float32)
@@ -173,7 +192,7 @@ def encoder(config, width: int, batch_norm: bool = True) -> tuple[nn.Module, int
 
 
 def generator_networks(config) -> dict[str, Callable[[], nn.Module]]:
-    """What makes G_a, G and G_c; at lambda 1 no G_c, of a plain GAN G alone."""
+    """What makes G_a, G and G_c; at lambda 1 no G_c, of a plain GAN G alone; Q_r where there is an extra reward."""
     if config.points:
         networks = {"generator": lambda: PointGenerator(config.width, config.nz)}
     else:
@@ -184,6 +203,11 @@ def generator_networks(config) -> dict[str, Callable[[], nn.Module]]:
     networks["actor"] = lambda: GeneratorActor(*encoder(config, config.width // 2), config.nz)
     if config.lambda_generator < 1:
         networks["critic"] = lambda: Critic(config.nz, config.discriminators * config.features)
+    if config.extra_reward:
+        size, width, dtype = config.image_size, config.width // 2, convolution_dtype(config)
+        networks["reward_critic"] = lambda: RewardCritic(
+            *image_stack(size, width, dtype, batch_norm=False, channels=6, smooth=True)
+        )
     return networks
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from magnet.agents.discriminator import DiscriminatorAgent
 from magnet.agents.generator import GeneratorAgent
 from magnet.agents.layers import Convolutions, SyncedBatchNorm
-from magnet.data.image_dataset import ImageDataset
+from magnet.data.image_dataset import ImageDataset, from_uint8, to_uint8
 from magnet.support.random_streams import stream
 
 BATCHES, BATCH = 16, 128  # over which the statistics are taken
@@ -140,6 +140,15 @@ class Sampler:
         """
         z, recurrent = self.actor(state, recurrent)
         return self.generator(z), recurrent
+
+
+    def answer(self, states: Tensor) -> Tensor:
+        """G(z) of G_a's actions z on states uint8 (N, 3, S, S), as in the middle of an episode; alike, on the CPU."""
+        recurrent = self.mid_episode.repeat(-(-len(states) // len(self.mid_episode)), 1, 1, 1)[: len(states)]
+        answers = []
+        for part, memory in zip(states.split(BATCH), recurrent.split(BATCH), strict=True):
+            answers.append(to_uint8(self.policy(from_uint8(part.to(self.device)), memory)[0]).cpu())
+        return torch.cat(answers)
 
 
 def logit_gradient(generator: nn.Module, discriminators: list[nn.Module], z: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
 At each step a generator observes the state s_t, and its action makes images, its guess of the next state. A
 discriminator observes the real next state x_t = s_{t+1} and the generated images; its actions are logits. Rewards are
-the two returns (returns.py). The next state is drawn whatever the agents did. `reset` and `step` have the shape of
-PettingZoo's parallel games: dicts keyed by the agents' names (parallel_env.py makes it one of them).
+the two returns (returns.py); generators may earn an extra reward beside theirs (extra_rewards.py). The next state is
+drawn whatever the agents did. `reset` and `step` have the shape of PettingZoo's parallel games: dicts keyed by the
+agents' names (parallel_env.py makes it one of them).
 """
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from magnet.config import agent_names
 from magnet.data.image_dataset import ImageDataset
+from magnet.game.extra_rewards import ExtraReward, HostCopy, RunningScale
 from magnet.game.returns import return_of
-from magnet.support.distributed import local_rows, uneven
+from magnet.support.distributed import all_gather_rows, local_rows, uneven
 from magnet.support.errors import UserError
 
 
@@ -23,6 +25,8 @@ class FaceEnv:
     States come from a shuffled order of all the images: one pass over the data (an epoch) is N // batch states, and no
     image stands in two consecutive states. kind: see `returns.py`. Of several processes (distributed.py) each observes
     its own rows; the indices are those of all. Raises ValueError if there are too few images for two states.
+
+    extra: what the generators earn beside log D_a(G(z)), `extra_weight` times its deviations from the mean so far.
     """
 
     # A transition's images, as indices (batch,) int64: of s_t, of x_t and of x_{t+1}.
@@ -30,13 +34,17 @@ class FaceEnv:
 
     def __init__(
         self, faces: ImageDataset, batch: int, episode_length: int, generators: list[str], discriminators: list[str],
-        kind: str = "log",
+        kind: str = "log", extra: ExtraReward | None = None, extra_weight: float = 1.0,
     ):  # fmt: skip
         if len(faces) < 2 * batch:
             raise ValueError(f"{len(faces)} images are too few for two states of {batch} different images")
         self.faces, self.batch, self.episode_length = faces, batch, episode_length
         self.generators, self.discriminators, self.returns = generators, discriminators, return_of(kind)
         self.random = torch.Generator()
+        self.extra, self.extra_weight, self.scale, self.unrewarded = extra, extra_weight, None, None
+        if extra:  # of each generator's image, as the function gave it
+            self.fields = self.fields | {"extra": ((len(generators),), torch.float32)}
+            self.scale = RunningScale(faces.device)
 
     def reset(self, seed: int | None = None) -> dict[str, Tensor]:
         """Begins an episode; with a seed (needed the first time), all episodes anew. Returns the first observations.
@@ -53,18 +61,29 @@ class FaceEnv:
         return self._observations()
 
     def step(
-        self, actions: dict[str, Tensor]
+        self, actions: dict[str, Tensor], wait: bool = True
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, bool], dict[str, bool], dict[str, Tensor]]:
         """Plays one step: observations, rewards, terminated, truncated, info.
 
         actions: for each generator its images (B, 3, S, S); for each discriminator its logits (1 + generators, B), as
         `rewards` takes them, which are (B,) each. Nothing terminates; all are truncated after T steps. info: the
-        transitions, with all of `fields`.
+        transitions, with all of `fields`. wait: with an extra reward, whether it is known before this returns, which
+        on a GPU takes as long as the images do to get to the CPU; without it `extra` is missing in the rewards and 0 in
+        info, and `extra_rewards` gives it later.
         """
         rewards = self.rewards(torch.stack([actions[name] for name in self.discriminators]))
         info = {"state": self.state, "real": self.real}
         self._advance()
         info["next_real"] = self.real
+        if self.extra:
+            state, _ = self.recall({name: local_rows(rows) for name, rows in info.items()})
+            images = torch.stack([actions[name] for name in self.generators], dim=1)  # (B, generators, 3, S, S)
+            self.unrewarded = HostCopy(self.faces.pack(state), self.faces.pack(images))
+            info["extra"] = torch.zeros(self.batch, len(self.generators), device=state.device)
+            if wait:
+                info["extra"] = self.extra_rewards()
+                for name, extra in zip(self.generators, self.scale.standardise(info["extra"]).T, strict=True):
+                    rewards[name] = rewards[name] + self.extra_weight * local_rows(extra)
         self.t += 1
         everyone = self.generators + self.discriminators
         terminated, truncated = (dict.fromkeys(everyone, end) for end in (False, self.t >= self.episode_length))
@@ -84,6 +103,20 @@ class FaceEnv:
         return dict(zip(self.generators, generators, strict=True)) | dict(
             zip(self.discriminators, discriminators, strict=True)
         )
+
+    def extra_rewards(self) -> Tensor | None:
+        """The extra rewards of the last step (B, generators), of all processes; None if they were given already.
+
+        `scale` takes them in. Raises UserError if the function fails.
+        """
+        if self.unrewarded is None:
+            return None
+        states, images = self.unrewarded.wait()
+        self.unrewarded = None
+        rewards = torch.stack([self.extra(states, of_one) for of_one in images.unbind(dim=1)], dim=1)
+        rewards = all_gather_rows(rewards.to(self.faces.device, non_blocking=True))
+        self.scale.update(rewards)
+        return rewards
 
     def recall(self, transitions: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """s_t and x_t (B, 3, S, S) of transitions: what generators and discriminators observed."""
@@ -127,6 +160,8 @@ class FaceEnv:
     def state_dict(self) -> dict:
         """All that the coming episodes depend on, tensors and plain types."""
         saved = {name: getattr(self, name).clone() for name in ("order", "state", "real")}
+        if self.extra:
+            saved |= {"extra": self.extra.digest, "scale": self.scale.state_dict()}
         return saved | {"random": self.random.get_state(), "cursor": self.cursor, "t": self.t}
 
     def load_state_dict(self, saved: dict) -> dict[str, Tensor]:
@@ -135,7 +170,9 @@ class FaceEnv:
         self._take_order(saved["order"])
         for name in ("state", "real"):
             setattr(self, name, saved[name].to(self.faces.device))
-        self.cursor, self.t = saved["cursor"], saved["t"]
+        self.cursor, self.t, self.unrewarded = saved["cursor"], saved["t"], None
+        if self.extra:
+            self.scale.load_state_dict(saved["scale"])
         return self._observations()
 
 
@@ -163,7 +200,15 @@ def refuse_too_few(config, images: int) -> None:
     raise UserError(f"{config.data}: {images} images are too few for {reason}: give {remedy}.")
 
 
-def new_environment(config, faces: ImageDataset) -> FaceEnv:
-    """The game of `config`; its states are the rows of a batch that are not replayed. Raises ValueError."""
+def new_environment(config, faces: ImageDataset, extra: ExtraReward | None = None) -> FaceEnv:
+    """The game of `config`; its states are the rows of a batch that are not replayed.
+
+    extra: the reward that config.extra_reward names, which nothing here executes. Raises ValueError.
+    """
+    if bool(config.extra_reward) != bool(extra):
+        raise ValueError(f"the config names the extra reward {config.extra_reward!r}, but the function is {extra}")
     batch = new_rows(config, config.batch_size)
-    return FaceEnv(faces, batch, config.episode_length, *agent_names(config), config.returns)
+    names = agent_names(config)
+    return FaceEnv(
+        faces, batch, config.episode_length, *names, config.returns, extra=extra, extra_weight=config.extra_weight
+    )

@@ -1,7 +1,8 @@
 """The replay buffer: past transitions, from which each update takes a share of its batch (Lowe et al. 2017, algorithm
 1).
 
-It stores and samples, nothing more. Rewards are not stored: a stored log D is stale, so the update computes them anew.
+It stores and samples, nothing more. A stored log D is stale, so the update computes it anew; extra rewards
+(extra_rewards.py) are functions of the stored images alone, and are stored.
 """
 
 import torch
@@ -28,11 +29,22 @@ class ReplayBuffer:
 
     def add(self, transitions: dict[str, Tensor]) -> None:
         """Writes B <= capacity transitions, each tensor (B, ...), over the oldest ones when it is full."""
-        count = len(next(iter(transitions.values())))
-        places = torch.arange(self.written, self.written + count, device=self.device) % self.capacity
-        for name, rows in self.storage.items():
-            rows[places] = transitions[name]
-        self.written += count
+        self.written += len(next(iter(transitions.values())))
+        self.complete(transitions)
+
+    def complete(self, fields: dict[str, Tensor]) -> None:
+        """Writes fields (B, ...) of the B transitions that were added last."""
+        places = self._latest(len(next(iter(fields.values()))))
+        for name, rows in fields.items():
+            self.storage[name][places] = rows
+
+    def _latest(self, count: int) -> Tensor:
+        return torch.arange(self.written - count, self.written, device=self.device) % self.capacity
+
+    def latest(self, count: int) -> dict[str, Tensor]:
+        """The `count` transitions that were added last, or all that there are: tensors (count, ...)."""
+        places = self._latest(min(count, len(self)))
+        return {name: rows[places] for name, rows in self.storage.items()}
 
     def sample(self, count: int) -> dict[str, Tensor]:
         """`count` transitions, drawn uniformly with replacement: tensors (count, ...); none from an empty buffer."""

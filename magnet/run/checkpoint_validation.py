@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from magnet.agents.networks import discriminator_networks, generator_networks
-from magnet.config import FREE_ON_RESUME, Config, agent_names, check
+from magnet.config import FREE_ON_RESUME, Config, agent_names, check, without_effect
 from magnet.maddpg import MADDPG
 from magnet.support.errors import UserError
 
@@ -162,7 +162,7 @@ def networks_fault(saved, config, exported: int = 0) -> str | None:
         with torch.device("meta"):
             networks = {key: make() for key, make in makers.items()}
         if exported:
-            example = {"targets": {key: halved(net) for key, net in networks.items() if key != "critic"}}
+            example = {"targets": {key: halved(net) for key, net in networks.items() if "critic" not in key}}
             if makers is kinds[0]:
                 shape = networks["actor"].recurrent_state_shape if "actor" in networks else (0,)
                 example["mid_episode"] = torch.empty(exported, *shape, dtype=torch.float16, device="meta")
@@ -188,10 +188,11 @@ def restored_config(path: Path, found: dict) -> Config:
             f"{path} is of another release of MAGNET, which differs in {', '.join(differing)}: use that release "
             f"(git_commit in the run's environment.json)."
         )
-    if told := {name: value for name, value in added.items() if name not in FREE_ON_RESUME}:  # those of the game
+    config = Config(**found, **added)
+    idle = FREE_ON_RESUME | without_effect(config)
+    if told := {name: value for name, value in added.items() if name not in idle}:  # those of the game
         values = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in told.items())
         print(f"{path} is older than {values}: with these values it does what it did.")
-    config = Config(**found, **added)
     try:
         check(config)
     except UserError as error:

@@ -13,6 +13,7 @@ from magnet.agents.generator import GeneratorAgent
 from magnet.config import Config
 from magnet.data.image_dataset import ImageDataset
 from magnet.evaluation.sampling import Sampler
+from magnet.game.extra_rewards import EXTRA_REWARDS
 from magnet.run import checkpoint
 from magnet.run.checkpoint_validation import halved
 
@@ -40,6 +41,7 @@ def export(
     for agent in discriminators:
         agents[agent.name] = {"targets": {"actor": halved(agent.targets["actor"])}}
     without_paths = {"data": "synthetic" if config.data == "synthetic" else "", "models_dir": Config.models_dir}
+    without_paths |= {"init": "", "extra_reward": config.extra_reward if config.extra_reward in EXTRA_REWARDS else ""}
     contents = {
         "format": checkpoint.WEIGHTS, "config": dataclasses.asdict(config) | without_paths, "faces": fingerprint,
         "trainer": {"steps": steps, "agents": agents}, "best": None,

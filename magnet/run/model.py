@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from magnet.data.image_dataset import from_uint8, to_uint8
+from magnet.data.image_dataset import to_uint8
 from magnet.data.image_files import BadImage, load_image
 from magnet.evaluation.drawing import draw, spherical
-from magnet.evaluation.sampling import BATCH, Sampler
+from magnet.evaluation.sampling import Sampler
 from magnet.run.saved_runs import load_agents, load_checkpoint, load_states, only_pictures
 from magnet.support.errors import UserError
 
@@ -70,11 +70,7 @@ class Model:
             )
         if not hasattr(self._samplers[0], "actor"):
             self._samplers[0] = Sampler(agent, load_states(self.config, None))
-        sampler, answers = self._samplers[0], []
-        states = sampler.mid_episode.repeat(-(-len(images) // len(sampler.mid_episode)), 1, 1, 1)
-        for part, recurrent in zip(images.split(BATCH), states[: len(images)].split(BATCH), strict=True):
-            answers.append(to_uint8(sampler.policy(from_uint8(part.to(agent.device)), recurrent)[0]).cpu())
-        return torch.cat(answers)
+        return self._samplers[0].answer(images)
 
     def _drawn(self, kind: str, count: int, seed: int) -> Tensor:
         for sampler in self._samplers:

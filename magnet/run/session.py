@@ -12,10 +12,12 @@ from magnet.data.gaussians import PointDataset, draw_points
 from magnet.data.image_dataset import ImageDataset, load_faces
 from magnet.evaluation.sampling import FixedGrids
 from magnet.evaluation.scores import Evaluation
+from magnet.game.extra_rewards import EXTRA_REWARDS, ExtraReward, load_extra_reward
 from magnet.game.environment import new_environment, refuse_too_few
 from magnet.maddpg import MADDPG
 from magnet.run import checkpoint
 from magnet.run.checkpoint_validation import first_fault, refuse, restored_config, trainer_fault
+from magnet.run.initial_networks import take_networks
 from magnet.run.process_memory import peak
 from magnet.run.signals import Stop, goes_on
 from magnet.run.timing import ENOUGH, WARM_UP, Pace, StepClock, described, estimate, shorter, total_steps
@@ -35,6 +37,8 @@ def resumed(run: Path, given: dict) -> tuple[Config, Path, dict]:
     if given.get("precision") == "auto":
         given = {key: value for key, value in given.items() if key != "precision"}
     changed = sorted(k for k, v in given.items() if k not in FREE_ON_RESUME and v != getattr(config, k))
+    if bool(given.get("extra_reward", config.extra_reward)) != bool(config.extra_reward):
+        changed.append("extra_reward")
     if changed:
         flags = ", ".join(f"--{key.replace('_', '-')} (was {getattr(config, key)})" for key in changed)
         raise UserError(f"{run} cannot go on with other values of {flags}; leave them out, or start a new run.")
@@ -59,6 +63,21 @@ def folder_of(run: Path, models_dir: str) -> Path:
         if os.path.isdir(folder / "checkpoints"):
             return folder
     raise UserError(f"{run} is no run of MAGNET: it has no folder checkpoints; `ls {models_dir}` shows the runs.")
+
+
+def load_reward(config: Config, named: dict) -> ExtraReward | None:
+    """The extra reward of `config`. Raises UserError.
+
+    named: the parameters that the user gave. A file is executed only if it stands there: never because a checkpoint or
+    a config.json names it.
+    """
+    name = config.extra_reward
+    if name and name not in EXTRA_REWARDS and named.get("extra_reward") != name:
+        raise UserError(
+            f"The extra reward is the file {name}, which runs only if you name it: add `--extra-reward {name}` if you "
+            f"trust it."
+        )
+    return load_extra_reward(name) if name else None
 
 
 def load_pixels(config: Config, held_out: bool = False):
@@ -92,37 +111,46 @@ def prepare_device(config: Config) -> None:
         torch.cuda.set_device(config.device)  # CUDA graphs are recorded on the current one
 
 
-def build(config: Config, pixels, path: Path | None = None, saved: dict | None = None) -> tuple[MADDPG, Evaluation]:
+def build(
+    config: Config, pixels, extra: ExtraReward | None = None, path: Path | None = None, saved: dict | None = None
+) -> tuple[MADDPG, Evaluation]:
     """The trainer of `config` on pixels, as `load_pixels` gives them, and its scores so far, where `saved` stood.
 
-    saved: the contents of the checkpoint `path`. Raises UserError.
+    extra: as `load_reward` gives it. saved: the contents of the checkpoint `path`. Raises UserError.
     """
     prepare_device(config)  # before anything is on the device
     faces = PointDataset(pixels, config.device) if config.points else ImageDataset(pixels, config.device)
     if saved and saved["faces"] != faces.fingerprint:
         raise UserError(f"The images in {config.data} are not those that the run learned from; give these with --data.")
     refuse_too_few(config, len(faces))
-    trainer = MADDPG(config, new_environment(config, faces), torch.device(config.device))
+    trainer = MADDPG(config, new_environment(config, faces, extra), torch.device(config.device))
     reference = trainer.faces
     if config.evaluate_every and config.hold_out:  # the best checkpoint is chosen on images that training never sees
         reference = ImageDataset(load_pixels(config, held_out=True), config.device)
     evaluation = Evaluation(trainer.generators, reference, config)
     if saved:
         refuse(path, trainer_fault(saved["trainer"], trainer))
+        if extra and saved["trainer"]["environment"]["extra"] != extra.digest:
+            raise UserError(
+                f"{extra.name} is not the extra reward that the run learned: give that one, or begin a new run from its "
+                f"networks with `--init {path.parent.parent}`."
+            )
         trainer.load_state_dict(saved["trainer"])
         if saved["best"]:
             refuse(path, first_fault(saved["best"], evaluation.best, "best"))
             evaluation.best = saved["best"]
+    elif config.init:
+        print(take_networks(trainer.agents, config.init))
     return trainer, evaluation
 
 
-def trial(config: Config, pixels, first: int, flags: dict | None) -> str:
+def trial(config: Config, pixels, extra: ExtraReward | None, first: int, flags: dict | None) -> str:
     """What a run would take from its step `first` on, in two lines: steps and time, memory.
 
     It makes some steps, a grid and, if the run has scores, one of them, and throws them away. Images that stay in their
-    file are not in the memory, which not every system tells. flags: as in `shorter`. Raises UserError.
+    file are not in the memory, which not every system tells. extra: as in `build`; flags: as in `shorter`. Raises UserError.
     """
-    trainer, evaluation = build(config, pixels)
+    trainer, evaluation = build(config, pixels, extra)
     clock = StepClock(trainer.device)
     pace, began = Pace(config, clock), clock()
     spent = 0

@@ -98,6 +98,7 @@ def count(config, images: int) -> tuple[dict[str, int], dict[str, float]]:
             ("G_a", generator, "actor", (image, recurrent), n),
             ("G", generator, "generator", (z,), n),
             ("G_c", generator, "critic", (seen, others_features), n),
+            ("Q_r", generator, "reward_critic", (image, image), n),
             ("D_a", discriminator, "actor", (discriminated,), m),
             ("D_c", discriminator, "critic", (features, actions), m),
         )
@@ -112,6 +113,6 @@ def count(config, images: int) -> tuple[dict[str, int], dict[str, float]]:
         "weights with their copies": 4 * WEIGHT_COPIES * sum(weights),
         "one step's activations": kept,
         f"{images:,} {'points' if config.points else 'images'}": images * stored,
-        "replay": transition * config.replay_size if config.replay_fraction else 0,
+        "replay": transition * config.replay_size if config.replay_fraction or config.extra_reward else 0,
     }
     return {name: number for (name, *_), number in zip(rows, weights, strict=True)}, needs

@@ -20,7 +20,7 @@ STEPS_BEFORE = 2
 
 def inputs(batch) -> list[Tensor]:
     """What a step begins with, of a batch that has not been acted on (agents/batch.py)."""
-    return [batch.state, batch.real, batch.recurrent, batch.replayed]
+    return [batch.state, batch.real, batch.recurrent, batch.replayed, *batch.rewarded.values()]
 
 
 class RecordedStep:
@@ -33,7 +33,9 @@ class RecordedStep:
         Raises RuntimeError if something in the step cannot be recorded.
         """
         self.batch = copy.copy(batch)
-        self.batch.state, real, self.batch.recurrent, self.batch.replayed = (one.clone() for one in inputs(batch))
+        own = [one.clone() for one in inputs(batch)]
+        self.batch.state, real, self.batch.recurrent, self.batch.replayed, *rewarded = own
+        self.batch.rewarded = dict(zip(batch.rewarded, rewarded, strict=True))
         self.batch.real = real.requires_grad_(batch.real.requires_grad)
         self.batch.acts, self.batch.images, self.batch.fakes, self.batch.outputs = [], [], [], []
         self.following = ()
@@ -57,7 +59,7 @@ class RecordedStep:
         # Of the outputs stays what the environment and the buffer read. The rest would keep the autograd graph, whose
         # nodes belong to the recording: later steps that are not recorded would have to wait for it.
         self.batch.images = []
-        self.batch.acts = [one._replace(action=None, policy=None, embedding=None) for one in self.batch.acts]
+        self.batch.acts = [one._replace(action=None, policy=None, embedding=None, random=None) for one in self.batch.acts]
         self.batch.outputs = [
             [one._replace(features=None, logits=one.logits.detach(), classes=None) for one in outputs]
             for outputs in self.batch.outputs
@@ -96,7 +98,8 @@ class StepGraphs:
 
         Returns the batch to go on with, and what acts and learns on it: graphs, or the trainer's `act` and `learn`.
         """
-        kind = (batch.r1, len(batch.state))  # the first steps, of an empty replay buffer, have fewer rows
+        # The first steps, of an empty replay buffer, have fewer rows.
+        kind = (batch.r1, *(len(one) for one in inputs(batch)))
         if self.recordable and kind not in self.recorded:
             self.counts[kind] += 1
             if self.counts[kind] > STEPS_BEFORE:

@@ -1,0 +1,191 @@
+"""Extra rewards: functions of the state and the image that the generators earn beside log D_a(G(z)), without a gradient.
+
+    reward(states, images) -> numbers
+
+states and images are uint8 arrays (B, 3, S, S), the numbers floats (B,). An extra reward may be any Python: Pillow,
+scikit-learn, another process. A reward critic learns it (`RewardCritic` in agents/networks.py). Shipped by name:
+
+    resemble        how alike image and state are: minus the mean absolute difference of 8 x 8 averages
+    jpeg            minus the kilobytes of the image as a JPEG: how well it compresses
+    incompressible  these kilobytes (both: Black et al. 2023, DDPO, arXiv 2305.13301, section 5.1)
+    smile           the logit that the image smiles, by a small classifier (smile.py)
+
+All others are files: `--extra-reward my_reward.py` (examples/my_reward.py). A file runs only because the command line
+names it.
+"""
+
+import hashlib
+import importlib.util
+import io
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from magnet.support.errors import UserError
+
+Reward = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+CELLS = 8  # `resemble` compares 8 x 8 averages
+JPEG_QUALITY = 95  # as in DDPO
+LARGEST = 1e30  # of rewards, whose squares are averaged
+SHORTEST_MEMORY = 100  # steps: a running mean over fewer would follow the noise of single batches
+
+
+def cell_means(images: np.ndarray) -> np.ndarray:
+    """uint8 (B, 3, S, S) -> the mean of each of 8 x 8 squares, (B, 3, 8, 8) in [0, 1]."""
+    count, channels, side, _ = images.shape
+    squares = images.reshape(count, channels, CELLS, side // CELLS, CELLS, side // CELLS)
+    return squares.mean(axis=(3, 5), dtype=np.float32) / 255
+
+
+def resemble(states: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Minus the mean absolute difference of the 8 x 8 averages: (B,) in [-1, 0]. Two CelebA faces: -0.26."""
+    return -np.abs(cell_means(states) - cell_means(images)).mean(axis=(1, 2, 3))
+
+
+def incompressible(states: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Kilobytes (1,000 bytes) of each image as a JPEG of quality 95: (B,)."""
+    sizes = []
+    for pixels in images.transpose(0, 2, 3, 1):
+        file = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(pixels)).save(file, "JPEG", quality=JPEG_QUALITY)
+        sizes.append(file.tell() / 1000)
+    return np.array(sizes)
+
+
+def jpeg(states: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Minus `incompressible`: (B,)."""
+    return -incompressible(states, images)
+
+
+def smile(states: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """The logit that each image smiles: (B,), see smile.py. Raises UserError if the classifier's weights are missing."""
+    from magnet.game.smile import smile as classify
+
+    return classify(states, images)
+
+
+EXTRA_REWARDS: dict[str, Reward] = {
+    "resemble": resemble, "jpeg": jpeg, "incompressible": incompressible, "smile": smile,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ExtraReward:
+    """An extra reward that has a name, and whose results are checked."""
+
+    name: str  # of a shipped reward, or the path of a file
+    function: Reward
+    digest: str  # tells whether a run that goes on has the reward that it began with
+
+    def __call__(self, states: Tensor, images: Tensor) -> Tensor:
+        """The reward of each image beside its state: uint8 (B, 3, S, S) on the CPU, two -> (B,) float32.
+
+        Raises UserError if the function raises, writes to its arguments, or gives anything but B finite numbers.
+        """
+        given = states.numpy().copy(), images.numpy().copy()
+        try:
+            values = np.asarray(self.function(*given), dtype=np.float64)
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:
+            lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == self.name]
+            where = f" in line {lines[-1]}" if lines else ""
+            raise self._fault(f"raised {type(error).__name__}{where} ({error})") from error
+        if values.shape != (len(states),):
+            raise self._fault(f"gave an array {values.shape} for {len(states)} images, not ({len(states)},)")
+        if not (np.abs(values) < LARGEST).all():  # also where one is NaN
+            raise self._fault(f"gave {values[~(np.abs(values) < LARGEST)][0]}, which is no number below {LARGEST:g}")
+        if not all(np.array_equal(one, tensor.numpy()) for one, tensor in zip(given, (states, images), strict=True)):
+            raise self._fault("changed the images that it was given")
+        return torch.from_numpy(values).float()
+
+    def _fault(self, what: str) -> UserError:
+        return UserError(f"The extra reward {self.name} {what}; fix its function `reward`, then start again.")
+
+
+def load_extra_reward(name: str) -> ExtraReward:
+    """The shipped reward of that name, or the function `reward` of the Python file of that name, which is executed.
+
+    Raises UserError if there is no such reward, or the file cannot be executed.
+    """
+    if name in EXTRA_REWARDS:
+        return ExtraReward(name, EXTRA_REWARDS[name], name)
+    path = Path(name)
+    if path.suffix != ".py":
+        shipped = ", ".join(EXTRA_REWARDS)
+        raise UserError(f"--extra-reward is {name!r}, but must be one of {shipped}, or a file that ends in .py.")
+    try:
+        source = path.read_bytes()
+        spec = importlib.util.spec_from_file_location("extra_reward", path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # pickle, and so multiprocessing, looks for its functions there
+        exec(compile(source, str(path), "exec"), module.__dict__)
+    except OSError as error:
+        raise UserError(f"--extra-reward: cannot read {path} ({error.strerror}); name another file.") from error
+    except (Exception, SystemExit) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"--extra-reward: {path} cannot be executed ({reason}); `python3 {path}` shows where.") from error
+    if not callable(getattr(module, "reward", None)):
+        raise UserError(f"--extra-reward: {path} defines no function `reward`; see examples/my_reward.py.")
+    return ExtraReward(str(path), module.reward, hashlib.sha256(source).hexdigest()[:16])
+
+
+class RunningScale:
+    """A running mean and deviation of rewards, of which older ones count less and less.
+
+    All rewards count alike at first; after `SHORTEST_MEMORY` updates each new batch has a share of 1 %.
+    """
+
+    def __init__(self, device: torch.device):
+        self.updates = 0
+        self.moments = torch.zeros(2, dtype=torch.float64, device=device)  # the mean, and that of the squares
+
+    def update(self, values: Tensor) -> None:
+        """Takes in a batch of rewards, of any shape, on the device."""
+        self.updates += 1
+        values = values.double()
+        self.moments.lerp_(torch.stack([values.mean(), values.square().mean()]), 1 / min(self.updates, SHORTEST_MEMORY))
+
+    def standardise(self, values: Tensor) -> Tensor:
+        """(values - mean) / deviation, shaped alike, float32; 0 while all rewards were equal."""
+        mean, square = self.moments
+        variance = square - mean.square()
+        # Below that share of the squares a variance is nothing but rounding.
+        scale = torch.where(variance > 1e-12 * square, variance.rsqrt(), 0.0)
+        return ((values - mean) * scale).float()
+
+    def state_dict(self) -> dict:
+        """A number and a tensor."""
+        return {"updates": self.updates, "moments": self.moments.clone()}
+
+    def load_state_dict(self, saved: dict) -> None:
+        """Takes over what `state_dict` gave."""
+        self.updates = saved["updates"]
+        self.moments.copy_(saved["moments"])
+
+
+class HostCopy:
+    """Tensors on their way to the computer's memory: a GPU copies them while it computes."""
+
+    def __init__(self, *tensors: Tensor):
+        """tensors: on one device."""
+        self.tensors, self.arrived = tensors, None
+        if tensors[0].device.type == "cuda":
+            pinned = (torch.empty(one.shape, dtype=one.dtype, pin_memory=True) for one in tensors)
+            self.tensors = [place.copy_(one, non_blocking=True) for place, one in zip(pinned, tensors, strict=True)]
+            self.arrived = torch.cuda.Event()
+            self.arrived.record()
+
+    def wait(self) -> list[Tensor]:
+        """The tensors on the CPU, once they have arrived."""
+        if self.arrived:
+            self.arrived.synchronize()
+        return list(self.tensors)
