@@ -6,6 +6,7 @@
     python3 evaluate.py RUN --features NET.pt2                         with another feature network than Inception
     python3 evaluate.py RUN --no-features                              the sliced Wasserstein distance (SWD) alone
     python3 evaluate.py RUN --equilibrium                              and how near equilibrium the two players are
+    python3 evaluate.py RUN --extra-reward resemble                    and how well the policy answers, by that reward
 
 RUN is a run folder (its newest checkpoint) or a checkpoint file. Samples are of two kinds, prior (z from noise) and
 policy (z from G_a), with --guided a third (noise led by D_a: see sample.py); real images against other real ones are
@@ -41,16 +42,20 @@ def evaluate(options: argparse.Namespace) -> dict:
     from magnet.evaluation.metrics import streamed_features
     from magnet.evaluation.pictures import write
     from magnet.evaluation.sampling import Guide, Sampler
+    from magnet.game.extra_rewards import load_extra_reward
     from magnet.run.checkpoint import WEIGHTS
     from magnet.run.saved_runs import load_agents, load_checkpoint, only_pictures
     from magnet.support.random_streams import stream
 
+    extra = load_extra_reward(options.extra_reward) if options.extra_reward else None
     picture = options.nearest or (options.run / "nearest.png" if options.run.is_dir() else Path("nearest.png"))
     if not picture.parent.is_dir():
         raise UserError(f"There is no folder {picture.parent} for {picture.name}; make it, or name another --nearest.")
     path, saved = load_checkpoint(options.run)
     generators, discriminators, config = load_agents(path, saved, options.device)
     only_pictures(options.run, config)
+    if extra and config.algorithm == "gan":
+        raise UserError(f"{options.run} is a plain GAN, whose images answer no state; leave out --extra-reward.")
     if options.equilibrium and saved["format"] == WEIGHTS:
         raise UserError(
             f"{path} holds running averages alone, --equilibrium is about the trained G; give a run folder."
@@ -102,7 +107,34 @@ def evaluate(options: argparse.Namespace) -> dict:
     report["remarks"] = remarks(scores, len(beside.flatten(1).unique(dim=0)), len(shown), picture)
     if options.equilibrium:
         report["equilibrium"] = equilibrium(options, generators, discriminators, faces, count)
+    if extra:
+        report["extra_reward"] = answer_report(options, extra, generators[0], faces, count)
     return report
+
+
+def answer_report(options: argparse.Namespace, extra, agent, faces, count: int) -> dict[str, float | str]:
+    """What `extra` says of up to `count` prior samples and answers of a generator agent, of a team the first.
+
+    The states are held-out faces where the run held some out, else those of training, which a policy may have learned.
+    """
+    import torch
+
+    from magnet.evaluation.answers import RIVALS, score_answers, share_of_firsts
+    from magnet.evaluation.comparison import pick
+    from magnet.evaluation.drawing import draw
+    from magnet.evaluation.sampling import Sampler
+    from magnet.run.saved_runs import load_states
+
+    config = agent.config
+    shown = load_states(config, options.data, held_out=True) if config.hold_out else faces
+    states = torch.cat(list(pick(shown, torch.arange(min(count, len(shown))))))
+    sampler = Sampler(agent, faces, seed=options.seed)
+    given, (images, _) = sampler.answer(states), draw([sampler], "prior", len(states))
+    scores = score_answers(extra, states, given)
+    found = {"prior": extra(states, images).mean().item(), "policy": scores["extra_reward"], "gap": scores["gap"]}
+    if len(states) >= RIVALS:
+        found[f"first_of_{RIVALS}"] = share_of_firsts(extra, states[:RIVALS], given[:RIVALS])
+    return found | {"states": f"{len(states)} {'held-out' if config.hold_out else 'training'} images"}
 
 
 def equilibrium(options: argparse.Namespace, generators, discriminators, faces, count: int) -> dict[str, float]:
@@ -231,6 +263,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--guided", action="store_true", help="score guided samples too")
     parser.add_argument("--equilibrium", action="store_true", help="can D_a still tell, and could a fresh one?")
+    parser.add_argument(
+        "--extra-reward", metavar="NAME_OR_FILE", help="score the policy's answers by it; a file is executed"
+    )
     parser.add_argument("--json", action="store_true", help="one line of JSON on stdout instead of the table")
     parser.add_argument("--nearest", type=Path, metavar="FILE", help="16 samples, each beside the nearest real image")
     network = parser.add_mutually_exclusive_group()
@@ -262,6 +297,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(table(report["scores"]) + "\n")
         for key, value in report.get("equilibrium", {}).items():
             print(f"{key.replace('_', ' '):<32}{value:>7.3f}{at_equilibrium(key, report['protocol']['returns'])}")
+        for key, value in report.get("extra_reward", {}).items():
+            number = f"{value:>9.3f}" if isinstance(value, float) else value
+            print(f"{f'extra reward, {key}'.replace('_', ' '):<30}{number}")
         for remark in report["remarks"]:
             print(f"{remark}\n")
         for key, value in (report["protocol"] | {"nearest": report["nearest"]}).items():

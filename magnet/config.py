@@ -201,7 +201,9 @@ def check(config: Config) -> None:
     if config.gamma and (config.algorithm == "gan" or config.lambda_generator == config.lambda_discriminator == 1):
         raise UserError(f"--gamma {config.gamma:g} is for critics, and this game has none: give --gamma 0.")
     if config.extra_reward and config.algorithm == "gan":
-        raise UserError("--extra-reward is for critics and a policy, and a plain GAN has neither: drop --algorithm gan.")
+        raise UserError(
+            "--extra-reward is for critics and a policy, and a plain GAN has neither: drop --algorithm gan."
+        )
     if config.extra_reward and config.points:
         raise UserError(f"--extra-reward judges pictures, and --data {config.data} has none: drop one of the two.")
     if config.generators == 1 and config.specialise:

@@ -96,7 +96,7 @@ class MADDPG:
 
     def step(self) -> Metrics:
         """One pass through the box of Algorithm 1. Returns detached scalars by name, on the device."""
-        batch = self.collect(self.replay.sample(self.replayed_rows))  # line 10; before this step's transitions enter it
+        batch = self.collect(self.draw())  # line 10; before this step's transitions enter the buffer
         act, learn = self.act, self.learn
         if self.graphs:
             batch, act, learn = self.graphs.prepare(batch, act, learn)
@@ -107,32 +107,40 @@ class MADDPG:
         all_reduce_mean(metrics.values())
         return metrics
 
-    def collect(self, replayed: dict[str, Tensor]) -> Batch:
-        """What this step begins with: its own rows, and behind them this process's share of the replayed ones."""
-        replayed = {name: local_rows(rows) for name, rows in replayed.items()}
-        state, real = self.environment.recall(replayed)
-        state = torch.cat([self.observations[self.generators[0].name], state])
-        real = torch.cat([self.observations[self.discriminators[0].name], real])
+    def draw(self) -> dict[str, Tensor]:
+        """Line 10: transitions from the replay buffer, those that are replayed first.
+
+        Behind them, for the reward critics, as many as a batch has, and the last step's.
+        """
+        if not self.config.extra_reward:
+            return self.replay.sample(self.replayed_rows)
+        self.complete_rewards()
+        return self.replay.sample(self.replayed_rows + self.config.batch_size, latest=self.environment.batch)
+
+    def collect(self, drawn: dict[str, Tensor]) -> Batch:
+        """What this step begins with: its own rows, behind them this process's share of the replayed ones; and what the
+        reward critics learn from, the others of `drawn`.
+        """
+        count = self.replayed_rows // world_size()
+        drawn = {name: local_rows(rows) for name, rows in drawn.items()}
+        replayed = {name: rows[:count] for name, rows in drawn.items()}
+        state, real = self.environment.recall(drawn)
+        rewarded = {}
+        if self.config.extra_reward and len(self.replay):
+            extra = drawn["extra"][count:]
+            rewarded = {
+                "state": state[count:], "image": self.faces.unpack(drawn["image"][count:]),
+                "extra": extra, "reward": self.environment.scale.standardise(extra),
+            }  # fmt: skip
+            if self.config.gamma:
+                following = self.environment.following({name: rows[count:] for name, rows in drawn.items()})
+                rewarded |= {"next_state": following[0], "recurrent": drawn["recurrent"][count:]}
+        state = torch.cat([self.observations[self.generators[0].name], state[:count]])
+        real = torch.cat([self.observations[self.discriminators[0].name], real[:count]])
         recurrent = torch.cat([local_rows(self.recurrent), replayed["recurrent"]])
-        rewarded = self.collect_rewarded() if self.config.extra_reward else {}
         r1 = 0.0 if self.steps % self.config.r1_every else self.config.r1 * self.config.r1_every
         real.requires_grad_(r1 > 0)
         return Batch(self.new_rows, replayed, state, real, r1, recurrent, replayed["image"], rewarded)
-
-    def collect_rewarded(self) -> dict[str, Tensor]:
-        """Line 10 for the reward critics: the last step's transitions, and a batch of replayed ones (Batch.rewarded)."""
-        self.complete_rewards()
-        if not len(self.replay):
-            return {}
-        latest, replayed = self.replay.latest(self.environment.batch), self.replay.sample(self.config.batch_size)
-        rows = {name: torch.cat([local_rows(latest[name]), local_rows(replayed[name])]) for name in latest}
-        rewarded = {
-            "state": self.environment.recall(rows)[0], "image": self.faces.unpack(rows["image"]),
-            "extra": rows["extra"], "reward": self.environment.scale.standardise(rows["extra"]),
-        }  # fmt: skip
-        if self.config.gamma:
-            rewarded |= {"next_state": self.environment.following(rows)[0], "recurrent": rows["recurrent"]}
-        return rewarded
 
     def complete_rewards(self) -> None:
         """Stores the extra rewards of the last step, which a GPU has copied by now. Raises UserError."""

@@ -14,6 +14,7 @@ from magnet.agents.agent import Agent
 from magnet.config import Config
 from magnet.data.image_dataset import ImageDataset
 from magnet.game.environment import new_environment
+from magnet.game.extra_rewards import load_extra_reward
 from magnet.maddpg import MADDPG
 from magnet.run.signals import SIGNALS
 
@@ -162,8 +163,9 @@ def new_trainer(generators: int = 1, discriminators: int = 1, **changes) -> MADD
 
 
 def trainer_on(config, faces) -> MADDPG:
-    """A trainer of the game of `config` on `faces`."""
-    return MADDPG(config, new_environment(config, faces), CPU)
+    """A trainer of the game of `config` on `faces`, with the extra reward that it names."""
+    extra = load_extra_reward(config.extra_reward) if config.extra_reward else None
+    return MADDPG(config, new_environment(config, faces, extra), CPU)
 
 
 def run(trainer, steps):
@@ -184,9 +186,9 @@ def overhear(agent):
     """A list that fills with what the agent's critic learns from, step by step."""
     heard, update_critic = [], agent.update_critic
 
-    def note(features, actions, reward, next_value):
+    def note(features, actions, reward, next_value, *others):
         heard.append({"features": features, "actions": actions, "reward": reward, "next_value": next_value})
-        return update_critic(features, actions, reward, next_value)
+        return update_critic(features, actions, reward, next_value, *others)
 
     agent.update_critic = note
     return heard

@@ -6,6 +6,7 @@ import torch
 from magnet.data.gaussians import PointDataset, draw_points
 from magnet.data.image_dataset import ImageDataset
 from magnet.game.environment import new_environment
+from magnet.game.extra_rewards import load_extra_reward
 from magnet.maddpg import MADDPG
 from magnet.run import checkpoint
 from magnet.run.checkpoint_validation import trainer_fault
@@ -24,7 +25,8 @@ def data(config, device, count: int = 40):
 
 def on(device, config) -> MADDPG:
     """A trainer on `device`."""
-    return MADDPG(config, new_environment(config, data(config, device)), torch.device(device))
+    extra = load_extra_reward(config.extra_reward) if config.extra_reward else None
+    return MADDPG(config, new_environment(config, data(config, device), extra), torch.device(device))
 
 
 def going_on(trainer: MADDPG, device, path) -> MADDPG:

@@ -182,6 +182,22 @@ def program_line() -> str:
     return "elsewhere"
 
 
+class Event:
+    """torch.cuda.Event: who waits for one while the GPU has nothing else to do leaves it idle."""
+
+    def __init__(self, gpu):
+        self.gpu, self.launched = gpu, None
+
+    def record(self) -> None:
+        """As torch.cuda.Event."""
+        self.launched = self.gpu.launches.total()
+
+    def synchronize(self) -> None:
+        """As torch.cuda.Event; a wait if nothing was launched meanwhile."""
+        if self.gpu.launches.total() == self.launched:
+            self.gpu.waits[f"event {program_line()}"] += 1
+
+
 class PretendedGPU(TorchDispatchMode):
     """Within, torch sees one GPU. Counts what is launched there (`launches`), and where the CPU waits (`waits`)."""
 
@@ -230,6 +246,7 @@ class PretendedGPU(TorchDispatchMode):
             (torch.utils._foreach_utils, "_foreach_supported_types", [Tensor, Pretended]),
             (torch.cuda, "is_current_stream_capturing", lambda: self.recording is not None),
             (torch.cuda, "current_stream", lambda: self.stream), (torch.cuda, "stream", self.on_stream),
+            (torch.cuda, "Event", lambda: Event(self)),
             (torch.cuda, "CUDAGraph", Graph), (torch.cuda, "graph", recording(self)),
             (sys.modules["torch.optim.optimizer"], "_foreach_supported_types", [Tensor, nn.Parameter, Pretended]),
         ]  # fmt: skip

@@ -104,15 +104,15 @@ class Agent:
         """Alg. 1, line 12: one step of the critic `key` by the squared TD error.
 
         observation (B, O) and action (B, A), as the critic takes them; reward (B,); next_value Q'(s', a') (B,), or None
-        if gamma = 0: all without a graph. fresh: the first rows, which no earlier step has learned from; of rewards
-        with variance 1, R^2 on them is a metric.
+        if gamma = 0: all without a graph. fresh: so many of the last rows, which no earlier step has learned from; as
+        rewards have variance 1, R^2 on them is a metric.
         """
         target = returns.td_target(reward, next_value, self.config.gamma)  # line 11
         errors = (self.networks[key](observation, action) - target).square()
         loss = errors.mean()
         self.scaler.scale(loss).backward()
         metrics = {f"{key}_loss": loss.detach(), f"{key}_gradient": self.descend(key)}
-        return metrics | ({f"{key}_r2": 1 - errors.detach()[:fresh].mean()} if fresh else {})
+        return metrics | ({f"{key}_r2": 1 - errors.detach()[-fresh:].mean()} if fresh else {})
 
     def state_dict(self) -> dict:
         """Networks, targets, optimizers and random state: the live tensors, to be written before the next step."""

@@ -39,7 +39,7 @@ class Batch:
     r1: float  # weight of R1 in this step; unless it is 0, `real` requires a gradient
     recurrent: Tensor | None = None  # h_t of each generator (B, generators, 2, layers, hidden)
     replayed: Tensor | None = None  # images of the replayed rows (R, generators, 3, S, S), as the buffer keeps them
-    # What the reward critics learn from, R rows whose extra rewards are known, the first `new` of them of the last step:
+    # What the reward critics learn from, R rows whose extra rewards are known, the last `new` of them of the last step:
     # "state" (R, 3, S, S), "image" (R, generators, 3, S, S), "extra" and, standardised, "reward" (R, generators); with
     # gamma > 0 "next_state" and "recurrent". Empty without an extra reward, and in a run's first step.
     rewarded: dict[str, Tensor] = field(default_factory=dict)

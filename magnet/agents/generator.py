@@ -60,7 +60,7 @@ class GeneratorAgent(Agent):
                 action, _, _ = self.targets["actor"].act(rewarded["next_state"], recurrent)
                 value = self.targets["reward_critic"](rewarded["next_state"], self.targets["generator"](action))
         metrics = self.update_critic(state, image, rewarded["reward"][:, self.index], value, "reward_critic", new)
-        return metrics | {"extra_reward": rewarded["extra"][:new, self.index].mean()}
+        return metrics | {"extra_reward": rewarded["extra"][-new:, self.index].mean()}
 
     def extra_value(self, batch: Batch) -> Tensor:
         """Q_r at this step's images beside their states: (B,), with the graph of the images."""

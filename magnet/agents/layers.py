@@ -118,7 +118,7 @@ def image_stack(
         layers.append(nn.Conv2d(channels, maps, 4, stride=2, padding=1, bias=not normalised))
         if normalised:
             layers.append(BatchNorm2d(maps))
-        layers.append(nn.SiLU(inplace=True) if smooth else nn.LeakyReLU(0.2, inplace=True))
+        layers.append(nn.SiLU() if smooth else nn.LeakyReLU(0.2, inplace=True))
         channels = maps  # (B, maps, S / 2^(level + 1), S / 2^(level + 1))
     return Convolutions(*layers, nn.Flatten(), dtype=dtype), channels * SMALLEST_MAP**2
 

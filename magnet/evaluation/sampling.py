@@ -141,7 +141,6 @@ class Sampler:
         z, recurrent = self.actor(state, recurrent)
         return self.generator(z), recurrent
 
-
     def answer(self, states: Tensor) -> Tensor:
         """G(z) of G_a's actions z on states uint8 (N, 3, S, S), as in the middle of an episode; alike, on the CPU."""
         recurrent = self.mid_episode.repeat(-(-len(states) // len(self.mid_episode)), 1, 1, 1)[: len(states)]

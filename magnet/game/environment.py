@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from magnet.config import agent_names
-from magnet.data.image_dataset import ImageDataset
+from magnet.data.image_dataset import ImageDataset, to_uint8
 from magnet.game.extra_rewards import ExtraReward, HostCopy, RunningScale
 from magnet.game.returns import return_of
 from magnet.support.distributed import all_gather_rows, local_rows, uneven
@@ -68,8 +68,8 @@ class FaceEnv:
         actions: for each generator its images (B, 3, S, S); for each discriminator its logits (1 + generators, B), as
         `rewards` takes them, which are (B,) each. Nothing terminates; all are truncated after T steps. info: the
         transitions, with all of `fields`. wait: with an extra reward, whether it is known before this returns, which
-        on a GPU takes as long as the images do to get to the CPU; without it `extra` is missing in the rewards and 0 in
-        info, and `extra_rewards` gives it later.
+        on a GPU takes as long as the images do to get to the CPU; else rewards and info lack it, and `extra_rewards` gives
+        it later.
         """
         rewards = self.rewards(torch.stack([actions[name] for name in self.discriminators]))
         info = {"state": self.state, "real": self.real}
@@ -78,8 +78,7 @@ class FaceEnv:
         if self.extra:
             state, _ = self.recall({name: local_rows(rows) for name, rows in info.items()})
             images = torch.stack([actions[name] for name in self.generators], dim=1)  # (B, generators, 3, S, S)
-            self.unrewarded = HostCopy(self.faces.pack(state), self.faces.pack(images))
-            info["extra"] = torch.zeros(self.batch, len(self.generators), device=state.device)
+            self.unrewarded = HostCopy(state, images)
             if wait:
                 info["extra"] = self.extra_rewards()
                 for name, extra in zip(self.generators, self.scale.standardise(info["extra"]).T, strict=True):
@@ -111,7 +110,7 @@ class FaceEnv:
         """
         if self.unrewarded is None:
             return None
-        states, images = self.unrewarded.wait()
+        states, images = map(to_uint8, self.unrewarded.wait())
         self.unrewarded = None
         rewards = torch.stack([self.extra(states, of_one) for of_one in images.unbind(dim=1)], dim=1)
         rewards = all_gather_rows(rewards.to(self.faces.device, non_blocking=True))

@@ -132,44 +132,43 @@ def load_extra_reward(name: str) -> ExtraReward:
         raise UserError(f"--extra-reward: cannot read {path} ({error.strerror}); name another file.") from error
     except (Exception, SystemExit) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"--extra-reward: {path} cannot be executed ({reason}); `python3 {path}` shows where.") from error
+        raise UserError(
+            f"--extra-reward: {path} cannot be executed ({reason}); `python3 {path}` shows where."
+        ) from error
     if not callable(getattr(module, "reward", None)):
         raise UserError(f"--extra-reward: {path} defines no function `reward`; see examples/my_reward.py.")
     return ExtraReward(str(path), module.reward, hashlib.sha256(source).hexdigest()[:16])
 
 
 class RunningScale:
-    """A running mean and deviation of rewards, of which older ones count less and less.
+    """A running mean and variance of rewards, of which older ones count less and less.
 
-    All rewards count alike at first; after `SHORTEST_MEMORY` updates each new batch has a share of 1 %.
+    All batches count alike at first; after `SHORTEST_MEMORY` updates each new one has a share of 1 %.
     """
 
     def __init__(self, device: torch.device):
-        self.updates = 0
-        self.moments = torch.zeros(2, dtype=torch.float64, device=device)  # the mean, and that of the squares
+        self.updates, self.mean, self.variance = 0, torch.zeros((), device=device), torch.zeros((), device=device)
 
     def update(self, values: Tensor) -> None:
         """Takes in a batch of rewards, of any shape, on the device."""
         self.updates += 1
-        values = values.double()
-        self.moments.lerp_(torch.stack([values.mean(), values.square().mean()]), 1 / min(self.updates, SHORTEST_MEMORY))
+        share = 1 / min(self.updates, SHORTEST_MEMORY)
+        self.mean.lerp_(values.mean(), share)
+        self.variance.lerp_((values - self.mean).square().mean(), share)
 
     def standardise(self, values: Tensor) -> Tensor:
-        """(values - mean) / deviation, shaped alike, float32; 0 while all rewards were equal."""
-        mean, square = self.moments
-        variance = square - mean.square()
-        # Below that share of the squares a variance is nothing but rounding.
-        scale = torch.where(variance > 1e-12 * square, variance.rsqrt(), 0.0)
-        return ((values - mean) * scale).float()
+        """(values - mean) / deviation, shaped alike. Where all rewards were equal it is one finite number for all."""
+        return (values - self.mean) * self.variance.clamp_min(1e-30).rsqrt()
 
     def state_dict(self) -> dict:
-        """A number and a tensor."""
-        return {"updates": self.updates, "moments": self.moments.clone()}
+        """A number and tensors."""
+        return {"updates": self.updates, "mean": self.mean.clone(), "variance": self.variance.clone()}
 
     def load_state_dict(self, saved: dict) -> None:
         """Takes over what `state_dict` gave."""
         self.updates = saved["updates"]
-        self.moments.copy_(saved["moments"])
+        self.mean.copy_(saved["mean"])
+        self.variance.copy_(saved["variance"])
 
 
 class HostCopy:

@@ -30,26 +30,26 @@ class ReplayBuffer:
     def add(self, transitions: dict[str, Tensor]) -> None:
         """Writes B <= capacity transitions, each tensor (B, ...), over the oldest ones when it is full."""
         self.written += len(next(iter(transitions.values())))
+        self.added = self._latest(len(next(iter(transitions.values()))))
         self.complete(transitions)
-
-    def complete(self, fields: dict[str, Tensor]) -> None:
-        """Writes fields (B, ...) of the B transitions that were added last."""
-        places = self._latest(len(next(iter(fields.values()))))
-        for name, rows in fields.items():
-            self.storage[name][places] = rows
 
     def _latest(self, count: int) -> Tensor:
         return torch.arange(self.written - count, self.written, device=self.device) % self.capacity
 
-    def latest(self, count: int) -> dict[str, Tensor]:
-        """The `count` transitions that were added last, or all that there are: tensors (count, ...)."""
-        places = self._latest(min(count, len(self)))
-        return {name: rows[places] for name, rows in self.storage.items()}
+    def complete(self, fields: dict[str, Tensor]) -> None:
+        """Writes fields (B, ...) of the B transitions that were added last."""
+        for name, rows in fields.items():
+            self.storage[name][self.added] = rows
 
-    def sample(self, count: int) -> dict[str, Tensor]:
-        """`count` transitions, drawn uniformly with replacement: tensors (count, ...); none from an empty buffer."""
+    def sample(self, count: int, latest: int = 0) -> dict[str, Tensor]:
+        """`count` transitions, drawn uniformly with replacement: tensors (count, ...); none from an empty buffer.
+
+        latest: so many of those that were added last stand behind them, if they are there.
+        """
         count = count if len(self) else 0
         places = torch.randint(max(len(self), 1), (count,), generator=self.random, device=self.device)
+        if latest:
+            places = torch.cat([places, self._latest(min(latest, len(self)))])
         return {name: rows[places] for name, rows in self.storage.items()}
 
     def state_dict(self) -> dict:

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+from magnet.evaluation.answers import log_answers
 from magnet.evaluation.sampling import FixedGrids
 from magnet.run import checkpoint
 from magnet.run.logger import RunLogger
@@ -42,6 +43,10 @@ class Recorder:
         if self.config.evaluate_every and self.trainer.steps % self.config.evaluate_every == 0:
             with self.clock.paused():
                 scores = self.evaluation.after(self.trainer.steps)
+        if self.config.extra_reward and self.trainer.steps % self.config.sample_every == 0:
+            extra = self.trainer.environment.extra
+            with self.clock.paused():
+                scores |= log_answers(self.trainer.generators, self.trainer.faces, self.grids.state, extra)
         self.progress.show(self.logger.add(metrics, scores))
         self.progress.advance()
         return scores

@@ -59,7 +59,9 @@ class RecordedStep:
         # Of the outputs stays what the environment and the buffer read. The rest would keep the autograd graph, whose
         # nodes belong to the recording: later steps that are not recorded would have to wait for it.
         self.batch.images = []
-        self.batch.acts = [one._replace(action=None, policy=None, embedding=None, random=None) for one in self.batch.acts]
+        self.batch.acts = [
+            one._replace(action=None, policy=None, embedding=None, random=None) for one in self.batch.acts
+        ]
         self.batch.outputs = [
             [one._replace(features=None, logits=one.logits.detach(), classes=None) for one in outputs]
             for outputs in self.batch.outputs
