@@ -7,9 +7,9 @@
 All further words are train.py's flags, for every run; by default `--preset cpu --precision fp32 --hold-out 0.1`. A line
 of the output is a run: its setting, flags and scores. Lines that are there already are not made again.
 
-Scores: the mean extra reward of the policy's images beside their own states, which are held-out faces; the gap, by which
-it is higher than beside another state; how often an answer's own state scores best among 100; FD, precision and recall
-of prior samples and of answers against the images of training, by --features.
+Scores: the mean extra reward of the policy's images beside their own states, which are held-out faces; the gap, by
+which it is higher than beside another state; how often an answer's own state scores best among 100; FD, precision and
+recall of prior samples and of answers against the images of training, by --features.
 Exit status: 0 done, 2 a mistake in the settings, said in one sentence, 130 stopped.
 """
 

@@ -150,7 +150,9 @@ def agent_names(config) -> tuple[list[str], list[str]]:
 
 FREE_ON_RESUME = {
     "data", "epochs", "steps", "device", "sample_every", "checkpoint_every", "keep", "evaluate_every", "patience",
-    "cuda_graphs", "deterministic", "extra_reward", "lr",  # the game stays: a run that diverged can go on with a lower one
+    "cuda_graphs", "deterministic",
+    "extra_reward",  # its file may lie elsewhere now; session.py compares what is in it
+    "lr",  # the game stays: a run that diverged can go on with a lower one
 }  # fmt: skip
 
 PRESETS = {
@@ -201,9 +203,7 @@ def check(config: Config) -> None:
     if config.gamma and (config.algorithm == "gan" or config.lambda_generator == config.lambda_discriminator == 1):
         raise UserError(f"--gamma {config.gamma:g} is for critics, and this game has none: give --gamma 0.")
     if config.extra_reward and config.algorithm == "gan":
-        raise UserError(
-            "--extra-reward is for critics and a policy, and a plain GAN has neither: drop --algorithm gan."
-        )
+        raise UserError("--extra-reward is for a critic and a policy, which a plain GAN lacks: drop --algorithm gan.")
     if config.extra_reward and config.points:
         raise UserError(f"--extra-reward judges pictures, and --data {config.data} has none: drop one of the two.")
     if config.generators == 1 and config.specialise:

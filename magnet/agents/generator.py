@@ -69,7 +69,8 @@ class GeneratorAgent(Agent):
     def update(self, batch: Batch, discriminators: list[nn.Module]) -> Metrics:
         """Critic, then actor: G_a and G ascend Q at the explored actions (at lambda > 0 the return as well).
 
-        Rows whose action is noise alone teach G only, by log D_a: their images cannot answer a state. discriminators: the M D_a's, which have learned from `batch`.
+        Rows whose action is noise alone teach G only, by log D_a: their images cannot answer a state. discriminators:
+        the M D_a's, which have learned from `batch`.
         """
         config, metrics, kind = self.config, {}, returns.return_of(self.config.returns)
         policy, embedding = batch.acts[self.index].policy, batch.acts[self.index].embedding

@@ -68,8 +68,8 @@ class FaceEnv:
         actions: for each generator its images (B, 3, S, S); for each discriminator its logits (1 + generators, B), as
         `rewards` takes them, which are (B,) each. Nothing terminates; all are truncated after T steps. info: the
         transitions, with all of `fields`. wait: with an extra reward, whether it is known before this returns, which
-        on a GPU takes as long as the images do to get to the CPU; else rewards and info lack it, and `extra_rewards` gives
-        it later.
+        on a GPU takes as long as the images do to get to the CPU; else rewards and info lack it, and `extra_rewards`
+        gives it later.
         """
         rewards = self.rewards(torch.stack([actions[name] for name in self.discriminators]))
         info = {"state": self.state, "real": self.real}

@@ -12,8 +12,8 @@ from magnet.data.gaussians import PointDataset, draw_points
 from magnet.data.image_dataset import ImageDataset, load_faces
 from magnet.evaluation.sampling import FixedGrids
 from magnet.evaluation.scores import Evaluation
-from magnet.game.extra_rewards import EXTRA_REWARDS, ExtraReward, load_extra_reward
 from magnet.game.environment import new_environment, refuse_too_few
+from magnet.game.extra_rewards import EXTRA_REWARDS, ExtraReward, load_extra_reward
 from magnet.maddpg import MADDPG
 from magnet.run import checkpoint
 from magnet.run.checkpoint_validation import first_fault, refuse, restored_config, trainer_fault
