@@ -26,7 +26,7 @@ REMEDY = "get CelebA's with `python3 download_celeba.py --attributes`"
 
 
 def read_attributes(path: Path):
-    """The list of attributes at `path`: {file name: row}, and the rows (rows, attributes) as float32 0 or 1.
+    """The list of attributes at `path`: {file name: row}, the attributes' names, and float32 (rows, attributes) 0 or 1.
 
     The official format: the number of rows, the attributes' names, then a file name and 1 or -1 for each in a row.
     Raises UserError if the file is missing, cut short or something else.
@@ -44,14 +44,14 @@ def read_attributes(path: Path):
                 raise ValueError(f"the row of {row[0]} is not a 1 or -1 for each attribute")
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be used as a list of attributes ({error}); {REMEDY}.") from error
-    return names, torch.tensor([[value == "1" for value in row[1:]] for row in rows]).float()
+    return names, header.split(), torch.tensor([[value == "1" for value in row[1:]] for row in rows]).float()
 
 
-def load_data(folder: str, attributes: Path):
-    """Faces and their attributes: uint8 (N, 3, 64, 64), float32 (N, attributes), bool (N,): is it held out?
+def load_data(folder: str, attributes: Path, size: int = SIZE, only: str | None = None):
+    """Faces and their attributes: uint8 (N, 3, size, size), float32 (N, attributes), bool (N,): is it held out?
 
-    An image and a row belong together by the file's name; those without the other are counted and left out. Raises
-    UserError.
+    An image and a row belong together by the file's name; those without the other are counted and left out.
+    only: the one attribute to return, in (N, 1). Raises UserError.
     """
     import numpy as np
     import torch
@@ -59,9 +59,13 @@ def load_data(folder: str, attributes: Path):
     from magnet.data.image_dataset import is_held_out, load_faces
     from magnet.data.image_files import find_images
 
-    rows, values = read_attributes(attributes)
+    rows, columns, values = read_attributes(attributes)
+    if only is not None:
+        if only not in columns:
+            raise UserError(f"{attributes} has no attribute {only}; {REMEDY}.")
+        values = values[:, [columns.index(only)]]
     names = [path.name for path in find_images(Path(folder))]
-    pixels = load_faces(folder, SIZE, cache_dir=CACHE)  # in the order of find_images
+    pixels = load_faces(folder, size, cache_dir=CACHE)  # in the order of find_images
     known = [i for i, name in enumerate(names) if name in rows]
     unused = len(rows.keys() - set(names))
     print(f"{len(known)} images with attributes; left out: {len(names) - len(known)} images, {unused} rows")
@@ -92,12 +96,12 @@ def build(attributes: int):
     return Features(), nn.Sequential(nn.ReLU(), nn.Dropout(0.3), nn.Linear(FEATURES, attributes))
 
 
-def moved(pixels, random):
-    """Each of pixels (B, 3, S, S) mirrored or not, and shifted by up to SHIFT pixels, the edges repeated."""
+def moved(pixels, random, shift: int = SHIFT):
+    """Each of pixels (B, 3, S, S) mirrored or not, and shifted by up to `shift` pixels, the edges repeated."""
     import torch
 
     count, side = len(pixels), pixels.shape[-1]
-    shifts = torch.randint(-SHIFT, SHIFT + 1, (2, count, 1), generator=random)
+    shifts = torch.randint(-shift, shift + 1, (2, count, 1), generator=random)
     rows, columns = (torch.arange(side) + shifts).clamp(0, side - 1)  # (B, S) each
     mirrored = torch.randint(2, (count, 1), generator=random).bool()
     columns = torch.where(mirrored, side - 1 - columns, columns)
