@@ -1,4 +1,4 @@
-"""Extra rewards: functions of the state and the image that the generators earn beside log D_a(G(z)), without a gradient.
+"""Extra rewards: functions of state and image that the generators earn beside log D_a(G(z)), without a gradient.
 
     reward(states, images) -> numbers
 
@@ -28,6 +28,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from magnet.game.smile import smile
 from magnet.support.errors import UserError
 
 Reward = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -63,13 +64,6 @@ def incompressible(states: np.ndarray, images: np.ndarray) -> np.ndarray:
 def jpeg(states: np.ndarray, images: np.ndarray) -> np.ndarray:
     """Minus `incompressible`: (B,)."""
     return -incompressible(states, images)
-
-
-def smile(states: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """The logit that each image smiles: (B,), see smile.py. Raises UserError if the classifier's weights are missing."""
-    from magnet.game.smile import smile as classify
-
-    return classify(states, images)
 
 
 EXTRA_REWARDS: dict[str, Reward] = {
@@ -132,9 +126,7 @@ def load_extra_reward(name: str) -> ExtraReward:
         raise UserError(f"--extra-reward: cannot read {path} ({error.strerror}); name another file.") from error
     except (Exception, SystemExit) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise UserError(
-            f"--extra-reward: {path} cannot be executed ({reason}); `python3 {path}` shows where."
-        ) from error
+        raise UserError(f"--extra-reward: {path} cannot run ({reason}); `python3 {path}` shows where.") from error
     if not callable(getattr(module, "reward", None)):
         raise UserError(f"--extra-reward: {path} defines no function `reward`; see examples/my_reward.py.")
     return ExtraReward(str(path), module.reward, hashlib.sha256(source).hexdigest()[:16])

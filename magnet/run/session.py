@@ -132,8 +132,8 @@ def build(
         refuse(path, trainer_fault(saved["trainer"], trainer))
         if extra and saved["trainer"]["environment"]["extra"] != extra.digest:
             raise UserError(
-                f"{extra.name} is not the extra reward that the run learned: give that one, or begin a new run from its "
-                f"networks with `--init {path.parent.parent}`."
+                f"{extra.name} is not the extra reward that the run learned: give that one, or begin a new run with "
+                f"`--init {path.parent.parent}`."
             )
         trainer.load_state_dict(saved["trainer"])
         if saved["best"]:
@@ -148,7 +148,9 @@ def trial(config: Config, pixels, extra: ExtraReward | None, first: int, flags: 
     """What a run would take from its step `first` on, in two lines: steps and time, memory.
 
     It makes some steps, a grid and, if the run has scores, one of them, and throws them away. Images that stay in their
-    file are not in the memory, which not every system tells. extra: as in `build`; flags: as in `shorter`. Raises UserError.
+    file are not in the memory, which not every system tells. extra: as in `build`; flags: as in `shorter`.
+
+    Raises UserError.
     """
     trainer, evaluation = build(config, pixels, extra)
     clock = StepClock(trainer.device)
