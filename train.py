@@ -41,14 +41,14 @@ def start(given: dict, commands: argparse.Namespace, owned: ExitStack) -> int:
     flags = None if commands.resume or commands.config or commands.preset != "default" else given
 
     # Data
-    pixels, extra = load_pixels(config), load_reward(config, PARAMETERS | given)
+    extra, pixels = load_reward(config, PARAMETERS | given), load_pixels(config)
     print(summary(config, len(pixels)))
     if commands.dry_run:
-        print(trial(config, pixels, extra, saved["trainer"]["steps"] if saved else 0, flags))
+        print(trial(config, pixels, saved["trainer"]["steps"] if saved else 0, flags, extra))
         return 0
 
     # Trainer
-    trainer, evaluation = build(config, pixels, extra, path, saved)
+    trainer, evaluation = build(config, pixels, path, saved, extra)
     del saved  # as large as the trainer
     distributed.refuse_differing(images=trainer.faces.fingerprint, checkpoint=trainer.steps)
     total = total_steps(config, trainer.steps_per_epoch)
@@ -84,8 +84,7 @@ def settings(given: dict, commands: argparse.Namespace, owned: ExitStack) -> tup
     else:
         base = parameters_of(commands.config) if commands.config else PRESETS[commands.preset]
         config = complete({key: PARAMETERS[key] for key in PARAMETERS.keys() - base.keys()} | given, base)
-        if config.init:
-            config = with_sizes_of_init(config, PARAMETERS | given)
+        config = with_sizes_of_init(config, PARAMETERS | given)
     check(config)
     config = settle(config)
     distributed.refuse_uneven(config)
@@ -131,7 +130,7 @@ def lead(config: Config, run: Path | None, trainer, evaluation, total: int, less
     """
     from magnet.run import checkpoint
     from magnet.run.logger import describe_environment, new_run, sole_owner, write_json
-    from magnet.run.signals import Stop
+    from magnet.run.signals import Stop, resume_command
     from magnet.support import distributed
 
     stop = Stop()
@@ -146,10 +145,10 @@ def lead(config: Config, run: Path | None, trainer, evaluation, total: int, less
         train(config, run, trainer, evaluation, total, less, stop)
         distributed.all_reduce_max(0)
     except Diverged as error:
-        again = f"`python3 train.py --resume {run} --lr {config.lr / 2:g}`"
+        again = f"`{resume_command(config, run)} --lr {config.lr / 2:g}`"
         raise Diverged(f"{error}; the last good checkpoint stays, go on from it with {again}.") from error
     if stop.signal and trainer.steps < total:
-        print(f"Stopped and saved at step {trainer.steps}; go on with: python3 train.py --resume {run}")
+        print(f"Stopped and saved at step {trainer.steps}; go on with: {resume_command(config, run)}")
         return 128 + stop.signal
     if evaluation.patience_ended:
         print(f"Ended early: {evaluation.verdict(run)}.")

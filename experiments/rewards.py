@@ -167,7 +167,7 @@ def measure(options: argparse.Namespace, base: dict) -> None:
                 continue
             config = settle(complete(base | changes | {"seed": seed}))
             pixels, extra = load_pixels(config), load_reward(config, base)
-            trainer, _ = build(config, pixels, extra)
+            trainer, _ = build(config, pixels, extra=extra)
             held_out = type(trainer.faces)(load_pixels(config, held_out=True), config.device)
             scorer = Scorer(trainer.faces, held_out, extra, options.features, options.count)
             if change:

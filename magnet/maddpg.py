@@ -168,7 +168,8 @@ class MADDPG:
         actions = {agent.name: images[:, i] for i, agent in enumerate(self.generators)}
         for agent, outputs in zip(self.discriminators, batch.outputs, strict=True):
             actions[agent.name] = torch.stack([one.logits.detach()[: batch.new] for one in outputs])
-        observations, rewards, _, truncated, transitions = self.environment.step(actions, wait=False)
+        late = {"wait": False} if self.config.extra_reward else {}  # other games need not know of it
+        observations, rewards, _, truncated, transitions = self.environment.step(actions, **late)
         batch.transitions = {
             name: torch.cat([local_rows(rows), batch.transitions[name]]) for name, rows in transitions.items()
         }

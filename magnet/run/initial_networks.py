@@ -24,10 +24,12 @@ TITLES = {
 
 
 def with_sizes_of_init(config: Config, given: dict) -> Config:
-    """`config` with the image size, width and nz of the networks that `config.init` names.
+    """`config` with the image size, width and nz of the networks that `config.init` names, if it names some.
 
     given: the parameters that the user gave. Raises UserError if they ask for other sizes.
     """
+    if not config.init:
+        return config
     path, saved = load_checkpoint(Path(config.init))
     found = restored_config(path, saved["config"])
     sizes = {name: getattr(found, name) for name in SIZES}

@@ -112,11 +112,11 @@ def prepare_device(config: Config) -> None:
 
 
 def build(
-    config: Config, pixels, extra: ExtraReward | None = None, path: Path | None = None, saved: dict | None = None
+    config: Config, pixels, path: Path | None = None, saved: dict | None = None, extra: ExtraReward | None = None
 ) -> tuple[MADDPG, Evaluation]:
     """The trainer of `config` on pixels, as `load_pixels` gives them, and its scores so far, where `saved` stood.
 
-    extra: as `load_reward` gives it. saved: the contents of the checkpoint `path`. Raises UserError.
+    saved: the contents of the checkpoint `path`. extra: as `load_reward` gives it. Raises UserError.
     """
     prepare_device(config)  # before anything is on the device
     faces = PointDataset(pixels, config.device) if config.points else ImageDataset(pixels, config.device)
@@ -144,7 +144,7 @@ def build(
     return trainer, evaluation
 
 
-def trial(config: Config, pixels, extra: ExtraReward | None, first: int, flags: dict | None) -> str:
+def trial(config: Config, pixels, first: int, flags: dict | None, extra: ExtraReward | None = None) -> str:
     """What a run would take from its step `first` on, in two lines: steps and time, memory.
 
     It makes some steps, a grid and, if the run has scores, one of them, and throws them away. Images that stay in their
@@ -152,7 +152,7 @@ def trial(config: Config, pixels, extra: ExtraReward | None, first: int, flags: 
 
     Raises UserError.
     """
-    trainer, evaluation = build(config, pixels, extra)
+    trainer, evaluation = build(config, pixels, extra=extra)
     clock = StepClock(trainer.device)
     pace, began = Pace(config, clock), clock()
     spent = 0

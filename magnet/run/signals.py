@@ -1,6 +1,8 @@
 """When a run stops: at its last step, when its scores get no better, or by a signal."""
 
+import shlex
 import signal
+from pathlib import Path
 
 from magnet.support.distributed import all_reduce_max
 
@@ -32,3 +34,9 @@ def goes_on(trainer, evaluation, total: int, stop: Stop) -> bool:
     if signalled:  # never back to 0: this process may have got a signal since
         stop.signal = signalled
     return trainer.steps < total and not signalled and not ended
+
+
+def resume_command(config, run: Path) -> str:
+    """What goes on with `run`. A file with an extra reward is named anew each time (session.load_reward)."""
+    reward = f" --extra-reward {shlex.quote(config.extra_reward)}" if config.extra_reward.endswith(".py") else ""
+    return f"python3 train.py --resume {run}{reward}"

@@ -6,11 +6,13 @@ import re
 
 import pytest
 import torch
-from conftest import small_config, small_faces
+from conftest import pictures, small_config, small_faces
 
 from magnet.config import check
+from magnet.data.image_dataset import to_uint8
 from magnet.game import environment
 from magnet.game.environment import FaceEnv, refuse_too_few
+from magnet.game.extra_rewards import ExtraReward
 from magnet.support import distributed
 from magnet.support.errors import UserError
 
@@ -304,3 +306,35 @@ def test_the_advised_batch_size_is_a_game_for_these_images(monkeypatch, fraction
                 assert images < int(advice[2])
                 with pytest.raises(UserError, match="too few for any"):
                     refuse_too_few(config, int(advice[2]) - 1)
+
+
+def brightness(states, images):
+    """Of an image, and a hundredth of that of its state."""
+    return images.mean((1, 2, 3)) + states.mean((1, 2, 3)) / 100
+
+
+def test_the_extra_reward_is_paid_beside_log_d_in_deviations_of_all_before():
+    games = [
+        FaceEnv(small_faces(), 4, T, *TWO, extra=ExtraReward("b", brightness, "b"), extra_weight=0.5) for _ in range(2)
+    ]
+    plain = new_environment(batch=4, names=TWO)
+    for game in (*games, plain):
+        game.reset(seed=0)
+    images = {"g_0": pictures(0, 4), "g_1": pictures(1, 4) / 2}
+    logits = dict.fromkeys(TWO[1], torch.randn(3, 4, generator=torch.Generator().manual_seed(0)))
+    given = []
+    for _ in range(3):
+        states = to_uint8(plain.faces.batch(plain.state)).numpy()
+        _, paid, _, _, info = games[0].step(images | logits)
+        _, late, _, _, lacking = games[1].step(images | logits, wait=False)
+        _, without, *_ = plain.step(images | logits)
+        expected = [torch.from_numpy(brightness(states, to_uint8(images[name]).numpy())).float() for name in TWO[0]]
+        given.append(torch.stack(expected, dim=1))
+        assert torch.equal(info["extra"], given[-1]) and "extra" not in lacking
+        assert torch.equal(games[1].extra_rewards(), given[-1]) and games[1].extra_rewards() is None
+        every = torch.stack(given)
+        for i, name in enumerate(TWO[0]):
+            deviations = (expected[i] - every.mean()) / every.std(correction=0)
+            torch.testing.assert_close(paid[name], without[name] + 0.5 * deviations, rtol=0.02, atol=0.02)
+            assert torch.equal(late[name], without[name])
+        assert all(torch.equal(paid[name], without[name]) for name in TWO[1])

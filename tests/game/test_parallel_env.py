@@ -9,6 +9,7 @@ import torch
 from conftest import small_faces
 
 from magnet.game.environment import FaceEnv
+from magnet.game.extra_rewards import load_extra_reward
 from magnet.support.errors import UserError
 
 B, T = 4, 3
@@ -30,6 +31,14 @@ def new_env(names=ONE, episode_length=T):
 def sampled(env):
     """An action of every agent, at random."""
     return {name: env.action_space(name).sample() for name in env.agents}
+
+
+def seeded(env, seed=3):
+    """`env`, whose episodes and random actions begin anew."""
+    env.reset(seed=seed)
+    for space in env.action_spaces.values():
+        space.seed(seed)
+    return env
 
 
 def episode(env):
@@ -206,3 +215,17 @@ def test_the_trainer_does_not_need_pettingzoo():
     modules = "train, sample, evaluate, magnet.maddpg, magnet.evaluation.sampling, magnet.evaluation.scores"
     check = f"import sys; sys.modules['pettingzoo'] = sys.modules['gymnasium'] = None; import {modules}"
     subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_an_extra_reward_is_part_of_what_generators_earn():
+    pytest.importorskip("pettingzoo")
+    from magnet.game.parallel_env import ParallelFaceEnv
+
+    games = [FaceEnv(small_faces(), B, T, *ONE, extra=extra) for extra in (None, load_extra_reward("resemble"))]
+    plain, extra = (episode(seeded(ParallelFaceEnv(game))) for game in games)
+    for (*_, infos), (*_, others) in zip(plain[1:], extra[1:], strict=True):
+        assert others["generator"]["extra"].shape == (B, 1) and "extra" not in infos["generator"]
+        shift = others["generator"]["rewards"] - infos["generator"]["rewards"]
+        order = others["generator"]["extra"][:, 0].argsort()
+        assert (np.diff(shift[order]) > 0).all()  # what is better by the function earns more
+        np.testing.assert_array_equal(others["discriminator"]["rewards"], infos["discriminator"]["rewards"])

@@ -14,7 +14,7 @@ class OwnImages(FaceEnv):
 
     fields = FaceEnv.fields | {"state": PIXELS, "next_state": PIXELS}
 
-    def step(self, actions, wait=True):
+    def step(self, actions):
         before = self.seen
         observations, rewards, terminated, truncated, info = super().step(actions)
         self.seen = actions["generator"]

@@ -1,0 +1,146 @@
+"""Extra rewards: those that are shipped, what a function of the user's may do wrong, and how their scale is kept."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from conftest import pictures
+from PIL import Image
+
+from magnet.data.image_dataset import to_uint8
+from magnet.game.extra_rewards import (
+    EXTRA_REWARDS,
+    ExtraReward,
+    RunningScale,
+    incompressible,
+    jpeg,
+    load_extra_reward,
+    resemble,
+)
+from magnet.support.errors import UserError
+
+STATES, IMAGES = to_uint8(pictures(0, 4)), to_uint8(pictures(1, 4))
+
+
+def flat(value, side=32):
+    return np.full((1, 3, side, side), value, np.uint8)
+
+
+@pytest.mark.parametrize("side", [32, 64])
+def test_resemble_by_hand(side):
+    black, other = flat(0, side), flat(0, side)
+    other[0, 1, : side // 8, : side // 8] = 51  # one of 192 averages, by a fifth
+    assert resemble(black, flat(255, side)) == pytest.approx([-1])
+    assert resemble(black, black) == pytest.approx([0])
+    assert resemble(black, other) == pytest.approx([-0.2 / 192])
+
+
+def test_resemble_compares_averages_and_no_pixels():
+    state, image = flat(0), flat(0)
+    state[0, 0, 0, 0] = image[0, 0, 3, 3] = 160  # in the same square of 4 x 4
+    assert resemble(state, image) == pytest.approx([0])
+
+
+def test_jpeg_and_incompressible_are_the_files_kilobytes():
+    file = io.BytesIO()
+    Image.fromarray(IMAGES[2].permute(1, 2, 0).numpy()).save(file, "JPEG", quality=95)
+    images = torch.cat([IMAGES, torch.from_numpy(flat(90))]).numpy()
+    sizes = incompressible(images, images)
+    assert sizes[2] == len(file.getvalue()) / 1000 and sizes[4] < sizes[:4].min() / 2
+    assert (jpeg(images, images) == -sizes).all()
+
+
+@pytest.mark.parametrize("name", EXTRA_REWARDS)
+def test_shipped_rewards_give_a_number_an_image_and_change_nothing(name):
+    reward = load_extra_reward(name)
+    found = reward(STATES, IMAGES)
+    assert found.shape == (4,) and found.dtype == torch.float32 and found.unique().numel() == 4
+    assert torch.equal(found.flip(0), reward(STATES.flip(0), IMAGES.flip(0)))
+
+
+def overwrite(states, images):
+    images[0] = 0
+    return np.zeros(len(images))
+
+
+FAULTS = {
+    "one number for all": (lambda states, images: 1.0, r"gave an array \(\) for 4 images"),
+    "a column": (lambda states, images: np.zeros((4, 1)), r"gave an array \(4, 1\)"),
+    "no number": (lambda states, images: None, "gave an array|raised TypeError"),
+    "NaN": (lambda states, images: np.array([1, 2, np.nan, 4]), "gave nan"),
+    "infinite": (lambda states, images: np.array([1, 2, 3, -np.inf]), "gave -inf"),
+    "too large": (lambda states, images: np.array([1, 2, 3, 1e31]), r"gave 1e\+31"),
+    "raises": (lambda states, images: 1 / 0, r"raised ZeroDivisionError.*division by zero"),
+    "exits": (lambda states, images: exit(3), "raised SystemExit"),
+    "writes": (overwrite, "changed the images"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_function_that_does_wrong_is_named_in_one_sentence(name):
+    function, fault = FAULTS[name]
+    with pytest.raises(UserError, match=fault) as caught:
+        ExtraReward("my_reward.py", function, "")(STATES, IMAGES)
+    assert "my_reward.py" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_is_executed_once_and_its_line_is_named(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("count = 0\n\n\ndef reward(states, images):\n    return images.mean((1, 2, 3)) / states.min()\n")
+    reward = load_extra_reward(str(path))
+    assert torch.allclose(reward(STATES + 1 - STATES, IMAGES), IMAGES.float().mean((1, 2, 3)))
+    path.write_text("def reward(states, images):\n    pass\n    raise ValueError('no\\nface')\n")
+    other = load_extra_reward(str(path))
+    assert other.digest != reward.digest and other.digest == load_extra_reward(str(path)).digest
+    with pytest.raises(UserError, match="raised ValueError in line 3"):
+        other(STATES, IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [(None, "cannot read"), ("def f(:\n", "SyntaxError"), ("import nothing_of_that_name", "ModuleNotFoundError"),
+     ("rewards = 3", "no function `reward`"), ("raise SystemExit(0)", "SystemExit")],
+)  # fmt: skip
+def test_a_file_without_a_reward_is_refused(text, fault, tmp_path):
+    if text is not None:
+        (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(UserError, match=fault):
+        load_extra_reward(str(tmp_path / "mine.py"))
+
+
+def test_an_unknown_name_is_refused_with_those_that_there_are():
+    with pytest.raises(UserError, match="resemble, jpeg, incompressible, smile"):
+        load_extra_reward("resembles")
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_rewards_are_standardised_by_all_before(offset):
+    random, scale, given = torch.Generator().manual_seed(0), RunningScale(torch.device("cpu")), []
+    for _ in range(90):
+        given.append(offset + 3 * torch.randn(12, 2, generator=random))
+        scale.update(given[-1])
+    found, all_of_them = scale.standardise(given[-1]), torch.stack(given)
+    expected = (given[-1] - all_of_them.mean()) / all_of_them.std()
+    assert torch.allclose(found, expected, atol=0.05) and not torch.allclose(found, given[-1] - given[-1].mean())
+
+
+def test_older_rewards_are_forgotten_and_equal_ones_stay_finite():
+    scale = RunningScale(torch.device("cpu"))
+    for value, count in ((0.0, 200), (5.0, 800)):
+        for _ in range(count):
+            scale.update(torch.tensor([value - 1, value + 1]))
+    assert scale.standardise(torch.tensor([5.0, 6.0])).tolist() == pytest.approx([0, 1], abs=0.05)
+    same = RunningScale(torch.device("cpu"))
+    for _ in range(3):
+        same.update(torch.full((12, 1), 0.1))
+        assert same.standardise(torch.full((12, 1), 0.1)).isfinite().all()
+
+
+def test_a_scale_goes_on_where_another_stood():
+    scales = RunningScale(torch.device("cpu")), RunningScale(torch.device("cpu"))
+    scales[0].update(torch.tensor([1.0, 4.0]))
+    scales[1].load_state_dict(scales[0].state_dict())
+    for scale in scales:
+        scale.update(torch.tensor([2.0, 9.0]))
+    assert torch.equal(*(scale.standardise(torch.arange(5.0)) for scale in scales))
