@@ -4,13 +4,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, cosine_similarity
 
 from magnet.agents.generator import GeneratorAgent
 from magnet.data.image_dataset import ImageDataset, to_uint8
 from magnet.evaluation.sampling import GRID_BATCH, Sampler, in_float32
 from magnet.game.extra_rewards import CELLS, EXTRA_REWARDS, ExtraReward
-from magnet.game.returns import gradient_cosine
 
 RIVALS = 100  # states among which an answer's own should score best
 
@@ -60,7 +59,8 @@ def critic_cosines(agent: GeneratorAgent, states: Tensor, recurrent: Tensor, tru
         torch.autograd.grad(value(states, images).mean(), (z, first), retain_graph=True) for value in (critic, true)
     ]
     names = ("reward_cosine_z", "reward_cosine_weights")
-    return {name: gradient_cosine(*both).item() for name, both in zip(names, zip(*pairs, strict=True), strict=True)}
+    both = ([gradient.double().flatten() for gradient in pair] for pair in zip(*pairs, strict=True))
+    return {name: cosine_similarity(*pair, dim=0, eps=1e-30).item() for name, pair in zip(names, both, strict=True)}
 
 
 def log_answers(agents: list[GeneratorAgent], faces: ImageDataset, states: Tensor, extra: ExtraReward) -> dict:

@@ -104,3 +104,14 @@ def test_the_saved_state_holds_the_filled_part_alone():
     replay.add(transitions(1, 2, 3))
     assert replay.state_dict()["storage"]["number"].tolist() == [1, 2, 3]
     assert replay.state_dict()["storage"]["picture"].untyped_storage().nbytes() == 3 * 2 * 3
+
+
+def test_the_last_transitions_are_completed_and_drawn_behind_the_others():
+    replay = ring(5)
+    replay.add(transitions(0, 1, 2))
+    replay.add({"number": torch.tensor([3, 4, 5])})  # over the end of the ring; pictures follow
+    replay.complete({"picture": transitions(3, 4, 5)["picture"]})
+    sample = replay.sample(20, latest=3)
+    assert sample["number"][20:].tolist() == [3, 4, 5] and set(sample["number"][:20].tolist()) <= {1, 2, 3, 4, 5}
+    assert (sample["picture"] == sample["number"][:, None, None]).all()
+    assert ring(5).sample(4, latest=3)["number"].shape == (0,)
