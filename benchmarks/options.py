@@ -27,6 +27,8 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[argpar
     given, commands = command_line.parse(words)
     if commands.resume or commands.config or commands.dry_run:
         raise UserError("a benchmark begins with fresh weights: leave out --resume, --config and --dry-run.")
+    if given.get("extra_reward") or given.get("init"):
+        raise UserError("a benchmark plays without --extra-reward and --init: leave them out.")
     if options.repeats < 1 or (options.threads is not None and options.threads < 1):
         raise UserError("--repeats and --threads must be at least 1.")
     config = complete(given, PRESETS[commands.preset])

@@ -107,6 +107,9 @@ def test_magnets_step_is_compared_with_that_of_a_gan_with_r1_and_replay_and_of_a
         ratio = logged["step_ratios"][name]["median"]
         assert ratio == pytest.approx(seconds["MAGNET"] / seconds[f"MAGNET, {name}"])
         assert any(f"{ratio:.3f}" in line for line in table)
+    ratio = logged["step_ratios"]["extra reward"]["median"]
+    assert ratio == pytest.approx(seconds["MAGNET, extra reward"] / seconds["MAGNET"])
+    assert logged["flops"]["MAGNET, extra reward"] > logged["flops"]["MAGNET"]
     assert logged["flops"]["MAGNET"] > logged["flops"]["MAGNET, GAN"] > logged["flops"]["MAGNET, plain GAN"] > 0
 
 
@@ -117,6 +120,7 @@ def test_magnets_step_is_compared_with_that_of_a_gan_with_r1_and_replay_and_of_a
         (data, ["--data", "gaussians-8"], "data.py: --data gaussians-8 are points, which nobody decodes: name images."),
         (data, ["--data", "nowhere"], "data.py: there is no folder nowhere: "),
         (against, ["--files", "15"], "against.py: give --files of at least 16, two batches, and no --workers below 0."),
+        (against, ["--init", "x"], "against.py: a benchmark plays without --extra-reward and --init: leave them out."),
         (against, ["--algorithm", "gan"], "against.py: MAGNET with one agent of each kind is compared, on images: "),
     ],
 )
