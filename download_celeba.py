@@ -27,11 +27,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import filelock
-import gdown
-
 from magnet.data.archives import FOLDER, MAX_UNPACKED, Archive, BadArchive, require_space, unpack, verify
 from magnet.support.errors import UserError, one_line
+from magnet.support.locks import locked
+from magnet.support.output import as_program
+from magnet.support.paths import user_path
 
 CELEBA = Archive(
     url="https://drive.google.com/file/d/0B7EVK8r0v71pZjFTYXZWM3FlRnM/view?resourcekey=0-dYn9z10tMJOBAkviAcfdyQ",
@@ -56,6 +56,7 @@ PATIENCE = 600  # seconds for half a megabyte: what keeps to the TIMEOUT can sti
 RETRIES = 5  # Drive cuts downloads that take an hour
 
 
+@as_program
 def main(argv: list[str] | None = None, archive: Archive | None = None) -> int:
     args = parse_arguments(argv)
     archive = archive or (ATTRIBUTES if args.attributes else CELEBA)
@@ -76,18 +77,20 @@ def main(argv: list[str] | None = None, archive: Archive | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"error: {one_line(str(error))}; mend that and run the same command again", file=sys.stderr)
+        print(f"error: {one_line(str(error))}; fix that and run the same command again", file=sys.stderr)
         return 1
     return 0
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Fetch, check and unpack the CelebA faces.", allow_abbrev=False)
-    parser.add_argument("--data-dir", type=Path, default=DATA_DIR, help="folder for the images (default: %(default)s)")
+    parser.add_argument(
+        "--data-dir", type=user_path, default=DATA_DIR, help="folder for the images (default: %(default)s)"
+    )
     parser.add_argument("--attributes", action="store_true", help="fetch the list of attributes, not the images")
     source = parser.add_mutually_exclusive_group()
     about = "use this archive or list, and leave it where it is"
-    source.add_argument("--from-zip", "--from-file", type=Path, metavar="PATH", help=about)
+    source.add_argument("--from-zip", "--from-file", type=user_path, metavar="PATH", help=about)
     source.add_argument("--url", help="download from a mirror, not from Google Drive")
     parser.add_argument("--any-archive", action="store_true", help="accept any size and md5, but decode every image")
     parser.add_argument("--keep-zip", action="store_true", help="do not delete the downloaded archive when all is done")
@@ -197,22 +200,20 @@ def work_path(data_dir: Path) -> Path:
 def work_folder(data_dir: Path) -> Iterator[Path]:
     """The folder of the work in progress, for one process at a time; it goes when nothing in it is worth keeping."""
     data_dir.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(data_dir / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        print(f"Waiting for another process that fills {data_dir}", flush=True)
-        lock.acquire()
     work = work_path(data_dir)
-    try:
-        work.mkdir(exist_ok=True)
-        for leftover in work.glob(f"{FOLDER}.tmp-*"):  # we hold the lock, so the run that made it is dead
-            shutil.rmtree(leftover)
-        yield work
-    finally:
-        with contextlib.suppress(OSError):
-            work.rmdir()
-        lock.release()
+
+    def say() -> None:
+        print(f"Waiting for another process that fills {data_dir}", flush=True)
+
+    with locked(data_dir / ".lock", wait=say):
+        try:
+            work.mkdir(exist_ok=True)
+            for leftover in work.glob(f"{FOLDER}.tmp-*"):  # we hold the lock, so the run that made it is dead
+                shutil.rmtree(leftover)
+            yield work
+        finally:
+            with contextlib.suppress(OSError):
+                work.rmdir()
 
 
 def by_hand(archive: Archive, data_dir: Path) -> str:
@@ -229,6 +230,8 @@ def fetched(archive: Archive, work: Path) -> Path:
 
 def download(archive: Archive, work: Path, data_dir: Path) -> Path:
     """Path of the archive in `work`; what an earlier run fetched of it is not fetched again."""
+    import gdown  # here, as below: it takes half a second, in which Ctrl-C would be a traceback
+
     path = fetched(archive, work)
     if path.exists():
         return path
@@ -263,6 +266,8 @@ def download(archive: Archive, work: Path, data_dir: Path) -> Path:
 @contextlib.contextmanager
 def supervised(archive: Archive, data_dir: Path) -> Iterator[dict]:
     """Within, options for gdown.download: UserError if it gets more than the archive, OSError if it all but stalls."""
+    import gdown
+
     stalled, timer = threading.Event(), None
     most = archive.size or MAX_UNPACKED
 

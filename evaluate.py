@@ -20,7 +20,9 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from magnet.support.errors import UserError
+from magnet.support.errors import UserError, one_line
+from magnet.support.output import as_program
+from magnet.support.paths import expand, user_path
 
 # What imports torch is imported where it is needed: --help and a wrong word are immediate.
 
@@ -199,7 +201,7 @@ def log(options: argparse.Namespace, step: int, scores: dict[str, dict[str, floa
     What other options measured has other tags: evaluate-held-out-count-1000-seed-1/prior/fid. strange: the reference is
     not what the run learned from.
     """
-    from torch.utils.tensorboard import SummaryWriter
+    from magnet.run.tensorboard import new_writer
 
     usual = parse([str(options.run)])
     parts = {
@@ -209,8 +211,8 @@ def log(options: argparse.Namespace, step: int, scores: dict[str, dict[str, floa
         f"count-{options.count}": options.count != usual.count,
         f"seed-{options.seed}": options.seed != usual.seed,
     }
-    name = "-".join(["evaluate", *(part for part, there in parts.items() if there)])
-    with SummaryWriter(str(options.run)) as board:
+    name = one_line("-".join(["evaluate", *(part for part, there in parts.items() if there)]))
+    with new_writer(options.run) as board:
         for kind, numbers in scores.items():
             for metric, value in numbers.items():
                 board.add_scalar(f"{name}/{kind}/{metric}", value, step)
@@ -255,22 +257,31 @@ def at_equilibrium(key: str, returns: str) -> str:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line. Exits with 2 on a bad word."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="run folder or checkpoint file")
+    parser.add_argument("run", type=user_path, help="run folder or checkpoint file")
     parser.add_argument("--held-out", action="store_true", help="against the images that training never saw")
     parser.add_argument("--count", type=int, default=5000, help="samples (default 5000), at most the real images")
     parser.add_argument("--seed", type=int, default=0, help="of samples and of which real images (default 0)")
-    parser.add_argument("--data", help="the run's images, if they lie elsewhere now: a folder or synthetic")
+    parser.add_argument(
+        "--data", type=expand, help="the run's images, if they lie elsewhere now: a folder or synthetic"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--guided", action="store_true", help="score guided samples too")
     parser.add_argument("--equilibrium", action="store_true", help="can D_a still tell, and could a fresh one?")
     parser.add_argument(
-        "--extra-reward", metavar="NAME_OR_FILE", help="score the policy's answers by it; a file is executed"
+        "--extra-reward",
+        type=expand,
+        metavar="NAME_OR_FILE",
+        help="score the policy's answers by it; a file is executed",
     )
     parser.add_argument("--json", action="store_true", help="one line of JSON on stdout instead of the table")
-    parser.add_argument("--nearest", type=Path, metavar="FILE", help="16 samples, each beside the nearest real image")
+    parser.add_argument(
+        "--nearest", type=user_path, metavar="FILE", help="16 samples, each beside the nearest real image"
+    )
     network = parser.add_mutually_exclusive_group()
-    network.add_argument("--inception-weights", type=Path, metavar="FILE", help="instead of a download")
-    network.add_argument("--features", type=Path, metavar="NET.pt2", help="of torch.export: uint8 (N,3,64,64) -> (N,F)")
+    network.add_argument("--inception-weights", type=user_path, metavar="FILE", help="instead of a download")
+    network.add_argument(
+        "--features", type=user_path, metavar="NET.pt2", help="of torch.export: uint8 (N,3,64,64) -> (N,F)"
+    )
     network.add_argument("--no-features", action="store_true", help="the sliced Wasserstein distance alone")
     options = parser.parse_args(arguments)
     if options.count < FEWEST:
@@ -280,6 +291,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
+@as_program
 def main(arguments: list[str] | None = None) -> int:
     """The program; returns its exit status."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
@@ -289,8 +301,6 @@ def main(arguments: list[str] | None = None) -> int:
     except (UserError, OSError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
     if options.json:
         print(json.dumps(report))
     else:

@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 
 from magnet.support.errors import Diverged, UserError
+from magnet.support.output import as_program
+from magnet.support.paths import expand, user_path
 
 # What imports torch is imported where it is needed: --help and a wrong word are immediate.
 
@@ -66,24 +68,23 @@ def export(options: argparse.Namespace) -> None:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line. Exits with 2 on a bad word."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="run folder, checkpoint file or exported weights")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="exported weights, a name that ends in .pt")
-    parser.add_argument("--onnx", type=Path, metavar="FILE", help="the generator alone, for ONNX")
+    parser.add_argument("run", type=user_path, help="run folder, checkpoint file or exported weights")
+    parser.add_argument("--out", type=user_path, metavar="FILE", help="exported weights, a name that ends in .pt")
+    parser.add_argument("--onnx", type=user_path, metavar="FILE", help="the generator alone, for ONNX")
     parser.add_argument("--generator", type=int, default=0, metavar="I", help="for --onnx, one of several, from 0")
-    parser.add_argument("--data", help="for --out, the run's images, if they lie elsewhere now")
+    parser.add_argument("--data", type=expand, help="for --out, the run's images, if they lie elsewhere now")
     options = parser.parse_args(arguments)
     if not options.out and not options.onnx:
         parser.error("give --out FILE or --onnx FILE")
     return options
 
 
+@as_program
 def main(arguments: list[str] | None = None) -> int:
     """The program; returns its exit status."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         export(options)
-    except KeyboardInterrupt:
-        return 130
     except (UserError, Diverged, OSError) as error:
         print(f"export.py: {error}", file=sys.stderr)
         return 2

@@ -20,6 +20,8 @@ import sys
 from pathlib import Path
 
 from magnet.support.errors import UserError
+from magnet.support.output import as_program
+from magnet.support.paths import expand, user_path
 
 SHIPPED = Path(__file__).parent / "models" / "celeba-64.pt"  # trained weights (models/README.md)
 
@@ -28,7 +30,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line. Exits with 2 on a bad word."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "run", type=Path, nargs="?", help=f"run folder, checkpoint or exported weights (default {SHIPPED.name})"
+        "run", type=user_path, nargs="?", help=f"run folder, checkpoint or exported weights (default {SHIPPED.name})"
     )
     parser.add_argument(
         "--kind", choices=("prior", "policy", "guided", "interpolation"), default="prior", help="where z comes from"
@@ -38,14 +40,18 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--count", type=int, help="samples (default 64); of a .gif or .mp4: walks (default 16, up to 64)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the noise and of the states (default 0)")
-    parser.add_argument("--data", help="the states of policy samples: a folder or synthetic (default: the run's own)")
+    parser.add_argument(
+        "--data", type=expand, help="the states of policy samples: a folder or synthetic (default: the run's own)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--out", type=Path, help="grid of the first 64, or of 32 pairs (default samples.png), or walks")
+    parser.add_argument(
+        "--out", type=user_path, help="grid of the first 64, or of 32 pairs (default samples.png), or walks"
+    )
     parser.add_argument(
         "--scale", type=int, metavar="N", help="pictures in --out N times as large (default: walks 512 wide)"
     )
-    parser.add_argument("--images", type=Path, metavar="DIR", help="one PNG file each")
-    parser.add_argument("--npz", type=Path, metavar="FILE", help="uint8 (N, H, W, 3), key arr_0")
+    parser.add_argument("--images", type=user_path, metavar="DIR", help="one PNG file each")
+    parser.add_argument("--npz", type=user_path, metavar="FILE", help="uint8 (N, H, W, 3), key arr_0")
     parser.add_argument("--ema", action=argparse.BooleanOptionalAction, default=True, help="running averages (default)")
     options = parser.parse_args(arguments)
     options.moving = options.out is not None and options.out.suffix.lower() in (".gif", ".mp4")
@@ -63,6 +69,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
+@as_program
 def main(arguments: list[str] | None = None) -> int:
     """The program; returns its exit status."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
@@ -97,8 +104,6 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyError as error:
         print(f"sample.py: Pillow cannot write {error} files; end {options.out} in .png.", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
     except (UserError, OSError, ValueError) as error:  # ValueError: an ending that Pillow does not know
         print(f"sample.py: {error}", file=sys.stderr)
         return 2

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from magnet.config import PRESETS, Config, check, complete, settle, without_effect
 from magnet.run.command_line import parse
-from magnet.support.errors import Diverged, UserError
-from magnet.support.output import resilient_output
+from magnet.support.errors import Diverged, MachineFailure, UserError, one_line
+from magnet.support.output import as_program
 
 # What imports torch is imported where it is needed: --help and a mistyped option are immediate.
 
@@ -71,16 +71,17 @@ def settings(given: dict, commands: argparse.Namespace, owned: ExitStack) -> tup
     """The config of the run; of one that goes on also its last checkpoint's path and contents. Raises UserError."""
     from magnet.run.initial_networks import with_sizes_of_init
     from magnet.run.logger import sole_owner
-    from magnet.run.session import folder_of, parameters_of, resumed
+    from magnet.run.session import find_run, parameters_of, resumed
     from magnet.run.summary import changed, refuse_too_large
     from magnet.support import distributed
 
     run, path, saved = commands.resume, None, None
     if run:
-        run = commands.resume = folder_of(run, given.get("models_dir", Config.models_dir))
+        run, named = find_run(run, complete(PARAMETERS | given).models_dir)
+        commands.resume = run
         if distributed.rank() == 0:
             owned.enter_context(sole_owner(run))  # before all else: an owner writes and deletes checkpoints
-        config, path, saved = resumed(run, given)
+        config, path, saved = resumed(run, named, given)
     else:
         base = parameters_of(commands.config) if commands.config else PRESETS[commands.preset]
         config = complete({key: PARAMETERS[key] for key in PARAMETERS.keys() - base.keys()} | given, base)
@@ -130,23 +131,20 @@ def lead(config: Config, run: Path | None, trainer, evaluation, total: int, less
     """
     from magnet.run import checkpoint
     from magnet.run.logger import describe_environment, new_run, sole_owner, write_json
-    from magnet.run.signals import Stop, resume_command
+    from magnet.run.signals import Stop, advised, resume_command
     from magnet.support import distributed
 
     stop = Stop()
     if not run:
         run = new_run(Path(config.models_dir), config.name)
         owned.enter_context(sole_owner(run))
-    checkpoint.set_aside(run / "checkpoints", trainer.steps)
-    write_json(run / "config.json", dataclasses.asdict(config))
-    write_json(run / "environment.json", describe_environment(trainer.device))
-    print(f"Run folder: {run}")
-    try:
+    with advised(config, run):
+        checkpoint.set_aside(run / "checkpoints", trainer.steps)
+        write_json(run / "config.json", dataclasses.asdict(config))
+        write_json(run / "environment.json", describe_environment(trainer.device))
+        print(f"Run folder: {run}")
         train(config, run, trainer, evaluation, total, less, stop)
         distributed.all_reduce_max(0)
-    except Diverged as error:
-        again = f"`{resume_command(config, run)} --lr {config.lr / 2:g}`"
-        raise Diverged(f"{error}; the last good checkpoint stays, go on from it with {again}.") from error
     if stop.signal and trainer.steps < total:
         print(f"Stopped and saved at step {trainer.steps}; go on with: {resume_command(config, run)}")
         return 128 + stop.signal
@@ -159,14 +157,10 @@ def lead(config: Config, run: Path | None, trainer, evaluation, total: int, less
     return 0
 
 
+@as_program
 def main(arguments: list[str] | None = None) -> int:
-    """The program; returns its exit status."""
-    with resilient_output():
-        return attempt(sys.argv[1:] if arguments is None else arguments)
-
-
-def attempt(arguments: list[str]) -> int:
-    """Parses and starts; says in a sentence what went wrong. Returns the exit status."""
+    """The program; says in a sentence what went wrong. Returns its exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
         with ExitStack() as owned:
             if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's
@@ -178,10 +172,10 @@ def attempt(arguments: list[str]) -> int:
         status, sentence = 2, error
     except Diverged as error:
         status, sentence = 3, error
-    except KeyboardInterrupt:  # before the run began
-        status, sentence = 130, "stopped."
-    except OSError as error:
-        status, sentence = 1, f"{error}; the run goes on from its last checkpoint with --resume."
+    except MachineFailure as error:
+        status, sentence = 1, error
+    except OSError as error:  # before the run began
+        status, sentence = 1, one_line(f"{error}; fix this and run the same command again.")
     except RuntimeError as error:
         if "memory" not in str(error):
             raise

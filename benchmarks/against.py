@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.options import new_parser, parse  # noqa: E402
 from magnet.config import PRESETS, Config  # noqa: E402
 from magnet.support.errors import UserError  # noqa: E402
+from magnet.support.output import as_program  # noqa: E402
 
 # What imports torch is imported where it is needed: --help is immediate.
 
@@ -152,6 +153,7 @@ def print_tables(result: dict) -> None:
     print(f"and {plain} times that of a plain GAN; with the extra reward `resemble`, {extra} times MAGNET's.")
 
 
+@as_program
 def main(arguments: list[str] | None = None) -> int:
     """The program; returns its exit status."""
     parser = new_parser(__doc__, repeats=5)

@@ -31,6 +31,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.options import new_parser, parse  # noqa: E402
 from magnet.config import CACHE, Config  # noqa: E402
 from magnet.support.errors import UserError  # noqa: E402
+from magnet.support.output import as_program  # noqa: E402
+from magnet.support.paths import user_path  # noqa: E402
 
 # What imports torch is imported where it is needed: --help is immediate.
 
@@ -200,12 +202,13 @@ def print_tables(result: dict, config: Config, cpu_time: bool) -> None:
         )
 
 
+@as_program
 def main(arguments: list[str] | None = None) -> int:
     """The program; returns its exit status."""
     parser = new_parser(__doc__, repeats=5)
     parser.add_argument("--files", type=int, default=1000, help="of images to be decoded (default 1000)")
     parser.add_argument("--steps-done", type=int, default=300, help="by the late trainer (default 300)")
-    parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)  # what child processes are for
+    parser.add_argument("--make", type=user_path, help=argparse.SUPPRESS)  # what child processes are for
     parser.add_argument("--first-step", action="store_true", help=argparse.SUPPRESS)
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--first-step" in arguments:  # before anything that train.py does not do

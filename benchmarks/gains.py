@@ -21,6 +21,7 @@ from benchmarks.options import new_parser, parse  # noqa: E402
 from benchmarks.step import new_trainer  # noqa: E402
 from magnet.config import Config  # noqa: E402
 from magnet.support.errors import UserError  # noqa: E402
+from magnet.support.output import as_program  # noqa: E402
 
 # What imports torch is imported where it is needed: --help is immediate.
 
@@ -111,6 +112,7 @@ def measure(config: Config, repeats: int, cpu_time: bool) -> dict:
     }  # fmt: skip
 
 
+@as_program
 def main(arguments: list[str] | None = None) -> int:
     """The program; returns its exit status."""
     try:

@@ -31,6 +31,8 @@ from benchmarks.options import new_parser, parse  # noqa: E402
 from magnet.config import PRESETS, Config, check, complete  # noqa: E402
 from magnet.run import command_line  # noqa: E402
 from magnet.support.errors import UserError  # noqa: E402
+from magnet.support.output import as_program  # noqa: E402
+from magnet.support.paths import user_path  # noqa: E402
 
 # What imports torch is imported where it is needed: --help is immediate.
 
@@ -195,7 +197,7 @@ def report(out: Path, options, words: list[str], config: Config, command: str) -
     def write(title: str, text: str) -> None:
         parts.append(f"{title}\n\n{text}\n")
         try:
-            out.write_text("\n".join(parts), encoding="utf-8")
+            out.write_text("\n".join(parts), encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise UserError(f"cannot write {out} ({error.strerror}): name another place with --out.") from error
         print(f"{out}: {title}", flush=True)
@@ -224,12 +226,15 @@ def report(out: Path, options, words: list[str], config: Config, command: str) -
     ))  # fmt: skip
 
 
+@as_program
 def main(arguments: list[str] | None = None) -> int:
     """The program; returns its exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = new_parser(__doc__, repeats=5)
     parser.add_argument("--minutes", type=float, default=10.0, help="about how long it all may take (default 10)")
-    parser.add_argument("--out", type=Path, default=Path("gpu-report.md"), help="the report (default gpu-report.md)")
+    parser.add_argument(
+        "--out", type=user_path, default=Path("gpu-report.md"), help="the report (default gpu-report.md)"
+    )
     try:
         options, words, config = parse(parser, ["--data", "synthetic", *arguments])
         given, commands = command_line.parse(words)

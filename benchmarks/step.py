@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.options import new_parser, parse  # noqa: E402
 from magnet.config import Config, check  # noqa: E402
 from magnet.support.errors import UserError  # noqa: E402
+from magnet.support.output import as_program  # noqa: E402
 
 # What imports torch is imported where it is needed: --help is immediate.
 
@@ -225,6 +226,7 @@ def peak_memory_apart(config: Config, words: list[str]) -> int | None:
     return json.loads(subprocess.run(child, stdout=subprocess.PIPE, check=True).stdout)
 
 
+@as_program
 def main(arguments: list[str] | None = None) -> int:
     """The program; returns its exit status."""
     parser = new_parser(__doc__, repeats=7)

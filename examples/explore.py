@@ -20,7 +20,9 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from magnet.support.errors import UserError  # noqa: E402
+from magnet.support.errors import UserError, one_line  # noqa: E402
+from magnet.support.output import as_program  # noqa: E402
+from magnet.support.paths import user_path  # noqa: E402
 
 WIDTH = 800  # of the enlarged pictures, pixels, about
 STRIP = 9  # faces on the whole way of a walk
@@ -76,8 +78,9 @@ def grid(run: Path, index: int) -> tuple[str, np.ndarray, np.ndarray | None]:
 
 
 def names(folder: Path) -> list[str]:
-    """The runs and the .pt files in a folder."""
-    return sorted(p.name for p in folder.glob("*") if p.suffix == ".pt" or (p / "checkpoints").is_dir())
+    """The runs and the .pt files in a folder whose names a page can show."""
+    found = (p.name for p in folder.glob("*") if p.suffix == ".pt" or (p / "checkpoints").is_dir())
+    return sorted(name for name in found if name == one_line(name))
 
 
 def compare(load, run: Path, folder: Path, other: str | None, seed: int, count: int) -> list[np.ndarray | None]:
@@ -87,7 +90,7 @@ def compare(load, run: Path, folder: Path, other: str | None, seed: int, count: 
 
 def page(gr, run: Path, folder: Path, load):
     """The page on a run, beside the others in `folder`, as gr.Blocks. load: Path -> Model, which raises UserError."""
-    model = load(run)
+    model, name = load(run), one_line(run.name)
     image = partial(gr.Image, format="png", interactive=False, show_label=False, buttons=[])
     seed, count = partial(gr.Slider, 0, 999, step=1), partial(gr.Slider, 1, 64, value=64, step=1, label="Images")
 
@@ -105,8 +108,8 @@ def page(gr, run: Path, folder: Path, load):
             concurrency_limit=1, trigger_mode="always_last", show_progress="minimal", api_visibility="private",
         )  # fmt: skip
 
-    with gr.Blocks(title=f"MAGNET: {run.name}", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
-        gr.Markdown(f"# MAGNET: {run.name}")
+    with gr.Blocks(title=f"MAGNET: {name}", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
+        gr.Markdown(f"# MAGNET: {name}")
         with gr.Tab("Samples"):
             gr.Markdown("G(z) of noise z. The same seed gives the same images.")
             with gr.Row():
@@ -120,7 +123,7 @@ def page(gr, run: Path, folder: Path, load):
             show(partial(walk, model), inputs, [image(height=400), image()])
         with gr.Tab("Answer"):
             if model.config.algorithm == "gan":
-                gr.Markdown(f"{run.name} is a plain GAN: it has no G_a that answers images.")
+                gr.Markdown(f"{name} is a plain GAN: it has no G_a that answers images.")
             else:
                 gr.Markdown("G_a looks at a photo, at the left as it sees it, and chooses z; at the right is G(z).")
                 photo = gr.File(file_types=["image"], label="Photo", height=120)
@@ -135,9 +138,9 @@ def page(gr, run: Path, folder: Path, load):
                 with gr.Row():
                     show(partial(grid, run), [index], [step, image(), image()])
             else:
-                gr.Markdown(f"{run.name} has no grids: they are in the folder of a run.")
+                gr.Markdown(f"{name} has no grids: they are in the folder of a run.")
         with gr.Tab("Compare"):
-            gr.Markdown(f"Left: {run.name}. Right: another run in the folder {folder}, with the same seed.")
+            gr.Markdown(f"Left: {name}. Right: another run in the folder {folder}, with the same seed.")
             with gr.Row():
                 inputs = [gr.Dropdown(names(folder), value=None, label="Other run"), seed(label="Seed"), count()]
             with gr.Row():
@@ -145,10 +148,11 @@ def page(gr, run: Path, folder: Path, load):
     return blocks
 
 
+@as_program
 def main(arguments: list[str] | None = None) -> int:
     """The program; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, nargs="?", default=ROOT / "models" / "celeba-64.pt", metavar="RUN")
+    parser.add_argument("run", type=user_path, nargs="?", default=ROOT / "models" / "celeba-64.pt", metavar="RUN")
     parser.add_argument("--port", type=int, help="of 127.0.0.1 (default: the first that is free from 7860)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     options = parser.parse_args(arguments)

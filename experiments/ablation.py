@@ -14,7 +14,6 @@ Exit status: 0 done, 2 a mistake in the settings or a run that failed, said in o
 
 import argparse
 import functools
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,8 @@ sys.path.insert(0, str(ROOT))
 from experiments import runs  # noqa: E402
 from magnet.config import PRESETS, Config, complete, settle  # noqa: E402
 from magnet.support.errors import UserError  # noqa: E402
+from magnet.support.output import as_program  # noqa: E402
+from magnet.support.paths import user_path  # noqa: E402
 
 BASE = ["--preset", "cpu", "--checkpoint-every", "5"]
 OF_IMAGES = ("data", "skip_bad_images", "hold_out", "image_size")
@@ -98,8 +99,9 @@ def scorer(features: Path, count: int) -> Callable[[Path], list[dict]]:
 def curve(run: Path, score: Callable[[Path], list[dict]]) -> list[dict]:
     """The scores of a run's checkpoints but that before step 1, by checkpoint and kind of sample."""
     from magnet.run.checkpoint import listed
+    from magnet.run.session import parameters_of
 
-    minutes, batch = runs.minutes_at(run), Config(**json.loads((run / "config.json").read_text())).batch_size
+    minutes, batch = runs.minutes_at(run), parameters_of(run / "config.json")["batch_size"]
     points = []
     for path in listed(run / "checkpoints"):
         if step := int(path.stem):
@@ -127,22 +129,23 @@ def ablate(options: argparse.Namespace, base: dict) -> None:
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict]:
     """The command line: what is this program's, and the parameters of all runs. Exits with 2 on a bad word."""
     parser = runs.new_parser(__doc__, SETTINGS)
-    parser.add_argument("--out", type=Path, default=Path("results.jsonl"), help="the lines (default %(default)s)")
+    parser.add_argument("--out", type=user_path, default=Path("results.jsonl"), help="the lines (default %(default)s)")
     parser.add_argument(
         "--images", type=int, default=IMAGES, help="that each run sees, as train.py counts them (default %(default)s)"
     )
     parser.add_argument("--count", type=int, default=5000, help="samples that are scored (default %(default)s)")
     parser.add_argument(
-        "--features", type=Path, default=ROOT / "experiments" / "face_features.pt2", metavar="NET.pt2",
+        "--features", type=user_path, default=ROOT / "experiments" / "face_features.pt2", metavar="NET.pt2",
         help="the network of the scores (default: the one beside this program)",
     )  # fmt: skip
-    parser.add_argument("--models-dir", type=Path, default=Path("models/ablation"), help="default %(default)s")
+    parser.add_argument("--models-dir", type=user_path, default=Path("models/ablation"), help="default %(default)s")
     options, rest = parser.parse_known_args(arguments)
     base = runs.base_of(parser, [*BASE, *rest])
     runs.at_least(parser, options, jobs=1, count=4, images=1)
     return options, base
 
 
+@as_program
 def main(arguments: list[str] | None = None) -> int:
     """The program; returns its exit status."""
     options, base = parse(sys.argv[1:] if arguments is None else arguments)

@@ -17,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from magnet.config import CACHE, Config, settle  # noqa: E402
 from magnet.support.errors import UserError  # noqa: E402
+from magnet.support.output import as_program  # noqa: E402
+from magnet.support.paths import expand, user_path  # noqa: E402
 
 SIZE, FEATURES = 64, 128
 HELD_OUT = 0.1  # share of the faces
@@ -183,11 +185,13 @@ def export(features, out: Path) -> None:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line. Exits with 2 on a bad word."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="data/celeba", help="folder of CelebA's images (default %(default)s)")
     parser.add_argument(
-        "--attributes", type=Path, default=Path("data/celeba/list_attr_celeba.txt"), help="default %(default)s"
+        "--data", type=expand, default="data/celeba", help="folder of CelebA's images (default %(default)s)"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="NET.pt2", help="the exported network")
+    parser.add_argument(
+        "--attributes", type=user_path, default=Path("data/celeba/list_attr_celeba.txt"), help="default %(default)s"
+    )
+    parser.add_argument("--out", type=user_path, required=True, metavar="NET.pt2", help="the exported network")
     parser.add_argument("--epochs", type=int, default=20, help="passes over the faces (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and batches (default %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default %(default)s)")
@@ -199,6 +203,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
+@as_program
 def main(arguments: list[str] | None = None) -> int:
     """The program; returns its exit status."""
     options = parse(sys.argv[1:] if arguments is None else arguments)

@@ -18,6 +18,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from magnet.support.errors import UserError  # noqa: E402
+from magnet.support.output import as_program  # noqa: E402
+from magnet.support.paths import user_path  # noqa: E402
 
 # Of Okabe and Ito's palette, which differ whatever their colour vision; without yellow, too pale for lines.
 COLOURS = ("#0072B2", "#D55E00", "#000000", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -123,14 +125,15 @@ def draw(found: dict[str, list[dict]], over: str, path: Path) -> None:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line. Exits with 2 on a bad word."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="the lines of experiments/ablation.py")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the two figures")
+    parser.add_argument("results", type=user_path, help="the lines of experiments/ablation.py")
+    parser.add_argument("--out", type=user_path, required=True, metavar="FOLDER", help="for the two figures")
     parser.add_argument("--images", type=int, default=math.inf, help="of the table: scores at up to so many images")
     about = f"settings to draw (default: the first {len(COLOURS)} of the file); the table has all"
     parser.add_argument("--draw", nargs="+", metavar="NAME", help=about)
     return parser.parse_args(arguments)
 
 
+@as_program
 def main(arguments: list[str] | None = None) -> int:
     """The program; returns its exit status."""
     options = parse(sys.argv[1:] if arguments is None else arguments)

@@ -37,6 +37,8 @@ from magnet.evaluation.sampling import BATCH, Sampler  # noqa: E402
 from magnet.maddpg import MADDPG  # noqa: E402
 from magnet.run import checkpoint  # noqa: E402
 from magnet.run.session import build, load_pixels, load_reward  # noqa: E402
+from magnet.support.output import as_program  # noqa: E402
+from magnet.support.paths import user_path  # noqa: E402
 from magnet.support.random_streams import stream  # noqa: E402
 
 BASE = ["--preset", "cpu", "--precision", "fp32", "--hold-out", "0.1", "--extra-reward", "resemble"]
@@ -186,20 +188,21 @@ def measure(options: argparse.Namespace, base: dict) -> None:
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict]:
     """The command line: what is this program's, and the parameters of all runs. Exits with 2 on a bad word."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("rewards.jsonl"), help="the lines (default %(default)s)")
+    parser.add_argument("--out", type=user_path, default=Path("rewards.jsonl"), help="the lines (default %(default)s)")
     parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="some settings")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default 0 1 2")
     parser.add_argument("--steps", type=int, default=STEPS, help="of each run (default %(default)s)")
     parser.add_argument("--count", type=int, default=5000, help="prior samples that are scored (default %(default)s)")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="save a checkpoint of each run here")
+    parser.add_argument("--keep", type=user_path, metavar="FOLDER", help="save a checkpoint of each run here")
     parser.add_argument(
-        "--features", type=Path, default=ROOT / "experiments" / "face_features.pt2", metavar="NET.pt2",
+        "--features", type=user_path, default=ROOT / "experiments" / "face_features.pt2", metavar="NET.pt2",
         help="the network of the scores (default: the one beside this program)",
     )  # fmt: skip
     options, rest = parser.parse_known_args(arguments)
     return options, runs.base_of(parser, [*BASE, *rest])
 
 
+@as_program
 def main(arguments: list[str] | None = None) -> int:
     """The program; returns its exit status."""
     options, base = parse(sys.argv[1:] if arguments is None else arguments)

@@ -22,6 +22,8 @@ from experiments.face_features import applied, load_data, moved  # noqa: E402
 from magnet.game.smile import SIZE, WEIGHTS, SmileClassifier  # noqa: E402
 from magnet.support.atomic_files import write_atomically  # noqa: E402
 from magnet.support.errors import UserError  # noqa: E402
+from magnet.support.output import as_program  # noqa: E402
+from magnet.support.paths import expand, user_path  # noqa: E402
 from magnet.support.random_streams import derived_seed, stream  # noqa: E402
 
 ATTRIBUTE = "Smiling"
@@ -93,11 +95,13 @@ def save(classifier: nn.Module, held_out_pixels: Tensor, held_out_smiling: Tenso
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line. Exits with 2 on a bad word."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="data/celeba", help="folder or .zip of CelebA's images (default %(default)s)")
     parser.add_argument(
-        "--attributes", type=Path, default=Path("data/celeba/list_attr_celeba.txt"), help="default %(default)s"
+        "--data", type=expand, default="data/celeba", help="folder or .zip of CelebA's images (default %(default)s)"
     )
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="the file of the weights (default %(default)s)")
+    parser.add_argument(
+        "--attributes", type=user_path, default=Path("data/celeba/list_attr_celeba.txt"), help="default %(default)s"
+    )
+    parser.add_argument("--out", type=user_path, default=WEIGHTS, help="the file of the weights (default %(default)s)")
     parser.add_argument("--epochs", type=int, default=50, help="passes over the faces (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and batches (default %(default)s)")
     options = parser.parse_args(arguments)
@@ -108,6 +112,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
+@as_program
 def main(arguments: list[str] | None = None) -> int:
     """The program; returns its exit status."""
     options = parse(sys.argv[1:] if arguments is None else arguments)

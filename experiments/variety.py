@@ -24,6 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from experiments import figures, runs  # noqa: E402
 from magnet.config import Config, complete  # noqa: E402
 from magnet.support.errors import UserError  # noqa: E402
+from magnet.support.output import as_program  # noqa: E402
+from magnet.support.paths import user_path  # noqa: E402
 
 # name: steps, and the base.
 WORLDS = {
@@ -221,8 +223,10 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict]:
     parser = runs.new_parser(__doc__, SETTINGS)
     parser.add_argument("--world", choices=WORLDS, required=True, help="where variety is counted")
     parser.add_argument("--steps", type=int, help="of every run (default: 6000)")
-    parser.add_argument("--out", type=Path, help="the lines (default variety-WORLD.jsonl); the figure ends in .png")
-    parser.add_argument("--models-dir", type=Path, help="default models/variety-WORLD")
+    parser.add_argument(
+        "--out", type=user_path, help="the lines (default variety-WORLD.jsonl); the figure ends in .png"
+    )
+    parser.add_argument("--models-dir", type=user_path, help="default models/variety-WORLD")
     parser.add_argument("--report", action="store_true", help="train nothing: table and figure of the lines")
     options, rest = parser.parse_known_args(arguments)
     steps, base = WORLDS[options.world]
@@ -236,6 +240,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict]:
     return options, base
 
 
+@as_program
 def main(arguments: list[str] | None = None) -> int:
     """The program; returns its exit status."""
     options, base = parse(sys.argv[1:] if arguments is None else arguments)

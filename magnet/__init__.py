@@ -7,5 +7,6 @@ faces = magnet.load("models/celeba-64.pt").sample(64, seed=0)        # uint8 (64
 def load(run, device: str = "auto"):
     """The `magnet.run.model.Model` of a run folder, a checkpoint or exported weights. Raises UserError."""
     from magnet.run.model import Model  # here, for it imports torch: --help of the programs stays immediate
+    from magnet.support.paths import user_path
 
-    return Model(run, device)
+    return Model(user_path(run), device)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from magnet.support.errors import UserError
+from magnet.support.paths import expand
 
 GAUSSIANS = ("gaussians-8", "gaussians-25")  # see gaussians.py
 
@@ -173,14 +174,29 @@ WITH_RETURNS = {
     "relativistic": {"r2": 0.1},
 }  # fmt: skip
 
+PATHS = ("data", "init", "extra_reward", "models_dir")
 CACHE = Path("data/cache")  # of decoded images
 
 
 def complete(flags: dict, base: dict | None = None) -> Config:
     """The Config of `base`, of what the kind of returns in `flags` asks for, and of `flags`; the later win."""
-    values = (base or {}) | WITH_RETURNS.get(flags.get("returns"), {}) | flags
-    kinds = {field.name: field.type for field in dataclasses.fields(Config)}
-    return Config(**{name: float(x) if kinds[name] is float and type(x) is int else x for name, x in values.items()})
+    return Config(**convert((base or {}) | WITH_RETURNS.get(flags.get("returns"), {}) | flags))
+
+
+def convert(values: dict) -> dict:
+    """`values` as Config has them: other programs write 0 for 0.0 and 16.0 for 16 into a JSON file; a `~` is expanded.
+
+    What has no such form stays as it is: `check` refuses it.
+    """
+    kinds, converted = {field.name: field.type for field in dataclasses.fields(Config)}, dict(values)
+    for name, value in values.items():
+        if kinds.get(name) is float and type(value) is int and abs(value) <= MANY**2:
+            converted[name] = float(value)
+        elif kinds.get(name) is int and type(value) is float and value.is_integer():
+            converted[name] = int(value)
+        elif name in PATHS and type(value) is str:
+            converted[name] = expand(value)
+    return converted
 
 
 def check(config: Config) -> None:

@@ -171,7 +171,8 @@ def exported_network(path: Path, device: torch.device) -> tuple[Embed, str]:
     """
     torch_fidelity = fidelity()
     try:
-        exported = torch.export.load(path)
+        with open(path, "rb") as file:  # by its name PyTorch finds only those in UTF-8
+            exported = torch.export.load(file)
         network = move_to_device_pass(exported, device).module()
         shape = network(torch.zeros(3, 3, EXPORTED_SIDE, EXPORTED_SIDE, dtype=torch.uint8, device=device)).shape
     except Exception as error:  # torch raises nearly anything on a file or network that is not what it expects

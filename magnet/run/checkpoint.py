@@ -93,6 +93,11 @@ def listed(folder: Path) -> list[Path]:
     return sorted((p for p in folder.glob("*.pt") if p.stem.isdigit()), key=lambda p: int(p.stem))
 
 
+def is_one(path: Path) -> bool:
+    """Whether the file has the name of a checkpoint from which a run can go on."""
+    return path.suffix == ".pt" and (path.stem.isdigit() or path.name == BEST)
+
+
 def newest(folder: Path) -> tuple[Path, dict]:
     """The newest checkpoint of `folder` that can be read, and its contents; each damaged one is named on the way.
 
@@ -112,8 +117,10 @@ def latest(folder: Path) -> tuple[Path, dict]:
     So what goes on never lies behind the best that it knows of. If best.pt cannot be read, that best is forgotten.
     Raises UserError.
     """
-    path, contents = newest(folder)
     best = folder / BEST
+    if best.exists() and not listed(folder):  # the run went back to it, and was killed before its next checkpoint
+        return best, load(best)
+    path, contents = newest(folder)
     if best.exists():
         try:
             later = load(best)
@@ -126,15 +133,43 @@ def latest(folder: Path) -> tuple[Path, dict]:
     return path, contents
 
 
+def load_named(path: Path) -> dict:
+    """A checkpoint of a run that goes back to it. It forgets its best score if best.pt is a later one by now.
+
+    Raises UserError.
+    """
+    contents, best = load(path), path.with_name(BEST)
+    if best.exists() and steps_of(best) not in range(contents["trainer"]["steps"] + 1):
+        contents["best"] = None
+    return contents
+
+
+def steps_of(path: Path) -> int | None:
+    """At which step the checkpoint was saved; None if it cannot be read."""
+    try:
+        return load(path)["trainer"]["steps"]
+    except UserError:
+        return None
+
+
 def set_aside(folder: Path, step: int) -> None:
     """Makes `folder` what a run that goes on from `step` expects: no half written file, no later checkpoint.
 
-    The later ones could not be read. They are renamed to *.damaged.
+    Later ones that could not be read are renamed to *.damaged; the others, of a run that goes back, to *.later, or to
+    *.later-2 and so on where there is one already.
     """
     remove_abandoned(folder)
-    for path in listed(folder):
-        if int(path.stem) > step:
-            path.replace(path.with_suffix(".damaged"))
+    best = folder / BEST
+    later = [path for path in listed(folder) if int(path.stem) > step]
+    later += [best] * (best.exists() and (steps_of(best) or 0) > step)
+    for path in later:
+        ending = "damaged" if steps_of(path) is None else "later"
+        target, count = path.with_suffix(f".{ending}"), 1
+        while target.exists():
+            count += 1
+            target = path.with_suffix(f".{ending}-{count}")
+        path.replace(target)
+        print(f"{path} is set aside as {target.name}.")
 
 
 def prune(folder: Path, keep: int) -> None:

@@ -2,9 +2,9 @@
 
 import argparse
 import dataclasses
-from pathlib import Path
 
-from magnet.config import PRESETS, Config
+from magnet.config import PRESETS, Config, convert
+from magnet.support.paths import user_path
 
 GROUPS = {
     "data": "data skip_bad_images hold_out image_size",
@@ -40,10 +40,11 @@ def parse(
     )  # fmt: skip
     begin = parser.add_mutually_exclusive_group()
     begin.add_argument("--preset", choices=PRESETS, help="a set of parameters; flags beside it win")
-    begin.add_argument("--config", metavar="FILE", type=Path, help="those of another run's config.json; flags win")
+    begin.add_argument("--config", metavar="FILE", type=user_path, help="those of another run's config.json; flags win")
     begin.add_argument(
-        "--resume", metavar="RUN", type=Path, help="go on with a run, its folder or its name, from its last checkpoint"
-    )
+        "--resume", metavar="RUN", type=user_path,
+        help="go on with a run, its folder or its name, from its last checkpoint; or from the file of an earlier one",
+    )  # fmt: skip
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -67,5 +68,5 @@ def parse(
     commands = argparse.Namespace(
         preset=given.preset or "default", config=given.config, resume=given.resume, dry_run=given.dry_run
     )
-    given = {key: value for key, value in vars(given).items() if key not in vars(commands)}
+    given = convert({key: value for key, value in vars(given).items() if key not in vars(commands)})
     return given, commands

@@ -13,21 +13,21 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout  # torch itself requires it
 from PIL import Image
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from magnet.data.image_dataset import to_uint8
 from magnet.evaluation.pictures import ROW, grid
-from magnet.support.atomic_files import remove_abandoned, write_atomically
+from magnet.run.tensorboard import new_writer
+from magnet.support.atomic_files import named, remove_abandoned, write_atomically
 from magnet.support.errors import Diverged, UserError
+from magnet.support.locks import Locked, locked
 
 LOG_EVERY = 20  # steps: metrics are read back from the device, checked and written together
 GIF_FRAMES, GIF_MILLISECONDS = 60, 100
@@ -64,18 +64,16 @@ def sole_owner(run: Path) -> Iterator[None]:
 
     The id stands in a file of its own: on Windows a locked file cannot be read.
     """
-    lock, owner = FileLock(run / ".lock"), run / ".owner"
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        process = owner.read_text() if owner.exists() else "which is just starting"
-        raise UserError(f"{run} is being trained by another process, {process}; stop that one first.") from None
-    try:
+    owner = run / ".owner"
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(run / ".lock"))
+        except Locked:
+            process = owner.read_text() if owner.exists() else "which is just starting"
+            raise UserError(f"{run} is being trained by another process, {process}; stop that one first.") from None
         owner.write_text(str(os.getpid()))
+        held.callback(owner.unlink, missing_ok=True)
         yield
-    finally:
-        owner.unlink(missing_ok=True)
-        lock.release()
 
 
 def write_json(path: Path, contents: dict) -> None:
@@ -112,7 +110,7 @@ class RunLogger:
         self.metrics = run / "metrics.jsonl"
         self._take_back(step)
         # TensorBoard drops what an earlier file of this run has from here on; step 0's grids are drawn again.
-        self.tensorboard = SummaryWriter(str(run), purge_step=step + 1 if step else 0)
+        self.tensorboard = new_writer(run, purge_step=step + 1 if step else 0)
         self.waiting: list[dict[str, Tensor]] = []
         self.step = step
         self.since = clock()
@@ -163,7 +161,7 @@ class RunLogger:
         line = {"step": self.step, "steps": count, "images": self.step * self.batch}
         line |= {name: statistics.fmean(found) for name, found in by_name.items()} | (scores or {})
         line["images_per_second"] = count * self.batch / (now - self.since)
-        with open(self.metrics, "a", encoding="utf-8") as file:
+        with named(self.metrics), open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         for name, value in line.items():
             if name not in ("step", "steps"):

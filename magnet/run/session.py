@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import os
+import shlex
 from pathlib import Path
 
 import torch
 
-from magnet.config import CACHE, FREE_ON_RESUME, Config
+from magnet.config import CACHE, FREE_ON_RESUME, Config, convert
 from magnet.data.gaussians import PointDataset, draw_points
 from magnet.data.image_dataset import ImageDataset, load_faces
 from magnet.evaluation.sampling import FixedGrids
@@ -27,12 +28,12 @@ from magnet.support.errors import UserError
 LONGEST_TRIAL = 20  # seconds
 
 
-def resumed(run: Path, given: dict) -> tuple[Config, Path, dict]:
-    """`run`'s last good checkpoint: its config with what is `given`, its path and contents.
+def resumed(run: Path, named: Path | None, given: dict) -> tuple[Config, Path, dict]:
+    """`run`'s checkpoint `named`, or its last good one: its config with what is `given`, its path and contents.
 
     Raises UserError if `given` asks for another game.
     """
-    path, saved = checkpoint.latest(run / "checkpoints")
+    path, saved = (named, checkpoint.load_named(named)) if named else checkpoint.latest(run / "checkpoints")
     config = restored_config(path, saved["config"])
     if given.get("precision") == "auto":
         given = {key: value for key, value in given.items() if key != "precision"}
@@ -49,7 +50,7 @@ def resumed(run: Path, given: dict) -> tuple[Config, Path, dict]:
 def parameters_of(path: Path) -> dict:
     """The parameters in another run's config.json, but its name. Raises UserError."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8-sig"))  # Windows' editors put a mark before it
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a config.json ({error}); give that of a run in models/.") from error
     if not isinstance(found, dict):
@@ -57,11 +58,22 @@ def parameters_of(path: Path) -> dict:
     return dataclasses.asdict(restored_config(path, found)) | {"name": ""}
 
 
-def folder_of(run: Path, models_dir: str) -> Path:
-    """The folder of a run that is given by its folder or its name. Raises UserError if there is none."""
-    for folder in (run, Path(models_dir) / run):
-        if os.path.isdir(folder / "checkpoints"):
-            return folder
+def find_run(run: Path, models_dir: str) -> tuple[Path, Path | None]:
+    """The folder of a run that is given by its folder, its name or one of its checkpoints, and that checkpoint.
+
+    Raises UserError if there is none.
+    """
+    for place in (run, Path(models_dir) / run):
+        if os.path.isdir(place / "checkpoints"):
+            return place, None
+        file = Path(os.path.abspath(place))
+        if os.path.isfile(file) and file.parent.name == "checkpoints" and checkpoint.is_one(file):
+            return file.parents[1], file
+    if os.path.isfile(run):
+        raise UserError(
+            f"{run} is no checkpoint in a run's folder checkpoints; `train.py --init {shlex.quote(str(run))}` begins a "
+            f"new run with its networks."
+        )
     raise UserError(f"{run} is no run of MAGNET: it has no folder checkpoints; `ls {models_dir}` shows the runs.")
 
 
@@ -72,7 +84,7 @@ def load_reward(config: Config, named: dict) -> ExtraReward | None:
     a config.json names it.
     """
     name = config.extra_reward
-    if name and name not in EXTRA_REWARDS and named.get("extra_reward") != name:
+    if name and name not in EXTRA_REWARDS and convert(named).get("extra_reward") != name:
         raise UserError(
             f"The extra reward is the file {name}, which runs only if you name it: add `--extra-reward {name}` if you "
             f"trust it."

@@ -2,9 +2,13 @@
 
 import shlex
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from magnet.run.checkpoint import is_one
 from magnet.support.distributed import all_reduce_max
+from magnet.support.errors import Diverged, MachineFailure
 
 # Ctrl-C, what ends a job, and a terminal that is closed (there is none on Windows).
 HANGUP = getattr(signal, "SIGHUP", None)
@@ -39,4 +43,28 @@ def goes_on(trainer, evaluation, total: int, stop: Stop) -> bool:
 def resume_command(config, run: Path) -> str:
     """What goes on with `run`. A file with an extra reward is named anew each time (session.load_reward)."""
     reward = f" --extra-reward {shlex.quote(config.extra_reward)}" if config.extra_reward.endswith(".py") else ""
-    return f"python3 train.py --resume {run}{reward}"
+    return f"python3 train.py --resume {shlex.quote(str(run))}{reward}"
+
+
+@contextmanager
+def advised(config, run: Path) -> Iterator[None]:
+    """Within, a failure of the run says what to do next: to go on from the last checkpoint, if there is one.
+
+    Raises Diverged, and MachineFailure for an OSError.
+    """
+    try:
+        yield
+    except Diverged as error:
+        lower = f" --lr {config.lr / 2:g}"
+        again = f"the last good checkpoint stays, go on from it with `{resume_command(config, run)}{lower}`"
+        raise Diverged(f"{error}; {again if has_checkpoint(run) else f'begin a new run with{lower}'}.") from error
+    except OSError as error:
+        reason = f"{error}" if error.filename or not error.errno else f"{run}: {error}"
+        again = f"fix this, then go on from the last checkpoint with `{resume_command(config, run)}`"
+        none = "fix this and run the same command again; there is no checkpoint yet"
+        raise MachineFailure(f"{reason}; {again if has_checkpoint(run) else none}.") from error
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Whether `run` has a checkpoint to go on from."""
+    return any(map(is_one, (run / "checkpoints").glob("*.pt")))

@@ -61,7 +61,7 @@ class AllGatherRows(torch.autograd.Function):
         """(B / K, ...) -> (B, ...)."""
         gathered = rows.new_empty(world_size(), *rows.shape)
         if rows.numel():
-            dist.all_gather_into_tensor(gathered, rows.contiguous()[None])
+            dist.all_gather(list(gathered), rows.contiguous())
         return gathered.transpose(0, 1).flatten(0, 1)
 
     @staticmethod
@@ -133,7 +133,7 @@ def group() -> Iterator[None]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     store, number, count = next(rendezvous("env://"))
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=PATIENCE)
-    nowhere = open(os.devnull, "w")
+    nowhere = open(os.devnull, "w", encoding="utf-8", errors="replace")
     try:
         with redirect_stdout(nowhere if number else sys.stdout), redirect_stderr(nowhere if number else sys.stderr):
             yield

@@ -7,11 +7,18 @@ def one_line(text: str) -> str:
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: one sentence that names the file or value and the command that mends it.
+    """A mistake that the user can fix: one sentence that names the file or value and the command that fixes it.
 
     Programs print it without a traceback and exit with status 2 (download_celeba.py with 1, since
     network and disk are at fault there). It stays one line whatever a file is called.
     """
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
+
+
+class MachineFailure(Exception):
+    """What the disk refused, and how to go on: one sentence. train.py exits with status 1."""
 
     def __str__(self) -> str:
         return one_line(super().__str__())
