@@ -18,8 +18,9 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from magnet.config import PRESETS, Config, check, complete, settle, without_effect
+from magnet.config import PRESETS, Config, check, complete, without_effect
 from magnet.run.command_line import parse
+from magnet.support.device import settle
 from magnet.support.errors import Diverged, MachineFailure, UserError, one_line
 from magnet.support.output import as_program
 

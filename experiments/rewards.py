@@ -27,7 +27,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from experiments import runs  # noqa: E402
-from magnet.config import complete, settle  # noqa: E402
+from magnet.config import complete  # noqa: E402
 from magnet.data.image_dataset import to_uint8  # noqa: E402
 from magnet.evaluation import answers  # noqa: E402
 from magnet.evaluation.comparison import pick  # noqa: E402
@@ -37,6 +37,7 @@ from magnet.evaluation.sampling import BATCH, Sampler  # noqa: E402
 from magnet.maddpg import MADDPG  # noqa: E402
 from magnet.run import checkpoint  # noqa: E402
 from magnet.run.session import build, load_pixels, load_reward  # noqa: E402
+from magnet.support.device import settle  # noqa: E402
 from magnet.support.output import as_program  # noqa: E402
 from magnet.support.paths import user_path  # noqa: E402
 from magnet.support.random_streams import stream  # noqa: E402

@@ -14,8 +14,6 @@ from magnet.support.errors import UserError
 from magnet.support.paths import expand
 
 GAUSSIANS = ("gaussians-8", "gaussians-25")  # see gaussians.py
-
-
 MANY = 10**12  # more than anything that is counted here
 
 
@@ -168,13 +166,11 @@ PRESETS = {
     },
 }  # fmt: skip
 
-# What --returns asks for, unless flags beside it say otherwise.
-WITH_RETURNS = {
+WITH_RETURNS = {  # what --returns asks for, unless flags beside it say otherwise
     "wasserstein": {"gradient_penalty": 10.0, "r1": 0.0},
     "relativistic": {"r2": 0.1},
 }  # fmt: skip
-
-PATHS = ("data", "init", "extra_reward", "models_dir")
+PATHS = {"data", "init", "extra_reward", "models_dir"}
 CACHE = Path("data/cache")  # of decoded images
 
 
@@ -184,17 +180,18 @@ def complete(flags: dict, base: dict | None = None) -> Config:
 
 
 def convert(values: dict) -> dict:
-    """`values` as Config has them: other programs write 0 for 0.0 and 16.0 for 16 into a JSON file; a `~` is expanded.
+    """`values` as Config has them: other programs write 0 for 0.0 and 16.0 for 16; a `~` is expanded.
 
     What has no such form stays as it is: `check` refuses it.
     """
     kinds, converted = {field.name: field.type for field in dataclasses.fields(Config)}, dict(values)
     for name, value in values.items():
-        if kinds.get(name) is float and type(value) is int and abs(value) <= MANY**2:
+        kind = kinds.get(name)
+        if kind is float and type(value) is int and abs(value) <= MANY**2:
             converted[name] = float(value)
-        elif kinds.get(name) is int and type(value) is float and value.is_integer():
+        if kind is int and type(value) is float and value.is_integer():
             converted[name] = int(value)
-        elif name in PATHS and type(value) is str:
+        if name in PATHS and type(value) is str:
             converted[name] = expand(value)
     return converted
 
@@ -242,14 +239,12 @@ def check(config: Config) -> None:
         raise UserError(f"--replay-size is {config.replay_size}, but one step stores {new} transitions; give more.")
 
 
-OF_THE_POLICY = "lambda_generator lambda_discriminator exploration epsilon diversity_weight episode_length"
-
-
 def without_effect(config: Config) -> set[str]:
     """The parameters that change nothing in this combination."""
     idle = set()
     if config.algorithm == "gan":
-        idle |= set(OF_THE_POLICY.split())
+        idle |= {"lambda_generator", "lambda_discriminator", "exploration", "epsilon", "diversity_weight"}
+        idle.add("episode_length")
     if not config.r1:
         idle.add("r1_every")
     if not config.replay_fraction and not config.extra_reward:
@@ -263,26 +258,3 @@ def without_effect(config: Config) -> set[str]:
     if config.device == "cpu":
         idle |= {"cuda_graphs", "deterministic"}
     return idle
-
-
-def settle(config: Config) -> Config:
-    """`config` with `auto` replaced by what this machine has. Raises UserError if it lacks the device."""
-    import torch
-
-    name = config.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise UserError(f"--device is {config.device!r}, but must be auto, cpu, cuda or cuda:N.")
-    if name != "cpu" and (torch.device(name).index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {config.device}: PyTorch sees {torch.cuda.device_count()} GPUs; try `--device cpu`.")
-    precision = config.precision
-    if precision == "auto":
-        if config.points:
-            fast = False  # there are no convolutions
-        elif name == "cpu":  # older releases of PyTorch cannot tell
-            fast = getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16", False)
-        else:
-            fast = torch.cuda.get_device_capability(name) >= (8, 0)  # before Ampere bfloat16 is emulated
-        precision = "bf16" if fast else "fp32"
-    return dataclasses.replace(config, device=name, precision=precision)

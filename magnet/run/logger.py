@@ -195,7 +195,10 @@ def write_progress(run: Path) -> Path | None:
     if not grids:
         return None
     chosen = [grids[round(i)] for i in np.linspace(0, len(grids) - 1, min(len(grids), GIF_FRAMES))]
-    frames = [Image.open(path).convert("P", palette=Image.Palette.ADAPTIVE) for path in chosen]
+    frames = []
+    for path in chosen:
+        with Image.open(path) as image:
+            frames.append(image.convert("P", palette=Image.Palette.ADAPTIVE))
     durations = [GIF_MILLISECONDS] * (len(frames) - 1) + [20 * GIF_MILLISECONDS]
     path = run / "progress.gif"
     write_atomically(

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -69,6 +70,7 @@ def play(game, folder, player, start=None):
 
 def play_together(rank, folder):
     """What each of the two processes does: every game from the start, and from one process's checkpoint."""
+    warnings.simplefilter("error")  # pytest's own filter is not here
     torch.set_default_dtype(torch.float64)
     meeting = (folder / "meeting").as_uri()
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
