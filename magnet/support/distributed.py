@@ -60,7 +60,7 @@ class AllGatherRows(torch.autograd.Function):
     def forward(ctx, rows: Tensor) -> Tensor:
         """(B / K, ...) -> (B, ...)."""
         gathered = rows.new_empty(world_size(), *rows.shape)
-        if rows.numel():
+        if rows.numel() and not rows.is_meta:  # those only count memory (summary.py), and PyTorch 2.10 refuses them
             dist.all_gather(list(gathered), rows.contiguous())
         return gathered.transpose(0, 1).flatten(0, 1)
 
@@ -77,7 +77,8 @@ class AllReduceLocalRows(torch.autograd.Function):
     def forward(ctx, gradient: Tensor) -> Tensor:
         """(B, ...) -> (B / K, ...)."""
         total = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
+        if not total.is_meta:
+            dist.all_reduce(total)
         return local_rows(total)
 
     @staticmethod
