@@ -106,13 +106,14 @@ class Scorer:
         sampler = Sampler(agent, self.faces)
         given = sampler.answer(self.states)
         found = answers.score_answers(self.extra, self.states, given)
-        found["firsts"] = answers.share_of_firsts(self.extra, self.states, given)
+        if len(self.states) >= answers.RIVALS:
+            found["firsts"] = answers.share_of_firsts(self.extra, self.states, given)
         images, _ = draw([sampler], "prior", self.count)
         found |= {"prior": self.compare(images), "answers": self.compare(given)}
         others = images[torch.arange(len(self.states)) % len(images)]
         found["prior"]["extra_reward"] = self.extra(self.states, others).mean().item()
         if trainer.config.extra_reward == "resemble":
-            memory = sampler.mid_episode[:BATCH]
+            memory = sampler.mid_episode[: len(self.faces)]
             states = self.faces.batch(torch.arange(len(memory)))
             found |= answers.critic_cosines(agent, states, memory)
         return found
