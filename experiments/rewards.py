@@ -130,8 +130,8 @@ class Scorer:
 
     def nearest_real(self, count: int = 500) -> dict:
         """For each held-out face the one with the highest reward of `count` other real faces."""
-        others = torch.cat(list(pick(self.faces, torch.arange(count))))
-        best = [self.extra(state.expand(count, -1, -1, -1), others).max() for state in self.states]
+        others = torch.cat(list(pick(self.faces, torch.arange(min(count, len(self.faces))))))
+        best = [self.extra(state.expand(len(others), -1, -1, -1), others).max() for state in self.states]
         return {"extra_reward": torch.stack(best).mean().item()}
 
 
