@@ -27,7 +27,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from experiments import runs  # noqa: E402
-from magnet.config import complete, settle  # noqa: E402
+from magnet.config import check, complete, settle  # noqa: E402
 from magnet.data.image_dataset import to_uint8  # noqa: E402
 from magnet.evaluation import answers  # noqa: E402
 from magnet.evaluation.comparison import pick  # noqa: E402
@@ -166,7 +166,9 @@ def measure(options: argparse.Namespace, base: dict) -> None:
             flags = {key: value for key, value in (base | changes).items() if key not in ("data", "models_dir")}
             if (setting, seed, json.dumps(flags)) in there:
                 continue
-            config = settle(complete(base | changes | {"seed": seed}))
+            config = complete(base | changes | {"seed": seed})
+            check(config)
+            config = settle(config)
             pixels, extra = load_pixels(config), load_reward(config, base)
             trainer, _ = build(config, pixels, extra=extra)
             held_out = type(trainer.faces)(load_pixels(config, held_out=True), config.device)
