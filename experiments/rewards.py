@@ -42,15 +42,19 @@ from magnet.support.random_streams import stream  # noqa: E402
 BASE = ["--preset", "cpu", "--precision", "fp32", "--hold-out", "0.1", "--extra-reward", "resemble"]
 STEPS = 4000
 TRIES = (4, 16, 64)  # k of best of k
+TRUTH_FROM = 500  # steps
 
 
 def follow_truth(trainer: MADDPG) -> None:
-    """The generators follow the reward's own gradient instead of their critic's: what no black box gives."""
+    """The generators follow the reward's own gradient instead of their critic's: what no black box gives.
+
+    They begin after as many steps as a critic needs to learn it: followed from the first step on, images stay grey.
+    """
     for agent in trainer.generators:
 
         def value(batch, agent=agent) -> Tensor:
             rewards = answers.resemble(batch.state, batch.images[agent.index])
-            return trainer.environment.scale.standardise(rewards)
+            return trainer.environment.scale.standardise(rewards) * (trainer.steps >= TRUTH_FROM)
 
         agent.extra_value = value
 

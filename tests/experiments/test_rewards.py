@@ -20,6 +20,8 @@ def test_the_true_gradient_is_that_of_the_reward_in_deviations():
     rewards.follow_truth(trainer)
     run(trainer, 2)
     _, batch = step_and_batch(trainer)
+    assert not trainer.generators[0].extra_value(batch).any()
+    trainer.steps = rewards.TRUTH_FROM
     value = trainer.generators[0].extra_value(batch)
     paid = trainer.environment.extra(to_uint8(batch.state), to_uint8(batch.images[0]))
     torch.testing.assert_close(value, trainer.environment.scale.standardise(paid), atol=0.05, rtol=0.05)  # grey levels
