@@ -2,8 +2,9 @@
 
 import argparse
 
-from magnet.config import PRESETS, Config, check, complete, settle
+from magnet.config import PRESETS, Config, check, complete
 from magnet.run import command_line
+from magnet.support.devices import settle
 from magnet.support.errors import UserError
 
 

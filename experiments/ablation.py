@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from experiments import runs  # noqa: E402
-from magnet.config import PRESETS, Config, complete, settle  # noqa: E402
+from magnet.config import PRESETS, Config, complete  # noqa: E402
+from magnet.support.devices import settle  # noqa: E402
 from magnet.support.errors import UserError  # noqa: E402
 
 BASE = ["--preset", "cpu", "--checkpoint-every", "5"]

@@ -15,7 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from magnet.config import CACHE, Config, settle  # noqa: E402
+from magnet.config import CACHE, Config  # noqa: E402
+from magnet.support.devices import settle  # noqa: E402
 from magnet.support.errors import UserError  # noqa: E402
 
 SIZE, FEATURES = 64, 128

@@ -27,7 +27,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from experiments import runs  # noqa: E402
-from magnet.config import check, complete, settle  # noqa: E402
+from magnet.config import check, complete  # noqa: E402
 from magnet.data.image_dataset import to_uint8  # noqa: E402
 from magnet.evaluation import answers  # noqa: E402
 from magnet.evaluation.comparison import pick  # noqa: E402
@@ -37,6 +37,7 @@ from magnet.evaluation.sampling import BATCH, Sampler  # noqa: E402
 from magnet.maddpg import MADDPG  # noqa: E402
 from magnet.run import checkpoint  # noqa: E402
 from magnet.run.session import build, load_pixels, load_reward  # noqa: E402
+from magnet.support.devices import settle  # noqa: E402
 from magnet.support.random_streams import stream  # noqa: E402
 
 BASE = ["--preset", "cpu", "--precision", "fp32", "--hold-out", "0.1", "--extra-reward", "resemble"]

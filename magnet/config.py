@@ -247,26 +247,3 @@ def without_effect(config: Config) -> set[str]:
     if config.device == "cpu":
         idle |= {"cuda_graphs", "deterministic"}
     return idle
-
-
-def settle(config: Config) -> Config:
-    """`config` with `auto` replaced by what this machine has. Raises UserError if it lacks the device."""
-    import torch
-
-    name = config.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise UserError(f"--device is {config.device!r}, but must be auto, cpu, cuda or cuda:N.")
-    if name != "cpu" and (torch.device(name).index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {config.device}: PyTorch sees {torch.cuda.device_count()} GPUs; try `--device cpu`.")
-    precision = config.precision
-    if precision == "auto":
-        if config.points:
-            fast = False  # there are no convolutions
-        elif name == "cpu":  # older releases of PyTorch cannot tell
-            fast = getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16", False)
-        else:
-            fast = torch.cuda.get_device_capability(name) >= (8, 0)  # before Ampere bfloat16 is emulated
-        precision = "bf16" if fast else "fp32"
-    return dataclasses.replace(config, device=name, precision=precision)

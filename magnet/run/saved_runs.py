@@ -9,12 +9,13 @@ import torch
 
 from magnet.agents.discriminator import DiscriminatorAgent
 from magnet.agents.generator import GeneratorAgent
-from magnet.config import CACHE, Config, settle
+from magnet.config import CACHE, Config
 from magnet.data.image_dataset import ImageDataset, load_faces
 from magnet.maddpg import new_agents
 from magnet.run import checkpoint
 from magnet.run.checkpoint_validation import networks_fault, refuse, restored_config
 from magnet.run.exported import STATES, take_over
+from magnet.support.devices import settle
 from magnet.support.errors import UserError
 
 
