@@ -31,7 +31,7 @@ from magnet.run.session import build, load_pixels
 from magnet.support.atomic_files import write_atomically
 from magnet.support.errors import UserError
 
-WEIGHT = 3.0  # of the taste, in its deviations, beside log D_a
+WEIGHT = 2.0  # of the taste, in its deviations, beside log D_a
 COMPARED = 512  # images of which the shares are measured
 FILE = "reward.py"  # in the folder of a saved run
 
@@ -39,8 +39,9 @@ FILE = "reward.py"  # in the folder of a saved run
 class Lesson:
     """A training by a taste, which begins with the networks of a run or of exported weights.
 
-    G_a and G follow the critic of the taste and, at lambda 1, log D_a itself. Exported weights have no G_c, and a new
-    one leads G astray until it has learned.
+    G_a and G follow the critic of the taste and, at lambda 1, log D_a itself: exported weights have no G_c, and a new
+    one leads G astray until it has learned. At epsilon 0 no action is noise alone. Such actions do not hear the taste,
+    and G makes them fewer liked faces, to balance the policy's for D_a.
     """
 
     def __init__(self, run: Path, taste: Taste, data: str = "", device: str = "auto", weight: float = WEIGHT):
@@ -61,8 +62,9 @@ class Lesson:
             self.extra = load_extra_reward(str(file))
         config = dataclasses.replace(
             config, init=str(run), name="", steps=0, evaluate_every=0, patience=0, device=device, gamma=0.0,
-            cuda_graphs="off", lambda_generator=1.0, lambda_discriminator=1.0,  # the page may use the GPU meanwhile
-            extra_reward=self.extra.name, extra_weight=weight, extra_to="both",
+            cuda_graphs="off",  # the page may use the GPU while one is recorded
+            lambda_generator=1.0, lambda_discriminator=1.0, epsilon=0.0,
+            extra_reward=self.extra.name, extra_weight=float(weight), extra_to="both",
         )  # fmt: skip
         check(config)
         self.trainer, self.evaluation = build(settle(config), load_pixels(config), self.extra)

@@ -128,7 +128,7 @@ def tab(gr, model, run: Path, folder: Path, blocks, image) -> None:
     draws = private | {"concurrency_id": "model", "concurrency_limit": 1}  # all samples are drawn from one stream
     trains = private | {"concurrency_id": "lesson", "concurrency_limit": 1}
     blocks.load(start, None, [marking, faces, marked], **draws)
-    faces.select(click, [marking], [faces], **draws)
+    faces.select(click, [marking], [faces], trigger_mode="multiple", **draws)  # no click is lost while one is drawn
     turn.click(advance, [marking], [faces, marked], **draws)
     back.click(return_to_last, [marking], [faces, marked], **draws)
     outputs = [lesson, status, saved, result, *shown, shares]
