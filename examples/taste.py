@@ -28,7 +28,7 @@ FRAME, EDGE = (0, 220, 60), 7  # colour and pixels of the frame around a face th
 PENALTY = 0.01  # of the squared weights, for standardised averages
 
 # The numbers stand in the file itself: its digest tells a run that goes on whether the reward is the same.
-SOURCE = '''"""A taste: the log-probability that an image is liked. Of {shown} faces the user liked {liked}.
+SOURCE = '''"""A taste: the log-probability that an image is liked. Of {count} faces the user liked {liked}.
 
 It was written by examples/taste.py. A run that learned it goes on with `--extra-reward` and the path of this file.
 """
@@ -66,12 +66,12 @@ class Taste:
         return self.pages.pop() if self.pages else None
 
     @property
-    def shown(self) -> int:
+    def count(self) -> int:
         """How many faces are marked."""
         return sum(len(faces) for faces, _ in self.pages)
 
     @property
-    def liked(self) -> int:
+    def liked_count(self) -> int:
         """How many of them are liked."""
         return sum(int(liked.sum()) for _, liked in self.pages)
 
@@ -80,10 +80,8 @@ class Taste:
 
         Raises UserError if all faces are liked, or none is.
         """
-        if not 0 < self.liked < self.shown:
-            raise UserError(
-                f"{self.liked} of {self.shown} marked faces are liked: click some that you like, and leave others."
-            )
+        if not 0 < self.liked_count < self.count:
+            raise UserError(f"{self.liked_count} of {self.count} marked faces are liked: click some, and leave others.")
         faces, liked = map(torch.cat, zip(*self.pages, strict=True))
         cells = torch.from_numpy(cell_means(faces.numpy())).flatten(1).double()
         mean, deviation = cells.mean(dim=0), cells.std(dim=0).clamp_min(1e-3)
@@ -105,7 +103,7 @@ class Taste:
     def source(self) -> str:
         """The preference model as a Python file with the function `reward`. Raises UserError as `fit` does."""
         numbers = base64.b64encode(self.fit().astype("<f4").tobytes()).decode()
-        return SOURCE.format(shown=self.shown, liked=self.liked, numbers="\n".join(textwrap.wrap(numbers, 100)))
+        return SOURCE.format(count=self.count, liked=self.liked_count, numbers="\n".join(textwrap.wrap(numbers, 100)))
 
 
 def page_picture(faces: Tensor, liked: Tensor) -> np.ndarray:
@@ -155,7 +153,7 @@ class Marking:
 
     def describe(self) -> str:
         """How much is marked, in a sentence."""
-        return f"Marked: {self.taste.shown} faces, of which you like {self.taste.liked}."
+        return f"Marked: {self.taste.count} faces, of which you like {self.taste.liked_count}."
 
 
 def liked_share(extra: ExtraReward, images: Tensor, tries: int = 1) -> float:

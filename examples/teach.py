@@ -25,8 +25,8 @@ def picture(images: Tensor) -> np.ndarray:
 
 def pictures(lesson: Lesson, before: Drawn, after: Drawn) -> list[np.ndarray]:
     """Five pictures: of noise before, after, and the best of each 4 before; of the answers before and after."""
-    picked, _ = best_of(lesson.extra, before[0], 4)
-    return [picture(images) for images in (before[0], after[0], picked, before[1], after[1])]
+    best, _ = best_of(lesson.extra, before[0], 4)
+    return [picture(images) for images in (before[0], after[0], best, before[1], after[1])]
 
 
 def table(lesson: Lesson, before: Drawn, after: Drawn) -> str:
@@ -48,7 +48,7 @@ def tab(gr, model, run: Path, folder: Path, blocks, image) -> None:
     faces = image(elem_id="faces", height=560)
     with gr.Row():
         turn, back = gr.Button("Next faces", variant="primary"), gr.Button("Undo the last page")
-    marked = gr.Markdown()
+    summary = gr.Markdown()
     gr.Markdown(
         f"**2.** Train, from the networks of {run.name}. The extra reward of an image is the log-probability that you "
         "like it, says the model. With less weight the faces stay nearer to the images of the training. With much "
@@ -65,15 +65,19 @@ def tab(gr, model, run: Path, folder: Path, blocks, image) -> None:
     with gr.Column(visible=False) as result:
         gr.Markdown("From noise. Left: before. Middle: after, from the same noise. Right: before, the best of each 4.")
         with gr.Row():
-            shown = [image(), image(), image()]
+            grids = [image(), image(), image()]
         gr.Markdown("G_a's answers to the same images of the training. Left: before. Right: after.")
         with gr.Row():
-            shown += [image(), image()]
+            grids += [image(), image()]
         shares = gr.Markdown()
+        gr.Markdown(
+            "Best of k: of each k images before the training, the one that the model likes best. Where the model likes "
+            "nearly all images after it, the networks may have learned to please the model alone: look at the faces."
+        )
         with gr.Row():
             name = gr.Textbox(label="Name of the run", placeholder="empty: the time")
             keep = gr.Button("Save as a run")
-        saved = gr.Markdown()
+        message = gr.Markdown()
 
     def start() -> tuple[Marking, np.ndarray, str]:
         marks = Marking(model.sample)
@@ -106,9 +110,9 @@ def tab(gr, model, run: Path, folder: Path, blocks, image) -> None:
             after = pupil.draw()
         except UserError as error:
             raise gr.Error(str(error)) from error
-        words = f"Trained for {pupil.trainer.steps:,} steps by the marks on {marks.taste.shown} faces."
-        yield {lesson: pupil, status: words, saved: "", result: gr.update(visible=True)} | dict(
-            zip([*shown, shares], [*pictures(pupil, before, after), table(pupil, before, after)], strict=True)
+        words = f"Trained for {pupil.trainer.steps:,} steps by the marks on {marks.taste.count} faces."
+        yield {lesson: pupil, status: words, message: "", result: gr.update(visible=True)} | dict(
+            zip([*grids, shares], [*pictures(pupil, before, after), table(pupil, before, after)], strict=True)
         )
 
     def end(marks: Marking) -> None:
@@ -127,12 +131,12 @@ def tab(gr, model, run: Path, folder: Path, blocks, image) -> None:
     private = {"api_visibility": "private", "show_progress": "minimal"}
     draws = private | {"concurrency_id": "model", "concurrency_limit": 1}  # all samples are drawn from one stream
     trains = private | {"concurrency_id": "lesson", "concurrency_limit": 1}
-    blocks.load(start, None, [marking, faces, marked], **draws)
+    blocks.load(start, None, [marking, faces, summary], **draws)
     faces.select(click, [marking], [faces], trigger_mode="multiple", **draws)  # no click is lost while one is drawn
-    turn.click(advance, [marking], [faces, marked], **draws)
-    back.click(return_to_last, [marking], [faces, marked], **draws)
-    outputs = [lesson, status, saved, result, *shown, shares]
+    turn.click(advance, [marking], [faces, summary], **draws)
+    back.click(return_to_last, [marking], [faces, summary], **draws)
+    outputs = [lesson, status, message, result, *grids, shares]
     begin.click(train, [marking, seconds, weight, data], outputs, **trains)
     stop.click(end, [marking], None, **private)
     drop.click(undo, None, [lesson, status, result], **private)
-    keep.click(save, [lesson, name], [saved], **trains)
+    keep.click(save, [lesson, name], [message], **trains)

@@ -218,7 +218,7 @@ def browser():
 
 
 @contextmanager
-def served(run: str, temporary: Path):
+def serve(run: str, temporary: Path):
     """Where the program serves the page of a run."""
     pytest.importorskip("gradio")
     command = [sys.executable, explore.__file__, run, "--device", "cpu"]
@@ -233,7 +233,7 @@ def served(run: str, temporary: Path):
 @pytest.fixture
 def address(model, tmp_path):
     """Where the program serves the page of the run."""
-    with served("models/run", tmp_path / "t") as address:
+    with serve("models/run", tmp_path / "t") as address:
         yield address
 
 
@@ -277,7 +277,7 @@ def test_the_page_in_a_browser(browser, address, model, tmp_path):
     assert hosts == {"127.0.0.1"}
 
 
-def enlarged_faces(picture: np.ndarray, row: int) -> torch.Tensor:
+def read_faces(picture: np.ndarray, row: int) -> torch.Tensor:
     """The faces (N, 3, 32, 32) uint8 of a picture of the tab Teach, with `row` in a row: enlarged, with gaps of 2."""
     pixels = torch.from_numpy(picture[2:, 2:]).permute(2, 0, 1)
     side = pixels.shape[2] // row
@@ -289,24 +289,24 @@ def press_face(driver, index: int) -> None:
     """Clicks the middle of a face on the page of marks."""
     from selenium.webdriver import ActionChains
 
-    shown = driver.find_element("css selector", "#faces img")
+    image = driver.find_element("css selector", "#faces img")
     width, height, natural = driver.execute_script(
-        "const i = arguments[0]; return [i.clientWidth, i.clientHeight, i.naturalWidth]", shown
+        "const i = arguments[0]; return [i.clientWidth, i.clientHeight, i.naturalWidth]", image
     )
     side = min(width, height, natural) / 4
     offsets = [round((place - 1.5) * side) for place in (index % 4, index // 4)]  # from the middle
-    ActionChains(driver).move_to_element_with_offset(shown, *offsets).click().perform()
+    ActionChains(driver).move_to_element_with_offset(image, *offsets).click().perform()
 
 
 def test_a_taste_is_taught_in_a_browser(browser, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     browser.set_window_size(1400, 1600)
-    with served(str(WEIGHTS), tmp_path / "t") as address:
+    with serve(str(WEIGHTS), tmp_path / "t") as address:
         page = Page(browser, address)
         page.tab("Teach")
         body = browser.find_element("css selector", "body")
 
-        def liked() -> list[int]:
+        def framed_faces() -> list[int]:
             """The faces that have a frame."""
             picture = page.pictures()[0]
             tops = picture[3 :: len(picture) // 4, len(picture) // 8 :: len(picture) // 4][:4].reshape(PAGE, 3)
@@ -318,19 +318,19 @@ def test_a_taste_is_taught_in_a_browser(browser, tmp_path, monkeypatch):
 
         first: list[int] = []
         for number in range(7):
-            page.until(lambda n=number: f"Marked: {n * PAGE} faces" in body.text and not liked())
-            dark = is_dark_haired(enlarged_faces(page.pictures()[0], 4)).nonzero().flatten().tolist()
+            page.until(lambda n=number: f"Marked: {n * PAGE} faces" in body.text and not framed_faces())
+            dark = is_dark_haired(read_faces(page.pictures()[0], 4)).nonzero().flatten().tolist()
             for i in dark:
                 press_face(browser, i)
-            page.until(lambda dark=dark: liked() == dark)
+            page.until(lambda dark=dark: framed_faces() == dark)
             if number == 1:  # back to the page before, with its marks, and on again
                 page.act("button", lambda button: button.click(), "Undo the last page")
-                page.until(lambda first=first: "Marked: 0 faces" in body.text and liked() == first)
+                page.until(lambda first=first: "Marked: 0 faces" in body.text and framed_faces() == first)
                 page.act("button", lambda button: button.click(), "Next faces")
-                page.until(lambda: "Marked: 16 faces" in body.text and not liked())
+                page.until(lambda: "Marked: 16 faces" in body.text and not framed_faces())
                 for i in dark:
                     press_face(browser, i)
-                page.until(lambda dark=dark: liked() == dark)
+                page.until(lambda dark=dark: framed_faces() == dark)
             first = dark
             page.act("button", lambda button: button.click(), "Next faces")
         page.enter("Seconds", 600)
@@ -339,7 +339,7 @@ def test_a_taste_is_taught_in_a_browser(browser, tmp_path, monkeypatch):
         page.until(lambda: made_steps() >= 400)
         page.act("button", lambda button: button.click(), "Stop")
         page.until(lambda: "Trained for" in body.text and len(page.pictures()) == 6)
-        pictures = [enlarged_faces(picture, 8) for picture in page.pictures()[1:]]
+        pictures = [read_faces(picture, 8) for picture in page.pictures()[1:]]
         names = ("noise_before", "noise_after", "noise_best_of_4", "answers_before", "answers_after")
         shares = {n: is_dark_haired(faces).float().mean().item() for n, faces in zip(names, pictures, strict=True)}
         before, after = (shares[f"noise_{when}"] + shares[f"answers_{when}"] for when in ("before", "after"))

@@ -26,21 +26,21 @@ def is_dark_haired(faces: torch.Tensor) -> torch.Tensor:
     return faces[:, :, 6:10, 11:21].float().mean(dim=(2, 3)) @ LUMINANCE < 75
 
 
-def drawn(count: int, seed: int) -> torch.Tensor:
+def draw(count: int, seed: int) -> torch.Tensor:
     """Synthetic faces uint8 (count, 3, 32, 32)."""
     return torch.from_numpy(draw_faces(count, 32, seed)[0])
 
 
-def marked(pages: int = 7) -> Taste:
+def mark_pages(pages: int = 7) -> Taste:
     """A taste for dark hair, of so many pages of drawn faces."""
     taste = Taste()
     for page in range(pages):
-        faces = drawn(PAGE, seed=100 + page)
+        faces = draw(PAGE, seed=100 + page)
         taste.add(faces, is_dark_haired(faces))
     return taste
 
 
-def written(taste: Taste, folder: Path):
+def write_reward(taste: Taste, folder: Path):
     """The extra reward of a taste, by way of a file."""
     (folder / "reward.py").write_text(taste.source(), encoding="utf-8")
     return load_extra_reward(str(folder / "reward.py"))
@@ -53,16 +53,16 @@ def test_the_scripted_taste_is_for_dark_hair():
 
 
 def test_a_taste_ranks_faces_that_it_has_not_seen(tmp_path):
-    faces = drawn(600, seed=5)
-    dark, extra = is_dark_haired(faces), written(marked(), tmp_path)
+    faces = draw(600, seed=5)
+    dark, extra = is_dark_haired(faces), write_reward(mark_pages(), tmp_path)
     rewards = extra(faces, faces)
     assert (rewards[dark][:, None] > rewards[~dark]).float().mean() > 0.9  # AUC; chance: 0.5
     assert is_dark_haired(best_of(extra, faces, 4)[0]).float().mean() > dark.float().mean() + 0.3
 
 
 def test_best_of_k_by_hand(tmp_path):
-    extra = written(marked(), tmp_path)
-    faces = drawn(9, seed=1)
+    extra = write_reward(mark_pages(), tmp_path)
+    faces = draw(9, seed=1)
     rewards = extra(faces, faces)
     best, found = best_of(extra, faces, 4)
     assert torch.equal(found, torch.stack([rewards[:4].max(), rewards[4:8].max()]))
@@ -71,29 +71,29 @@ def test_best_of_k_by_hand(tmp_path):
 
 
 def test_the_file_computes_the_fitted_model(tmp_path):
-    taste, faces = marked(), drawn(50, seed=5)
-    weights, extra = taste.fit(), written(taste, tmp_path)
+    taste, faces = mark_pages(), draw(50, seed=5)
+    weights, extra = taste.fit(), write_reward(taste, tmp_path)
     cells = torch.nn.functional.adaptive_avg_pool2d(faces.double() / 255, 8).flatten(1)
     expected = torch.nn.functional.logsigmoid(cells @ torch.from_numpy(weights[:-1]).double() + weights[-1].item())
-    assert torch.allclose(extra(drawn(50, seed=6), faces).double(), expected, atol=1e-4)
-    assert written(marked(), tmp_path).digest == extra.digest  # the fit is deterministic
+    assert torch.allclose(extra(draw(50, seed=6), faces).double(), expected, atol=1e-4)
+    assert write_reward(mark_pages(), tmp_path).digest == extra.digest  # the fit is deterministic
 
 
 def test_undo_forgets_the_last_page_alone():
-    taste = marked(3)
+    taste = mark_pages(3)
     before = taste.fit()
-    faces = drawn(PAGE, seed=9)
+    faces = draw(PAGE, seed=9)
     taste.add(faces, ~is_dark_haired(faces))
-    assert not np.array_equal(taste.fit(), before) and taste.shown == 4 * PAGE
+    assert not np.array_equal(taste.fit(), before) and taste.count == 4 * PAGE
     assert torch.equal(taste.undo()[0], faces)
-    assert np.array_equal(taste.fit(), before) and taste.shown == 3 * PAGE
+    assert np.array_equal(taste.fit(), before) and taste.count == 3 * PAGE
     for _ in range(4):
         taste.undo()
-    assert taste.shown == taste.liked == 0
+    assert taste.count == taste.liked_count == 0
 
 
 def test_clicks_mark_the_faces_under_them():
-    marking = Marking(drawn)
+    marking = Marking(draw)
     first, plain = marking.faces, marking.picture()
     for row, column in ((0, 1), (3, 2), (0, 1), (2, 0)):  # the second click on a face takes the first back
         marking.click((column + 0.5) / ROW, (row + 0.5) / ROW)
@@ -103,10 +103,10 @@ def test_clicks_mark_the_faces_under_them():
     tops = picture[3::side, side // 2 :: side][:ROW].reshape(PAGE, 3)  # where a frame's upper edge would be
     assert (tops == FRAME).all(axis=1).nonzero()[0].tolist() == [8, 14]
     marking.next()
-    assert (marking.taste.shown, marking.taste.liked) == (16, 2) and not marking.liked.any()
+    assert (marking.taste.count, marking.taste.liked_count) == (16, 2) and not marking.liked.any()
     assert not torch.equal(marking.faces, first)
     marking.undo()
-    assert torch.equal(marking.faces, first) and marking.liked.sum() == 2 and marking.taste.shown == 0
+    assert torch.equal(marking.faces, first) and marking.liked.sum() == 2 and marking.taste.count == 0
     marking.undo()
     assert torch.equal(marking.faces, first)
 
@@ -115,14 +115,14 @@ def test_clicks_mark_the_faces_under_them():
 def place(tmp_path, monkeypatch):
     """A working folder with 64 drawn faces in faces/."""
     (tmp_path / "faces").mkdir()
-    for i, pixels in enumerate(drawn(64, seed=0).permute(0, 2, 3, 1).numpy()):
+    for i, pixels in enumerate(draw(64, seed=0).permute(0, 2, 3, 1).numpy()):
         Image.fromarray(pixels).save(tmp_path / "faces" / f"{i:02d}.png")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def test_a_lesson_makes_more_of_what_is_liked_and_goes_on_as_a_run(place, capsys):
-    lesson = Lesson(WEIGHTS, marked(), "faces", "cpu", weight=12.0)
+    lesson = Lesson(WEIGHTS, mark_pages(), "faces", "cpu", weight=12.0)
     before = lesson.draw()
     assert all(map(torch.equal, before, lesson.draw()))  # the same noise and states
     for _ in lesson.train(seconds=100, steps=150):
@@ -144,22 +144,22 @@ def test_a_lesson_makes_more_of_what_is_liked_and_goes_on_as_a_run(place, capsys
     assert train.main(goes_on) == 2 and "only if you name it" in capsys.readouterr().err
     assert train.main([*goes_on, "--extra-reward", file]) == 0
     assert (run / "checkpoints" / "000152.pt").exists()
-    assert Lesson(run, marked(3), "", "cpu").trainer.steps == 0  # and a lesson begins from it
+    assert Lesson(run, mark_pages(3), "", "cpu").trainer.steps == 0  # and a lesson begins from it
 
 
 def test_mistakes_are_a_sentence(place):
     with pytest.raises(UserError, match="0 of 0 marked faces"):
         Lesson(WEIGHTS, Taste(), "faces", "cpu")
     taste = Taste()
-    taste.add(drawn(PAGE, 1), torch.ones(PAGE, dtype=torch.bool))
+    taste.add(draw(PAGE, 1), torch.ones(PAGE, dtype=torch.bool))
     with pytest.raises(UserError, match="16 of 16 marked faces.*leave others"):
         Lesson(WEIGHTS, taste, "faces", "cpu")
     with pytest.raises(UserError, match="nowhere"):
-        Lesson(WEIGHTS, marked(1), "nowhere", "cpu")
+        Lesson(WEIGHTS, mark_pages(1), "nowhere", "cpu")
     contents = torch.load(WEIGHTS, weights_only=True)
     contents["config"]["data"] = ""
     torch.save(contents, "w.pt")
     with pytest.raises(UserError, match="w.pt holds no images.*name a folder"):
-        Lesson(Path("w.pt"), marked(1), "", "cpu")
+        Lesson(Path("w.pt"), mark_pages(1), "", "cpu")
     with pytest.raises(UserError, match="--name"):
-        Lesson(WEIGHTS, marked(1), "faces", "cpu").save(Path("models"), "a/b")
+        Lesson(WEIGHTS, mark_pages(1), "faces", "cpu").save(Path("models"), "a/b")
