@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from examples.taste import Taste
-from magnet.config import check, settle
+from magnet.config import check
 from magnet.data.image_dataset import to_uint8
 from magnet.evaluation.drawing import draw
 from magnet.evaluation.sampling import Sampler
@@ -29,6 +29,7 @@ from magnet.run.recorder import Recorder
 from magnet.run.saved_runs import load_checkpoint
 from magnet.run.session import build, load_pixels
 from magnet.support.atomic_files import write_atomically
+from magnet.support.devices import settle
 from magnet.support.errors import UserError
 
 WEIGHT = 2.0  # of the taste, in its deviations, beside log D_a; with 5 drawn faces break up within a minute
@@ -67,7 +68,7 @@ class Lesson:
             extra_reward=self.extra.name, extra_weight=float(weight), extra_to="both",
         )  # fmt: skip
         check(config)
-        self.trainer, self.evaluation = build(settle(config), load_pixels(config), self.extra)
+        self.trainer, self.evaluation = build(settle(config), load_pixels(config), extra=self.extra)
         self.states = to_uint8(self.trainer.faces.batch(torch.arange(min(COMPARED, len(self.trainer.faces))))).cpu()
 
     def train(self, seconds: float, steps: int = 10**9) -> Iterator[float]:
