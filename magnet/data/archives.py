@@ -15,9 +15,9 @@ import zlib
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
-from PIL import Image
 from tqdm import tqdm
 
+from magnet.data.image_files import BadImage, load_image
 from magnet.support.errors import UserError
 
 FOLDER = "img_align_celeba"  # in the archive and on disk
@@ -136,8 +136,10 @@ def decode_all(folder: Path) -> None:
 def decoding_error(path: Path) -> str | None:
     """Why the image does not decode; None if it does."""
     try:
-        with Image.open(path, formats=("JPEG",)) as image:
-            image.load()
-    except Exception as error:  # Pillow has no common base for what a broken file raises
-        return f"{FOLDER}/{path.name} does not decode as a JPEG ({type(error).__name__})"
+        with open(path, "rb") as file:
+            if file.read(3) != b"\xff\xd8\xff":
+                return f"{FOLDER}/{path.name} does not decode as a JPEG"
+        load_image(path, 32)
+    except (BadImage, OSError) as error:
+        return f"{FOLDER}/{path.name} does not decode as a JPEG ({str(error).partition(': ')[2] or error})"
     return None

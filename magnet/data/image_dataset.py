@@ -36,7 +36,7 @@ MAX_BAD_SHARE = 0.01  # of the images, with skip_bad_images
 SYNTHETIC_FACES = 10_000
 CHUNK = 32  # images per task of a worker
 FORMAT_VERSION = 2  # raise it when the same files give other pixels
-SKIPPED_VERSION = 2  # raise it when other files are bad
+SKIPPED_VERSION = 3  # raise it when other files are bad
 
 
 def is_held_out(name: str, share: float) -> bool:

@@ -15,13 +15,14 @@ from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from magnet.data.image_metadata import hide_metadata, read_orientation
 from magnet.data.zipped_images import ZippedImage, members
 from magnet.support.errors import UserError, one_line
 
@@ -35,6 +36,11 @@ DECODERS = {  # by the first bytes of a file, whatever its name
 }
 HEAD = 18  # bytes that tell a format
 UNMENTIONED = ("__macosx", "thumbs.db", "desktop.ini")  # what systems leave behind, beside names that begin with a dot
+TURNS = {  # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 MAX_FILE_BYTES = 100_000_000  # photos of 200 megapixels take up to 80 MB
 LARGE_FILE_BYTES = 20_000_000  # larger ones are read one at a time: memory stays bounded, whatever the threads
 MAX_PIXELS = 10_000_000  # that are decoded, told by the header: a small file can decode to gigabytes
@@ -152,10 +158,11 @@ def stamp(file: Path | ZippedImage) -> bytes:
 def load_image(file: Path | ZippedImage, image_size: int) -> np.ndarray:
     """Decode a JPEG, PNG, WebP, BMP or GIF (its first picture) file: (3, S, S) uint8 RGB. Raises BadImage.
 
-    The picture is turned as its EXIF orientation says and becomes RGB as Pillow's convert does it: grey three times,
-    alpha dropped. Of 16-bit grey the upper 8 bits are kept. Then its short side is made S and its centre cut out. JPEG
-    files that are large enough are decoded at 1/2, 1/4 or 1/8 of their size, which moves CelebA's pixels by 0.8 grey
-    levels on average at S = 64, by 1.2 at 32; those of more than MAX_PIXELS so that the short side is at least 2S.
+    The picture is turned as its EXIF orientation says; all other metadata is ignored. It becomes RGB as by Pillow,
+    grey three times, alpha dropped. Of 16-bit grey the upper 8 bits are kept. Then its short side is made S
+    and its centre cut out. JPEG files that are large enough are decoded at 1/2, 1/4 or 1/8 of their size, which moves
+    CelebA's pixels by 0.8 grey levels on average at S = 64, by 1.2 at 32; those of more than MAX_PIXELS so that the
+    short side is at least 2S.
     """
     try:
         size = _size(file)
@@ -165,24 +172,29 @@ def load_image(file: Path | ZippedImage, image_size: int) -> np.ndarray:
             raise ValueError(f"{size:,} bytes, more than {MAX_FILE_BYTES:,}")
         with _large_file if size > LARGE_FILE_BYTES else contextlib.nullcontext():
             with file.open("rb") as stream:
-                data = stream.read(MAX_FILE_BYTES)
+                data = io.BytesIO(stream.read(MAX_FILE_BYTES))
             return _decode(data, image_size)
     except Exception as error:  # Pillow raises nearly anything on a broken file
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        if isinstance(error, SyntaxError):  # Pillow's for a header that is none
-            reason = "no JPEG, PNG, WebP, BMP or GIF image"
+        if isinstance(error, SyntaxError):  # Pillow's for a header that it cannot read
+            reason = "its header is damaged"
         raise BadImage(one_line(f"{file}: {reason}")) from error
 
 
-def _decode(data: bytes, image_size: int) -> np.ndarray:
-    decoder, file = _decoder(data[:HEAD]), io.BytesIO(data)
+def _decode(file: io.BytesIO, image_size: int) -> np.ndarray:
+    decoder, orientation = _decoder(file.getvalue()[:HEAD]), 1
     if not decoder:
-        raise SyntaxError
+        raise ValueError("no JPEG, PNG, WebP, BMP or GIF image")
+    if decoder in (JpegImageFile, PngImageFile, GifImageFile):
+        with file.getbuffer() as data:
+            orientation = hide_metadata(data, decoder.format)
     with decoder(file) as image:  # reads the header alone, and without Image.open's own limit
+        if decoder is WebPImageFile:  # it hands metadata over without a look at it
+            orientation = read_orientation(image.info.get("exif", b""), image.info.get("xmp", b""))
         w, h = image.size
         jpeg = decoder is JpegImageFile
         full_size = not jpeg or _has_several_scans(image, file)
-        if jpeg and full_size and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
+        if jpeg and full_size and (scans := file.getvalue().count(b"\xff\xda")) > MAX_SCANS:
             raise ValueError(f"{scans:,} scans, more than {MAX_SCANS}")
         if max(w, h) > MAX_ASPECT * min(w, h):
             raise ValueError(f"{w} x {h} pixels, more than {MAX_ASPECT} times as long as wide")
@@ -190,12 +202,12 @@ def _decode(data: bytes, image_size: int) -> np.ndarray:
             advice = ": save it smaller, or as a JPEG that is not progressive" * full_size
             raise ValueError(f"{w} x {h} pixels, more than {limit:,}{advice}")
         large = w * h > MAX_PIXELS
-        upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        upright = orientation == 1
         # JPEG decoders give 1/2, 1/4 or 1/8 of the size for less work; `box` is how much of the result is image
         box = image.draft(None, _scaled(w, h, 2 * image_size if large else image_size)) if upright or large else None
-        ImageOps.exif_transpose(image, in_place=True)
-        w, h = box[1][2:] if box and upright else image.size  # turned, it may be stretched by part of a pixel
-        picture = _to_rgb(image)
+        turned = image.transpose(TURNS[orientation]) if orientation in TURNS else image
+        w, h = box[1][2:] if box and upright else turned.size  # turned, it may be stretched by part of a pixel
+        picture = _to_rgb(turned)
         wide, high = _scaled(w, h, image_size)
         x, y = (wide - image_size) // 2, (high - image_size) // 2
         centre = (x / wide * w, y / high * h, (x + image_size) / wide * w, (y + image_size) / high * h)
