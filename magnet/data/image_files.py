@@ -11,8 +11,8 @@ import stat
 import sys
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from PIL import Image
@@ -22,9 +22,10 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from magnet.data.file_lists import BadSource, list_archive, list_folder
 from magnet.data.image_metadata import hide_metadata, read_orientation
-from magnet.data.zipped_images import ZippedImage, members
-from magnet.support.errors import UserError, one_line
+from magnet.data.zipped_images import ZippedImage
+from magnet.support.errors import one_line
 
 ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif")
 DECODERS = {  # by the first bytes of a file, whatever its name
@@ -35,7 +36,6 @@ DECODERS = {  # by the first bytes of a file, whatever its name
     rb"GIF8[79]a": GifImageFile,
 }
 HEAD = 18  # bytes that tell a format
-UNMENTIONED = ("__macosx", "thumbs.db", "desktop.ini")  # what systems leave behind, beside names that begin with a dot
 TURNS = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
@@ -46,10 +46,6 @@ LARGE_FILE_BYTES = 20_000_000  # larger ones are read one at a time: memory stay
 MAX_PIXELS = 10_000_000  # that are decoded, told by the header: a small file can decode to gigabytes
 MAX_ASPECT = 10  # long side / short side: a strip one pixel wide would fill the memory once that pixel is S wide
 MAX_SCANS = 500  # of a JPEG, which has some ten; a few bytes each make the decoder pass over all its pixels once more
-REMEDY = (
-    "get CelebA with `python3 download_celeba.py`, name another folder or .zip of images with `--data`, "
-    "or let the program draw faces with `--data synthetic`"
-)
 _large_file = threading.Lock()
 
 
@@ -57,17 +53,20 @@ class BadImage(ValueError):
     """A file that cannot be used as an image; the message names it and says why, in one line."""
 
 
-def find_images(source: Path, tell: bool = False) -> list[Path] | list[ZippedImage]:
+def find_images(source: Path, tell: bool = False, outputs: Sequence[str | Path] = ()) -> list[Path] | list[ZippedImage]:
     """All images in a folder, or .zip archive, and in the folders inside it, sorted by relative name.
 
     Images are files with one of ENDINGS in any case, and those without an ending whose first bytes are an image's.
     Links to folders are followed, each folder once. Names that begin with a dot are left out: archives made on macOS
     hold a "._000001.jpg", which is no image, for each "000001.jpg".
+    What MAGNET wrote below the source is left out too: run folders, which hold a config.json and a folder checkpoints,
+    the repository's models, the cache, and `outputs`. The source itself is always read, also a run's samples.
     tell: say in a line on stderr how many other files there are.
-    Raises UserError when the source is missing, cannot be read or holds no image.
+    Raises BadSource when the source is missing, cannot be read or holds no image.
     """
     images, others = [], Counter()
-    for file in _zipped(source) if os.path.isfile(source) else _files(source):
+    files, written = list_archive(source) if os.path.isfile(source) else list_folder(source, outputs)
+    for file in files:
         ending = os.path.splitext(file.name)[1].lower().rstrip(".")
         if ending in ENDINGS or not ending and _decoder_of(file):
             images.append(file)
@@ -75,49 +74,18 @@ def find_images(source: Path, tell: bool = False) -> list[Path] | list[ZippedIma
             others[ending or "without an ending"] += 1
     most = others.most_common(5)
     rest = others.total() - sum(count for _, count in most)
-    left_out = ", ".join([f"{count} {ending}" for ending, count in most] + [f"{rest} others"] * (rest > 0))
+    parts = [f"{count} {ending}" for ending, count in most] + [f"{rest} others"] * (rest > 0)
+    if written:
+        folders = ", ".join([*sorted(written)[:3], *["..."] * (len(written) > 3)])
+        parts.append(f"{written.total()} that MAGNET wrote in {folders}")
+    left_out = ", ".join(parts)
     if not images:
         where = f"{source} or in the folders inside it" + f" (but {left_out})" * bool(left_out)
-        raise UserError(f"no {', '.join(ENDINGS)} file in {where}: {REMEDY}")
+        raise BadSource(f"no {', '.join(ENDINGS)} file in {where}")
     if tell and left_out:
-        total = others.total() + len(images)
-        print(one_line(f"{others.total()} of {total} files left out: {left_out}"), file=sys.stderr)
+        count = others.total() + written.total()
+        print(one_line(f"{count} of {count + len(images)} files left out: {left_out}"), file=sys.stderr)
     return images
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name.lower() in UNMENTIONED
-
-
-def _files(folder: Path) -> list[Path]:
-    """All files in a folder but hidden ones, sorted by relative name. Raises UserError."""
-    if not os.path.isdir(folder):  # unlike Path.is_dir it knows that there is none of too long a name
-        raise UserError(f"there is no folder {folder}: {REMEDY}")
-
-    def refuse(error: OSError):
-        raise UserError(f"cannot read the folder {error.filename} ({error.strerror}): {REMEDY}")
-
-    files, visited = [], set()
-    try:
-        for place, inner, names in os.walk(folder, onerror=refuse, followlinks=True):
-            real = os.path.realpath(place)
-            if real in visited:
-                inner.clear()
-                continue
-            visited.add(real)
-            inner[:] = sorted(name for name in inner if not _hidden(name))
-            files += [Path(place, name) for name in names if not _hidden(name)]
-    except RecursionError:  # os.walk before Python 3.12
-        raise UserError(f"the folders in {folder} lie too deep in one another: {REMEDY}") from None
-    return sorted(files, key=Path.as_posix)  # all begin with the folder: the order of their relative names
-
-
-def _zipped(path: Path) -> list[ZippedImage]:
-    """All files in an archive but hidden ones, sorted by name. Raises UserError."""
-    try:
-        return [file for file in members(path) if not any(map(_hidden, file.relative_to(path).parts))]
-    except (BadZipFile, OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"cannot read {path} as a .zip archive ({error}): {REMEDY}") from error
 
 
 def _decoder_of(file: Path | ZippedImage) -> type | None:
