@@ -30,7 +30,8 @@ from pathlib import Path
 import filelock
 import gdown
 
-from magnet.data.archives import FOLDER, MAX_UNPACKED, Archive, BadArchive, require_space, unpack, verify
+from magnet.data.archives import FOLDER, MAX_UNPACKED, Archive, BadArchive, OtherArchive, require_space, unpack, verify
+from magnet.data.image_files import find_images
 from magnet.support.errors import UserError, one_line
 
 CELEBA = Archive(
@@ -76,7 +77,7 @@ def main(argv: list[str] | None = None, archive: Archive | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"error: {one_line(str(error))}; mend that and run the same command again", file=sys.stderr)
+        print(f"error: {one_line(str(error))}; fix that and run the same command again", file=sys.stderr)
         return 1
     return 0
 
@@ -157,7 +158,8 @@ def checked(
     except BadArchive as error:
         if not from_file:
             path = path.replace(path.with_name(path.name + ".bad"))
-        raise UserError(f"{path} is {error}. {by_hand(archive, data_dir)}") from error
+        advice = archive.by_hand == CELEBA.by_hand and (from_file or archive.md5 is None) and advise(path, error)
+        raise UserError(f"{path} is {error}. {advice or by_hand(archive, data_dir)}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if not from_file and not keep:
@@ -217,7 +219,15 @@ def work_folder(data_dir: Path) -> Iterator[Path]:
 
 def by_hand(archive: Archive, data_dir: Path) -> str:
     command = f'python3 download_celeba.py --data-dir "{data_dir}" {archive.by_hand} PATH'
-    return f"Open {archive.url} in a browser, save the file, and run: {command} (if repacked, with --any-archive)"
+    return f"Open {archive.url} in a browser, save the file, and run: {command}"
+
+
+def advise(path: Path, error: BadArchive) -> str | None:
+    """What to do with an archive from elsewhere that is sound but no copy of the official one; None if it is not."""
+    with contextlib.suppress(UserError):
+        if isinstance(error, OtherArchive) and find_images(path):
+            return f'train.py takes any .zip of images as it is: python3 train.py --data "{path}"'
+    return None
 
 
 def fetched(archive: Archive, work: Path) -> Path:

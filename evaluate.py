@@ -20,6 +20,7 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
+from magnet.data.cache import add_cache_flag
 from magnet.support.errors import UserError
 
 # What imports torch is imported where it is needed: --help and a wrong word are immediate.
@@ -268,6 +269,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--json", action="store_true", help="one line of JSON on stdout instead of the table")
     parser.add_argument("--nearest", type=Path, metavar="FILE", help="16 samples, each beside the nearest real image")
+    add_cache_flag(parser)
     network = parser.add_mutually_exclusive_group()
     network.add_argument("--inception-weights", type=Path, metavar="FILE", help="instead of a download")
     network.add_argument("--features", type=Path, metavar="NET.pt2", help="of torch.export: uint8 (N,3,64,64) -> (N,F)")

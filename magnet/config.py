@@ -8,7 +8,6 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from magnet.support.errors import UserError
 
@@ -172,8 +171,6 @@ WITH_RETURNS = {
     "wasserstein": {"gradient_penalty": 10.0, "r1": 0.0},
     "relativistic": {"r2": 0.1},
 }  # fmt: skip
-
-CACHE = Path("data/cache")  # of decoded images
 
 
 def complete(flags: dict, base: dict | None = None) -> Config:

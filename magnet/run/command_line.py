@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 
 from magnet.config import PRESETS, Config
+from magnet.data.cache import add_cache_flag
 
 GROUPS = {
     "data": "data skip_bad_images hold_out image_size",
@@ -61,6 +62,8 @@ def parse(
                 about = f"{about} (default {field.default!r})"
                 choices = field.metadata["choices"] or None
                 group.add_argument(flag, type=field.type, choices=choices, default=argparse.SUPPRESS, help=about)
+        if title == "data":
+            add_cache_flag(group)
     if unknown := sorted((parameters or {}).keys() - fields.keys()):
         parser.error(f"PARAMETERS in train.py has no such parameters as {', '.join(unknown)}; --help lists them")
     given = parser.parse_args(arguments)

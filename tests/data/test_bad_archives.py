@@ -116,7 +116,7 @@ def test_a_disk_that_fails_is_no_damage(mirror, run, data_dir, monkeypatch):
 
     monkeypatch.setattr(shutil, "copyfileobj", full)
     code, error = run("--url", mirror.url)
-    assert code == 1 and "No space left on device; mend that" in error
+    assert code == 1 and "No space left on device; fix that" in error
     assert tree(data_dir.parent) == {"celeba.download/img_align_celeba.zip": BODY}
 
 
