@@ -27,7 +27,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from magnet.data.archives import FOLDER, MAX_UNPACKED, Archive, BadArchive, require_space, unpack, verify
+from magnet.data.archives import FOLDER, MAX_UNPACKED, Archive, BadArchive, OtherArchive, require_space, unpack, verify
 from magnet.support.errors import UserError, one_line
 from magnet.support.locks import locked
 from magnet.support.output import as_program
@@ -160,7 +160,8 @@ def checked(
     except BadArchive as error:
         if not from_file:
             path = path.replace(path.with_name(path.name + ".bad"))
-        raise UserError(f"{path} is {error}. {by_hand(archive, data_dir)}") from error
+        advice = archive.by_hand == CELEBA.by_hand and (from_file or archive.md5 is None) and advise(path, error)
+        raise UserError(f"{path} is {error}. {advice or by_hand(archive, data_dir)}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if not from_file and not keep:
@@ -218,7 +219,17 @@ def work_folder(data_dir: Path) -> Iterator[Path]:
 
 def by_hand(archive: Archive, data_dir: Path) -> str:
     command = f'python3 download_celeba.py --data-dir "{data_dir}" {archive.by_hand} PATH'
-    return f"Open {archive.url} in a browser, save the file, and run: {command} (if repacked, with --any-archive)"
+    return f"Open {archive.url} in a browser, save the file, and run: {command}"
+
+
+def advise(path: Path, error: BadArchive) -> str | None:
+    """What to do with an archive from elsewhere that is sound but no copy of the official one; None if it is not."""
+    from magnet.data.image_files import find_images
+
+    with contextlib.suppress(UserError):
+        if isinstance(error, OtherArchive) and find_images(path):
+            return f'train.py takes any .zip of images as it is: python3 train.py --data "{path}"'
+    return None
 
 
 def fetched(archive: Archive, work: Path) -> Path:

@@ -20,6 +20,7 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
+from magnet.data.cache import add_cache_flag
 from magnet.support.errors import UserError, one_line
 from magnet.support.output import as_program
 from magnet.support.paths import expand, user_path
@@ -277,6 +278,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--nearest", type=user_path, metavar="FILE", help="16 samples, each beside the nearest real image"
     )
+    add_cache_flag(parser)
     network = parser.add_mutually_exclusive_group()
     network.add_argument("--inception-weights", type=user_path, metavar="FILE", help="instead of a download")
     network.add_argument(

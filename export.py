@@ -14,6 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from magnet.data.cache import add_cache_flag
 from magnet.support.errors import Diverged, UserError
 from magnet.support.output import as_program
 from magnet.support.paths import expand, user_path
@@ -73,6 +74,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--onnx", type=user_path, metavar="FILE", help="the generator alone, for ONNX")
     parser.add_argument("--generator", type=int, default=0, metavar="I", help="for --onnx, one of several, from 0")
     parser.add_argument("--data", type=expand, help="for --out, the run's images, if they lie elsewhere now")
+    add_cache_flag(parser)
     options = parser.parse_args(arguments)
     if not options.out and not options.onnx:
         parser.error("give --out FILE or --onnx FILE")

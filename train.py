@@ -20,7 +20,6 @@ from pathlib import Path
 
 from magnet.config import PRESETS, Config, check, complete, without_effect
 from magnet.run.command_line import parse
-from magnet.support.device import settle
 from magnet.support.errors import Diverged, MachineFailure, UserError, one_line
 from magnet.support.output import as_program
 
@@ -74,7 +73,7 @@ def settings(given: dict, commands: argparse.Namespace, owned: ExitStack) -> tup
     from magnet.run.logger import sole_owner
     from magnet.run.session import find_run, parameters_of, resumed
     from magnet.run.summary import changed, refuse_too_large
-    from magnet.support import distributed
+    from magnet.support import devices, distributed
 
     run, path, saved = commands.resume, None, None
     if run:
@@ -88,7 +87,7 @@ def settings(given: dict, commands: argparse.Namespace, owned: ExitStack) -> tup
         config = complete({key: PARAMETERS[key] for key in PARAMETERS.keys() - base.keys()} | given, base)
         config = with_sizes_of_init(config, PARAMETERS | given)
     check(config)
-    config = settle(config)
+    config = devices.settle(config)
     distributed.refuse_uneven(config)
     distributed.refuse_differing(settings=dataclasses.asdict(config), dry_run=commands.dry_run)
     refuse_too_large(config)

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.options import new_parser, parse  # noqa: E402
-from magnet.config import CACHE, Config  # noqa: E402
+from magnet.config import Config  # noqa: E402
 from magnet.support.errors import UserError  # noqa: E402
 from magnet.support.output import as_program  # noqa: E402
 from magnet.support.paths import user_path  # noqa: E402
@@ -104,8 +104,8 @@ def measure_first_step(config: Config, words: list[str], repeats: int) -> dict:
 
     if not config.points:
         load_faces(
-            config.data, config.image_size, cache_dir=CACHE, hold_out=config.hold_out,
-            skip_bad_images=config.skip_bad_images,
+            config.data, config.image_size, hold_out=config.hold_out, skip_bad_images=config.skip_bad_images,
+            outputs=[config.models_dir],
         )  # fmt: skip
     seconds = []
     for _ in range(repeats):

@@ -4,7 +4,7 @@ import argparse
 
 from magnet.config import PRESETS, Config, check, complete
 from magnet.run import command_line
-from magnet.support.device import settle
+from magnet.support.devices import settle
 from magnet.support.errors import UserError
 
 

@@ -4,6 +4,8 @@
     python3 examples/explore.py                  the trained weights of this repository, models/celeba-64.pt
     python3 examples/explore.py models/RUN       a run folder, a checkpoint or exported weights
 
+On its tab Teach the user clicks faces, and the run is trained by this taste (teach.py, taste.py, lesson.py).
+
 The page is served to this machine alone, at the address that is printed; Ctrl-C ends it. It needs the package gradio, 6
 or later. Exit status 2: gradio is missing, or a mistake in the settings or files, said in one sentence.
 """
@@ -145,6 +147,13 @@ def page(gr, run: Path, folder: Path, load):
                 inputs = [gr.Dropdown(names(folder), value=None, label="Other run"), seed(label="Seed"), count()]
             with gr.Row():
                 show(partial(compare, load, run, folder), inputs, [image(), image()])
+        with gr.Tab("Teach"):
+            if model.config.algorithm == "gan":
+                gr.Markdown(f"{run.name} is a plain GAN: a taste is for a policy and critics.")
+            else:
+                from examples import teach
+
+                teach.tab(gr, model, run, folder, blocks, image)
     return blocks
 
 

@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from experiments import runs  # noqa: E402
 from magnet.config import PRESETS, Config, complete  # noqa: E402
-from magnet.support.device import settle  # noqa: E402
+from magnet.support.devices import settle  # noqa: E402
 from magnet.support.errors import UserError  # noqa: E402
 from magnet.support.output import as_program  # noqa: E402
 from magnet.support.paths import user_path  # noqa: E402

@@ -15,8 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from magnet.config import CACHE, Config  # noqa: E402
-from magnet.support.device import settle  # noqa: E402
+from magnet.config import Config  # noqa: E402
+from magnet.support.devices import settle  # noqa: E402
 from magnet.support.errors import UserError  # noqa: E402
 from magnet.support.output import as_program  # noqa: E402
 from magnet.support.paths import expand, user_path  # noqa: E402
@@ -59,7 +59,8 @@ def load_data(folder: str, attributes: Path, size: int = SIZE, only: str | None 
     import numpy as np
     import torch
 
-    from magnet.data.image_dataset import is_held_out, load_faces
+    from magnet.data.held_out import is_held_out
+    from magnet.data.image_dataset import load_faces
     from magnet.data.image_files import find_images
 
     rows, columns, values = read_attributes(attributes)
@@ -68,7 +69,7 @@ def load_data(folder: str, attributes: Path, size: int = SIZE, only: str | None 
             raise UserError(f"{attributes} has no attribute {only}; {REMEDY}.")
         values = values[:, [columns.index(only)]]
     names = [path.name for path in find_images(Path(folder))]
-    pixels = load_faces(folder, size, cache_dir=CACHE)  # in the order of find_images
+    pixels = load_faces(folder, size)  # in the order of find_images
     known = [i for i, name in enumerate(names) if name in rows]
     unused = len(rows.keys() - set(names))
     print(f"{len(known)} images with attributes; left out: {len(names) - len(known)} images, {unused} rows")

@@ -27,7 +27,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from experiments import runs  # noqa: E402
-from magnet.config import complete  # noqa: E402
+from magnet.config import check, complete  # noqa: E402
 from magnet.data.image_dataset import to_uint8  # noqa: E402
 from magnet.evaluation import answers  # noqa: E402
 from magnet.evaluation.comparison import pick  # noqa: E402
@@ -37,7 +37,7 @@ from magnet.evaluation.sampling import BATCH, Sampler  # noqa: E402
 from magnet.maddpg import MADDPG  # noqa: E402
 from magnet.run import checkpoint  # noqa: E402
 from magnet.run.session import build, load_pixels, load_reward  # noqa: E402
-from magnet.support.device import settle  # noqa: E402
+from magnet.support.devices import settle  # noqa: E402
 from magnet.support.output import as_program  # noqa: E402
 from magnet.support.paths import user_path  # noqa: E402
 from magnet.support.random_streams import stream  # noqa: E402
@@ -45,15 +45,19 @@ from magnet.support.random_streams import stream  # noqa: E402
 BASE = ["--preset", "cpu", "--precision", "fp32", "--hold-out", "0.1", "--extra-reward", "resemble"]
 STEPS = 4000
 TRIES = (4, 16, 64)  # k of best of k
+TRUTH_FROM = 500  # steps
 
 
 def follow_truth(trainer: MADDPG) -> None:
-    """The generators follow the reward's own gradient instead of their critic's: what no black box gives."""
+    """The generators follow the reward's own gradient instead of their critic's: what no black box gives.
+
+    They begin after as many steps as a critic needs to learn it: followed from the first step on, images stay grey.
+    """
     for agent in trainer.generators:
 
         def value(batch, agent=agent) -> Tensor:
             rewards = answers.resemble(batch.state, batch.images[agent.index])
-            return trainer.environment.scale.standardise(rewards)
+            return trainer.environment.scale.standardise(rewards) * (trainer.steps >= TRUTH_FROM)
 
         agent.extra_value = value
 
@@ -109,13 +113,14 @@ class Scorer:
         sampler = Sampler(agent, self.faces)
         given = sampler.answer(self.states)
         found = answers.score_answers(self.extra, self.states, given)
-        found["firsts"] = answers.share_of_firsts(self.extra, self.states, given)
+        if len(self.states) >= answers.RIVALS:
+            found["firsts"] = answers.share_of_firsts(self.extra, self.states, given)
         images, _ = draw([sampler], "prior", self.count)
         found |= {"prior": self.compare(images), "answers": self.compare(given)}
         others = images[torch.arange(len(self.states)) % len(images)]
         found["prior"]["extra_reward"] = self.extra(self.states, others).mean().item()
         if trainer.config.extra_reward == "resemble":
-            memory = sampler.mid_episode[:BATCH]
+            memory = sampler.mid_episode[: len(self.faces)]
             states = self.faces.batch(torch.arange(len(memory)))
             found |= answers.critic_cosines(agent, states, memory)
         return found
@@ -132,8 +137,8 @@ class Scorer:
 
     def nearest_real(self, count: int = 500) -> dict:
         """For each held-out face the one with the highest reward of `count` other real faces."""
-        others = torch.cat(list(pick(self.faces, torch.arange(count))))
-        best = [self.extra(state.expand(count, -1, -1, -1), others).max() for state in self.states]
+        others = torch.cat(list(pick(self.faces, torch.arange(min(count, len(self.faces))))))
+        best = [self.extra(state.expand(len(others), -1, -1, -1), others).max() for state in self.states]
         return {"extra_reward": torch.stack(best).mean().item()}
 
 
@@ -168,7 +173,9 @@ def measure(options: argparse.Namespace, base: dict) -> None:
             flags = {key: value for key, value in (base | changes).items() if key not in ("data", "models_dir")}
             if (setting, seed, json.dumps(flags)) in there:
                 continue
-            config = settle(complete(base | changes | {"seed": seed}))
+            config = complete(base | changes | {"seed": seed})
+            check(config)
+            config = settle(config)
             pixels, extra = load_pixels(config), load_reward(config, base)
             trainer, _ = build(config, pixels, extra=extra)
             held_out = type(trainer.faces)(load_pixels(config, held_out=True), config.device)

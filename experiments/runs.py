@@ -80,7 +80,7 @@ def trained(runs: dict[Path, dict], jobs: int) -> Iterator[tuple[Path, bool]]:
                 if status not in (0, 3):
                     log = run.with_name(f"{run.name}.log")
                     said = log.read_text(errors="replace").strip().splitlines()[-1:]
-                    raise UserError(f"train.py ended with {status} ({''.join(said)}); see {log}, mend it, and go on.")
+                    raise UserError(f"train.py ended with {status} ({''.join(said)}); see {log}, fix it, and go on.")
                 yield run, status == 0
     finally:
         for process in running.values():

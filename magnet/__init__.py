@@ -4,9 +4,12 @@ faces = magnet.load("models/celeba-64.pt").sample(64, seed=0)        # uint8 (64
 """
 
 
-def load(run, device: str = "auto"):
-    """The `magnet.run.model.Model` of a run folder, a checkpoint or exported weights. Raises UserError."""
+def load(run, device: str = "auto", data=None):
+    """The `magnet.run.model.Model` of a run folder, a checkpoint or exported weights. Raises UserError.
+
+    data: where the images that a run folder learned from lie now, if they were moved; `answer` needs them.
+    """
     from magnet.run.model import Model  # here, for it imports torch: --help of the programs stays immediate
     from magnet.support.paths import user_path
 
-    return Model(user_path(run), device)
+    return Model(user_path(run), device, None if data is None else user_path(data))

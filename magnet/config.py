@@ -8,7 +8,6 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from magnet.support.errors import UserError
 from magnet.support.paths import expand
@@ -171,7 +170,6 @@ WITH_RETURNS = {  # what --returns asks for, unless flags beside it say otherwis
     "relativistic": {"r2": 0.1},
 }  # fmt: skip
 PATHS = {"data", "init", "extra_reward", "models_dir"}
-CACHE = Path("data/cache")  # of decoded images
 
 
 def complete(flags: dict, base: dict | None = None) -> Config:

@@ -104,6 +104,8 @@ class MADDPG:
         metrics = self.play(batch)
         metrics |= learn(batch)
         self.steps += 1
+        if world_size() > 1 and self.config.extra_reward:  # together: the first process alone saves, later
+            self.complete_rewards()
         all_reduce_mean(metrics.values())
         return metrics
 

@@ -21,6 +21,7 @@ from magnet.run.signals import SIGNALS
 pytest.register_assert_rewrite("downloads")  # fixtures of some test files
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, by what tests start as well
+CACHE = os.environ["MAGNET_CACHE"] = os.path.join("data", "cache")  # in a test's working folder, not the repository
 torch.set_num_threads(1)  # the networks are so small that threads cost more than they bring
 
 SEED = int(os.environ.get("MAGNET_TEST_SEED", 0))  # of the tests with random cases
@@ -65,6 +66,12 @@ def handlers():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch):
+    """Puts the variable back that --cache-dir sets."""
+    monkeypatch.setenv("MAGNET_CACHE", CACHE)
 
 
 def small_config(**changes) -> Config:

@@ -102,8 +102,8 @@ class GeneratorAgent(Agent):
             act = batch.acts[self.index]
             extra = self.extra_value(batch).masked_fill(act.random.squeeze(1), 0.0).mean()
             if config.extra_to == "policy":  # the same gradient at z, on which G has no part
-                (gradient,) = torch.autograd.grad(extra, act.action, retain_graph=True)
-                extra = (gradient * act.action).sum()
+                (gradient,) = torch.autograd.grad(self.scaler.scale(extra), act.action, retain_graph=True)
+                extra = (gradient / self.scaler.scale(torch.ones_like(extra)) * act.action).sum()
             loss = loss - config.extra_weight * extra
         if policy is not None:
             policy = all_gather_rows(policy)

@@ -15,9 +15,9 @@ import zlib
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
-from PIL import Image
 from tqdm import tqdm
 
+from magnet.data.image_files import BadImage, load_image
 from magnet.support.errors import UserError
 
 FOLDER = "img_align_celeba"  # in the archive and on disk
@@ -42,6 +42,10 @@ class BadArchive(Exception):
     """What is wrong with an archive; reading it again will not help."""
 
 
+class OtherArchive(BadArchive):
+    """An archive that is not the official one, or has other folders: nothing else is known to be wrong with it."""
+
+
 def require_space(folder: Path, needed: float, otherwise: str = "use --data-dir") -> None:
     """Raises UserError if the folder's disk has less than `needed` bytes free. otherwise: what helps too."""
     free = shutil.disk_usage(folder).free
@@ -59,7 +63,7 @@ def verify(path: Path, archive: Archive) -> dict:
         raise BadArchive(f"not {archive.name} but perhaps a web page ({title[:80]})")
     size = path.stat().st_size
     if archive.size not in (None, size):
-        raise BadArchive(f"not the right file: it has {size:,} bytes, not {archive.size:,}")
+        raise OtherArchive(f"not the right file: it has {size:,} bytes, not {archive.size:,}")
     digest = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as file, tqdm(total=size, unit="B", unit_scale=True, desc="Checking", disable=None) as bar:
         while piece := file.read(1 << 20):
@@ -101,9 +105,9 @@ def image_members(infos: list[zipfile.ZipInfo], packed_size: int, images: int | 
     members = [info for info in infos if info.orig_filename != f"{FOLDER}/"]
     seen = set()
     for info in members:
-        name = info.orig_filename  # zipfile mends slashes and null bytes in `filename`
+        name = info.orig_filename  # zipfile changes slashes and null bytes in `filename`
         if not re.fullmatch(FOLDER + r"/[0-9]{6}\.jpg", name):
-            raise BadArchive(f"unsafe: its member {name!r} is not {FOLDER}/NNNNNN.jpg")
+            raise OtherArchive(f"not the right archive: its member {name!r} is not {FOLDER}/NNNNNN.jpg")
         if info.flag_bits & 1:
             raise BadArchive(f"unsafe: its member {name} is encrypted")
         if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
@@ -118,7 +122,7 @@ def image_members(infos: list[zipfile.ZipInfo], packed_size: int, images: int | 
     if unpacked_size > min(MAX_UNPACKED, MAX_RATIO * packed_size):
         raise BadArchive(f"unsafe: its {packed_size:,} bytes would unpack to {unpacked_size:,}")
     if not members or images not in (None, len(members)):
-        raise BadArchive(f"not the right archive: it has {len(members):,} images, not {images or 'one or more'}")
+        raise OtherArchive(f"not the right archive: it has {len(members):,} images, not {images or 'one or more'}")
     return members
 
 
@@ -136,8 +140,10 @@ def decode_all(folder: Path) -> None:
 def decoding_error(path: Path) -> str | None:
     """Why the image does not decode; None if it does."""
     try:
-        with Image.open(path, formats=("JPEG",)) as image:
-            image.load()
-    except Exception as error:  # Pillow has no common base for what a broken file raises
-        return f"{FOLDER}/{path.name} does not decode as a JPEG ({type(error).__name__})"
+        with open(path, "rb") as file:
+            if file.read(3) != b"\xff\xd8\xff":
+                return f"{FOLDER}/{path.name} does not decode as a JPEG"
+        load_image(path, 32)
+    except (BadImage, OSError) as error:
+        return f"{FOLDER}/{path.name} does not decode as a JPEG ({str(error).partition(': ')[2] or error})"
     return None

@@ -1,10 +1,10 @@
 """Pictures for training: a folder or .zip of images, or faces drawn by the program, as one array of uint8 pixels.
 
-    pixels = load_faces("data/celeba", 64, cache_dir=Path("data/cache"))
+    pixels = load_faces("data/celeba", 64)
     faces = ImageDataset(pixels, device)
     images = faces.batch(torch.randint(2 * len(faces), (16,), device=device))
 
-Every image is decoded once, into an .npy file under the cache folder that later runs map into memory.
+Every image is decoded once, into an .npy file in the cache (cache.py) that later runs map into memory.
 """
 
 import hashlib
@@ -12,17 +12,20 @@ import os
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from magnet.data import synthetic
+from magnet.data.cache import find_place
+from magnet.data.file_lists import BadSource
+from magnet.data.held_out import select_part
 from magnet.data.image_files import BadImage, find_images, load_image, stamp
 from magnet.support.atomic_files import remove_abandoned, write_atomically
 from magnet.support.errors import UserError
@@ -36,59 +39,39 @@ MAX_BAD_SHARE = 0.01  # of the images, with skip_bad_images
 SYNTHETIC_FACES = 10_000
 CHUNK = 32  # images per task of a worker
 FORMAT_VERSION = 2  # raise it when the same files give other pixels
-SKIPPED_VERSION = 2  # raise it when other files are bad
-
-
-def is_held_out(name: str, share: float) -> bool:
-    """Whether the image `name` is among the `share` in [0, 1] of all images that are kept from training.
-
-    By a hash of the name alone, so alike on every machine; what one share holds out, every larger one does too.
-    """
-    return int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8).digest(), "big") < share * 2**64
-
-
-def _part(source: str, images: list, name: Callable[[Any], str], share: float, held_out: bool) -> list:
-    """Of `images` those that are held out, or the others. Raises UserError if either are none."""
-    if not share and not held_out:
-        return images
-    apart = [is_held_out(name(image), share) for image in images]
-    shares = f"--hold-out {share} keeps {sum(apart)} of {len(apart)} images in {source} from training"
-    if len(set(apart)) < 2:
-        raise UserError(f"{shares}: give `train.py` another share of --hold-out, or more images")
-    if not held_out:
-        print(shares, file=sys.stderr)
-    return [image for image, is_apart in zip(images, apart, strict=True) if is_apart == held_out]
+SKIPPED_VERSION = 3  # raise it when other files are bad
 
 
 def load_faces(
-    source: str, image_size: int, *, cache_dir: Path, skip_bad_images: bool = False, workers: int | None = None,
-    hold_out: float = 0.0, held_out: bool = False,
+    source: str, image_size: int, *, cache_dir: Path | None = None, skip_bad_images: bool = False,
+    workers: int | None = None, hold_out: float = 0.0, held_out: bool = False, outputs: Sequence[str | Path] = (),
 ) -> np.ndarray:  # fmt: skip
-    """Pixels (N, 3, S, S) uint8, read-only, mapped from a file in cache_dir that is made if need be.
+    """Pixels (N, 3, S, S) uint8, read-only, mapped from a file in cache_dir, None: the cache, that is made if need be.
 
     The images of a folder or archive are in the order of find_images.
     source: a folder or .zip of images, or "synthetic" (a folder of that name: "./synthetic").
     skip_bad_images: leave out files that cannot be decoded, at most 1 %, and say so on stderr.
     workers: decoding threads, by default one for each core. Threads do: Pillow decodes outside Python's lock.
     hold_out: the share of images to leave out of the array (`is_held_out` of the relative name, of a synthetic face's
-    index), said on stderr; with held_out those alone are in it.
+    index), said on stderr; with held_out those alone are in it. outputs: as in find_images.
     The file's name is a digest of what it was made from: relative names, sizes and times of change (in an archive:
     CRCs) of the images, S and skip_bad_images. Raises UserError.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     workers = workers or cores or 1
     if source == "synthetic":
-        indices = _part(source, list(range(SYNTHETIC_FACES)), str, hold_out, held_out)
+        indices = select_part(source, list(range(SYNTHETIC_FACES)), str, hold_out, held_out)
         part = f"-{'held-out' if held_out else 'without'}-{hold_out}" if hold_out else ""
         digest = f"synthetic-v{synthetic.VERSION}-{SYNTHETIC_FACES}-{image_size}{part}"
         found, blocks = len(indices), _drawn(indices, image_size, workers)
     else:
-        images = find_images(Path(source), tell=not held_out)
-        images = _part(source, images, lambda path: path.relative_to(source).as_posix(), hold_out, held_out)
+        outputs = [*outputs, *filter(None, [cache_dir])]
+        images = find_images(Path(source), tell=not held_out, outputs=outputs)
+        images = select_part(source, images, lambda path: path.relative_to(source).as_posix(), hold_out, held_out)
         digest = _digest(Path(source), images, image_size, skip_bad_images)
         found, blocks = len(images), _decoded(images, image_size, skip_bad_images, workers)
 
-    target = Path(cache_dir) / f"{digest}.npy"
+    target = Path(cache_dir, f"{digest}.npy") if cache_dir else find_place(f"{digest}.npy")
     if not target.exists():
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +79,8 @@ def load_faces(
                 if not target.exists():
                     _make_array(target, image_size, found, blocks)
         except OSError as error:
-            raise UserError(f"cannot write {target} ({error.strerror}): mend this and start again") from error
+            advice = "fix this, or name another folder with `--cache-dir FOLDER` or MAGNET_CACHE"
+            raise UserError(f"cannot write {target} ({error.strerror}): {advice}") from error
     try:
         pixels = np.load(target, mmap_mode="r")
     except (OSError, EOFError, ValueError) as error:
@@ -104,6 +88,14 @@ def load_faces(
     if len(pixels) < found:
         print(f"{found - len(pixels)} of {found} images in {source} are left out (--skip-bad-images)", file=sys.stderr)
     return pixels
+
+
+def read_images(files: Iterable[Path], image_size: int) -> torch.Tensor:
+    """Image files, at least one, as they are: uint8 (N, 3, S, S). Raises UserError for one that cannot be used."""
+    try:
+        return torch.from_numpy(np.stack([load_image(file, image_size) for file in files]))
+    except BadImage as error:
+        raise UserError(f"bad image {error}; give another image, or leave this one out.") from error
 
 
 def _digest(folder: Path, images: list, image_size: int, skip_bad_images: bool) -> str:
@@ -171,18 +163,22 @@ def _decoded(images: list, image_size: int, skip_bad_images: bool, workers: int)
                 bad.append(error)
         return np.array(good, np.uint8).reshape(-1, 3, image_size, image_size), bad
 
-    left_out = 0
+    first, count = None, 0
     for good, bad in _in_order(decode, range(0, len(images), CHUNK), workers):
         for error in bad:
-            if not skip_bad_images:
-                raise UserError(f"bad image {error}; delete it, or leave such files out with `--skip-bad-images`")
-            left_out += 1
-            if left_out <= 5:
-                tqdm.write(f"left out {error}", file=sys.stderr)
-            if left_out > MAX_BAD_SHARE * len(images):
+            first, count = first or error, count + 1
+            if count <= 5 and (skip_bad_images or count > 1):
+                tqdm.write(f"{'left out' if skip_bad_images else 'bad image'} {error}", file=sys.stderr)
+            if count > MAX_BAD_SHARE * len(images) and skip_bad_images:
                 share = f"more than {MAX_BAD_SHARE:.0%} of {len(images)} images"
-                raise UserError(f"{share} are bad, the last {error}; delete them or get the images anew")
-        yield good
+                raise BadSource(f"{share} are bad, the last {error}", "; delete them or get the images anew")
+            if count > MAX_BAD_SHARE * len(images):
+                raise BadSource(f"bad image {first}", "; delete it, or put a good copy in its place")
+        if skip_bad_images or not first:
+            yield good
+    if first and not skip_bad_images:  # all were decoded, so it is known that the flag takes them
+        them = f"the {count} bad ones" if count > 1 else "it"
+        raise BadSource(f"bad image {first}", f"; delete it, or leave {them} out with `--skip-bad-images`")
 
 
 def _drawn(indices: list[int], image_size: int, workers: int) -> Iterator[np.ndarray]:

@@ -11,19 +11,21 @@ import stat
 import sys
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from magnet.data.zipped_images import ZippedImage, members
-from magnet.support.errors import UserError, one_line
+from magnet.data.file_lists import BadSource, list_archive, list_folder
+from magnet.data.image_metadata import hide_metadata, read_orientation
+from magnet.data.zipped_images import ZippedImage
+from magnet.support.errors import one_line
 
 ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif")
 DECODERS = {  # by the first bytes of a file, whatever its name
@@ -34,16 +36,16 @@ DECODERS = {  # by the first bytes of a file, whatever its name
     rb"GIF8[79]a": GifImageFile,
 }
 HEAD = 18  # bytes that tell a format
-UNMENTIONED = ("__macosx", "thumbs.db", "desktop.ini")  # what systems leave behind, beside names that begin with a dot
+TURNS = {  # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 MAX_FILE_BYTES = 100_000_000  # photos of 200 megapixels take up to 80 MB
 LARGE_FILE_BYTES = 20_000_000  # larger ones are read one at a time: memory stays bounded, whatever the threads
 MAX_PIXELS = 10_000_000  # that are decoded, told by the header: a small file can decode to gigabytes
 MAX_ASPECT = 10  # long side / short side: a strip one pixel wide would fill the memory once that pixel is S wide
 MAX_SCANS = 500  # of a JPEG, which has some ten; a few bytes each make the decoder pass over all its pixels once more
-REMEDY = (
-    "get CelebA with `python3 download_celeba.py`, name another folder or .zip of images with `--data`, "
-    "or let the program draw faces with `--data synthetic`"
-)
 _large_file = threading.Lock()
 
 
@@ -51,17 +53,20 @@ class BadImage(ValueError):
     """A file that cannot be used as an image; the message names it and says why, in one line."""
 
 
-def find_images(source: Path, tell: bool = False) -> list[Path] | list[ZippedImage]:
+def find_images(source: Path, tell: bool = False, outputs: Sequence[str | Path] = ()) -> list[Path] | list[ZippedImage]:
     """All images in a folder, or .zip archive, and in the folders inside it, sorted by relative name.
 
     Images are files with one of ENDINGS in any case, and those without an ending whose first bytes are an image's.
     Links to folders are followed, each folder once. Names that begin with a dot are left out: archives made on macOS
     hold a "._000001.jpg", which is no image, for each "000001.jpg".
+    What MAGNET wrote below the source is left out too: run folders, which hold a config.json and a folder checkpoints,
+    the repository's models, the cache, and `outputs`. The source itself is always read, also a run's samples.
     tell: say in a line on stderr how many other files there are.
-    Raises UserError when the source is missing, cannot be read or holds no image.
+    Raises BadSource when the source is missing, cannot be read or holds no image.
     """
     images, others = [], Counter()
-    for file in _zipped(source) if os.path.isfile(source) else _files(source):
+    files, written = list_archive(source) if os.path.isfile(source) else list_folder(source, outputs)
+    for file in files:
         ending = os.path.splitext(file.name)[1].lower().rstrip(".")
         if ending in ENDINGS or not ending and _decoder_of(file):
             images.append(file)
@@ -69,49 +74,18 @@ def find_images(source: Path, tell: bool = False) -> list[Path] | list[ZippedIma
             others[ending or "without an ending"] += 1
     most = others.most_common(5)
     rest = others.total() - sum(count for _, count in most)
-    left_out = ", ".join([f"{count} {ending}" for ending, count in most] + [f"{rest} others"] * (rest > 0))
+    parts = [f"{count} {ending}" for ending, count in most] + [f"{rest} others"] * (rest > 0)
+    if written:
+        folders = ", ".join([*sorted(written)[:3], *["..."] * (len(written) > 3)])
+        parts.append(f"{written.total()} that MAGNET wrote in {folders}")
+    left_out = ", ".join(parts)
     if not images:
         where = f"{source} or in the folders inside it" + f" (but {left_out})" * bool(left_out)
-        raise UserError(f"no {', '.join(ENDINGS)} file in {where}: {REMEDY}")
+        raise BadSource(f"no {', '.join(ENDINGS)} file in {where}")
     if tell and left_out:
-        total = others.total() + len(images)
-        print(one_line(f"{others.total()} of {total} files left out: {left_out}"), file=sys.stderr)
+        count = others.total() + written.total()
+        print(one_line(f"{count} of {count + len(images)} files left out: {left_out}"), file=sys.stderr)
     return images
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name.lower() in UNMENTIONED
-
-
-def _files(folder: Path) -> list[Path]:
-    """All files in a folder but hidden ones, sorted by relative name. Raises UserError."""
-    if not os.path.isdir(folder):  # unlike Path.is_dir it knows that there is none of too long a name
-        raise UserError(f"there is no folder {folder}: {REMEDY}")
-
-    def refuse(error: OSError):
-        raise UserError(f"cannot read the folder {error.filename} ({error.strerror}): {REMEDY}")
-
-    files, visited = [], set()
-    try:
-        for place, inner, names in os.walk(folder, onerror=refuse, followlinks=True):
-            real = os.path.realpath(place)
-            if real in visited:
-                inner.clear()
-                continue
-            visited.add(real)
-            inner[:] = sorted(name for name in inner if not _hidden(name))
-            files += [Path(place, name) for name in names if not _hidden(name)]
-    except RecursionError:  # os.walk before Python 3.12
-        raise UserError(f"the folders in {folder} lie too deep in one another: {REMEDY}") from None
-    return sorted(files, key=Path.as_posix)  # all begin with the folder: the order of their relative names
-
-
-def _zipped(path: Path) -> list[ZippedImage]:
-    """All files in an archive but hidden ones, sorted by name. Raises UserError."""
-    try:
-        return [file for file in members(path) if not any(map(_hidden, file.relative_to(path).parts))]
-    except (BadZipFile, OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"cannot read {path} as a .zip archive ({error}): {REMEDY}") from error
 
 
 def _decoder_of(file: Path | ZippedImage) -> type | None:
@@ -152,10 +126,11 @@ def stamp(file: Path | ZippedImage) -> bytes:
 def load_image(file: Path | ZippedImage, image_size: int) -> np.ndarray:
     """Decode a JPEG, PNG, WebP, BMP or GIF (its first picture) file: (3, S, S) uint8 RGB. Raises BadImage.
 
-    The picture is turned as its EXIF orientation says and becomes RGB as Pillow's convert does it: grey three times,
-    alpha dropped. Of 16-bit grey the upper 8 bits are kept. Then its short side is made S and its centre cut out. JPEG
-    files that are large enough are decoded at 1/2, 1/4 or 1/8 of their size, which moves CelebA's pixels by 0.8 grey
-    levels on average at S = 64, by 1.2 at 32; those of more than MAX_PIXELS so that the short side is at least 2S.
+    The picture is turned as its EXIF orientation says; all other metadata is ignored. It becomes RGB as by Pillow,
+    grey three times, alpha dropped. Of 16-bit grey the upper 8 bits are kept. Then its short side is made S
+    and its centre cut out. JPEG files that are large enough are decoded at 1/2, 1/4 or 1/8 of their size, which moves
+    CelebA's pixels by 0.8 grey levels on average at S = 64, by 1.2 at 32; those of more than MAX_PIXELS so that the
+    short side is at least 2S.
     """
     try:
         size = _size(file)
@@ -165,24 +140,29 @@ def load_image(file: Path | ZippedImage, image_size: int) -> np.ndarray:
             raise ValueError(f"{size:,} bytes, more than {MAX_FILE_BYTES:,}")
         with _large_file if size > LARGE_FILE_BYTES else contextlib.nullcontext():
             with file.open("rb") as stream:
-                data = stream.read(MAX_FILE_BYTES)
+                data = io.BytesIO(stream.read(MAX_FILE_BYTES))
             return _decode(data, image_size)
     except Exception as error:  # Pillow raises nearly anything on a broken file
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        if isinstance(error, SyntaxError):  # Pillow's for a header that is none
-            reason = "no JPEG, PNG, WebP, BMP or GIF image"
+        if isinstance(error, SyntaxError):  # Pillow's for a header that it cannot read
+            reason = "its header is damaged"
         raise BadImage(one_line(f"{file}: {reason}")) from error
 
 
-def _decode(data: bytes, image_size: int) -> np.ndarray:
-    decoder, file = _decoder(data[:HEAD]), io.BytesIO(data)
+def _decode(file: io.BytesIO, image_size: int) -> np.ndarray:
+    decoder, orientation = _decoder(file.getvalue()[:HEAD]), 1
     if not decoder:
-        raise SyntaxError
+        raise ValueError("no JPEG, PNG, WebP, BMP or GIF image")
+    if decoder in (JpegImageFile, PngImageFile, GifImageFile):
+        with file.getbuffer() as data:
+            orientation = hide_metadata(data, decoder.format)
     with decoder(file) as image:  # reads the header alone, and without Image.open's own limit
+        if decoder is WebPImageFile:  # it hands metadata over without a look at it
+            orientation = read_orientation(image.info.get("exif", b""), image.info.get("xmp", b""))
         w, h = image.size
         jpeg = decoder is JpegImageFile
         full_size = not jpeg or _has_several_scans(image, file)
-        if jpeg and full_size and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
+        if jpeg and full_size and (scans := file.getvalue().count(b"\xff\xda")) > MAX_SCANS:
             raise ValueError(f"{scans:,} scans, more than {MAX_SCANS}")
         if max(w, h) > MAX_ASPECT * min(w, h):
             raise ValueError(f"{w} x {h} pixels, more than {MAX_ASPECT} times as long as wide")
@@ -190,12 +170,12 @@ def _decode(data: bytes, image_size: int) -> np.ndarray:
             advice = ": save it smaller, or as a JPEG that is not progressive" * full_size
             raise ValueError(f"{w} x {h} pixels, more than {limit:,}{advice}")
         large = w * h > MAX_PIXELS
-        upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        upright = orientation == 1
         # JPEG decoders give 1/2, 1/4 or 1/8 of the size for less work; `box` is how much of the result is image
         box = image.draft(None, _scaled(w, h, 2 * image_size if large else image_size)) if upright or large else None
-        ImageOps.exif_transpose(image, in_place=True)
-        w, h = box[1][2:] if box and upright else image.size  # turned, it may be stretched by part of a pixel
-        picture = _to_rgb(image)
+        turned = image.transpose(TURNS[orientation]) if orientation in TURNS else image
+        w, h = box[1][2:] if box and upright else turned.size  # turned, it may be stretched by part of a pixel
+        picture = _to_rgb(turned)
         wide, high = _scaled(w, h, image_size)
         x, y = (wide - image_size) // 2, (high - image_size) // 2
         centre = (x / wide * w, y / high * h, (x + image_size) / wide * w, (y + image_size) / high * h)

@@ -1,12 +1,13 @@
 """Samples in pieces, so that a job of any size needs the memory of a small one; and walks between points of noise."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from magnet.data.image_dataset import to_uint8
-from magnet.evaluation.sampling import Guide, Sampler
+from magnet.data.image_dataset import read_images, to_uint8
+from magnet.evaluation.sampling import BATCH, Guide, Sampler
 
 WAY = 8  # pictures from one point of a walk to the next
 POINTS = 8  # of a walk in a moving picture
@@ -52,6 +53,18 @@ def draw(samplers: list[Sampler], kind: str, count: int, guide: Guide | None = N
     """All of `pieces` in one: (count, 3, S, S), and for policy samples their states, else None."""
     images, states = zip(*pieces(samplers, kind, count, guide), strict=True)
     return torch.cat(images), torch.cat(states) if kind == "policy" else None
+
+
+def answer_photos(sampler: Sampler, photos: Sequence) -> Iterator[Piece]:
+    """The sampler's answers to `photos` in pieces as `pieces` gives them, each photo once, in their order.
+
+    photos: image files, or pixels (N, 3, S, S) uint8. Raises UserError for a file that cannot be used.
+    """
+    for start in range(0, len(photos), BATCH):
+        part = photos[start : start + BATCH]
+        is_array = isinstance(part, np.ndarray)
+        states = torch.from_numpy(part.copy()) if is_array else read_images(part, sampler.config.image_size)
+        yield sampler.answer(states), states
 
 
 def _batches(sampler: Sampler, kind: str, count: int, guide: Guide | None) -> Iterator[Piece]:

@@ -139,7 +139,8 @@ class RunningScale:
     """
 
     def __init__(self, device: torch.device):
-        self.updates, self.mean, self.variance = 0, torch.zeros((), device=device), torch.zeros((), device=device)
+        self.updates = 0
+        self.mean, self.variance = torch.zeros(2, dtype=torch.float32, device=device).unbind()
 
     def update(self, values: Tensor) -> None:
         """Takes in a batch of rewards, of any shape, on the device."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from magnet.agents.networks import discriminator_networks, generator_networks
-from magnet.config import FREE_ON_RESUME, Config, agent_names, check, convert, without_effect
+from magnet.config import FREE_ON_RESUME, Config, agent_names, check, convert
 from magnet.maddpg import MADDPG
 from magnet.support.errors import UserError
 
@@ -188,11 +188,11 @@ def restored_config(path: Path, found: dict) -> Config:
             f"{path} is of another release of MAGNET, which differs in {', '.join(differing)}: use that release "
             f"(git_commit in the run's environment.json)."
         )
-    config = Config(**convert(found), **added)
-    idle = FREE_ON_RESUME | without_effect(config)
-    if told := {name: value for name, value in added.items() if name not in idle}:  # those of the game
+    unlike_new = {name: value for name, value in added.items() if value != fields[name].default}
+    if told := {name: value for name, value in unlike_new.items() if name not in FREE_ON_RESUME}:  # those of the game
         values = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in told.items())
         print(f"{path} is older than {values}: with these values it does what it did.")
+    config = Config(**convert(found), **added)
     try:
         check(config)
     except UserError as error:

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 
 from magnet.config import PRESETS, Config, convert
+from magnet.data.cache import add_cache_flag
 from magnet.support.paths import user_path
 
 GROUPS = {
@@ -62,6 +63,8 @@ def parse(
                 about = f"{about} (default {field.default!r})"
                 choices = field.metadata["choices"] or None
                 group.add_argument(flag, type=field.type, choices=choices, default=argparse.SUPPRESS, help=about)
+        if title == "data":
+            add_cache_flag(group)
     if unknown := sorted((parameters or {}).keys() - fields.keys()):
         parser.error(f"PARAMETERS in train.py has no such parameters as {', '.join(unknown)}; --help lists them")
     given = parser.parse_args(arguments)

@@ -1,17 +1,17 @@
 """A trained run from Python: `magnet.load(RUN)` gives a Model, whose methods give images as tensors."""
 
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from magnet.data.image_dataset import to_uint8
-from magnet.data.image_files import BadImage, load_image
+from magnet.data.image_dataset import read_images, to_uint8
 from magnet.evaluation.drawing import draw, spherical
 from magnet.evaluation.sampling import Sampler
-from magnet.run.saved_runs import load_agents, load_checkpoint, load_states, only_pictures
+from magnet.run.saved_runs import load_agents, load_checkpoint, load_learned, only_pictures
 from magnet.support.errors import UserError
 
 
@@ -22,11 +22,19 @@ class Model:
     share of them, one after another.
     """
 
-    def __init__(self, run: str | Path, device: str = "auto"):
-        """run: a run folder, a checkpoint or exported weights; device: auto, cpu, cuda or cuda:N. Raises UserError."""
+    def __init__(self, run: str | Path, device: str = "auto", data: str | Path | None = None):
+        """run: a run folder, a checkpoint or exported weights; device: auto, cpu, cuda or cuda:N.
+
+        data: where the images that a run folder learned from lie now, if they were moved. Raises UserError.
+        """
         run = Path(run)
-        generators, _, self.config = load_agents(*load_checkpoint(run), device)
+        path, saved = load_checkpoint(run)
+        try:
+            generators, _, self.config = load_agents(path, saved, device)
+        except UserError as error:  # of Config, whose flag it names
+            raise UserError(re.sub(r"--device (\w+)(?=[:`])", r"device='\1'", str(error))) from error
         only_pictures(run, self.config)
+        self._run, self._learned, self._data = run, saved["faces"], None if data is None else str(data)
         self._generators, self._samplers = generators, [Sampler(agent, None) for agent in generators]
 
     def sample(self, count: int = 64, seed: int = 0) -> Tensor:
@@ -42,6 +50,8 @@ class Model:
 
         places: shares in [0, 1] of the way, on the arc between the two z.
         """
+        if not len(places):
+            raise ValueError("places are none, but must be at least one")
         sampler, ends = self._samplers[0], []
         for seed in (first, second):
             sampler.reseed(seed)
@@ -49,30 +59,38 @@ class Model:
         z = torch.cat([spherical(*ends, place) for place in places])
         return to_uint8(sampler.prior(z)).cpu()
 
-    def answer(self, images: Tensor | Sequence[str | Path]) -> Tensor:
+    def answer(self, images: Tensor | str | Path | Sequence[str | Path]) -> Tensor:
         """G(z) of G_a's actions z on states: one image for each, (N, 3, S, S); of a team by its first generator.
 
-        images: uint8 (N, 3, S, S), or the names of image files, which are scaled and cut as in training. The weights of
-        a run folder need the images that it learned from, for G_a's statistics; exported ones do not. Raises UserError,
-        ValueError for images of another form.
+        images: uint8 (N, 3, S, S), or the names of image files, one or several, which are scaled and cut as in
+        training. The weights of a run folder need the images that it learned from, for G_a's statistics; exported ones
+        do not. Raises UserError, ValueError for images of another form.
         """
         size, agent = self.config.image_size, self._generators[0]
         if self.config.algorithm == "gan":
             raise UserError("A plain GAN has no policy that answers images; load a run of MAGNET.")
+        if isinstance(images, str | os.PathLike):
+            images = [images]
         if not isinstance(images, Tensor):
-            try:
-                images = torch.from_numpy(np.stack([load_image(Path(path), size) for path in images]))
-            except BadImage as error:
-                raise UserError(f"{error}; give another image.") from error
-        if images.dtype != torch.uint8 or images.shape[1:] != (3, size, size):
+            images = list(images)
+            if not images or not all(isinstance(file, str | os.PathLike) for file in images):
+                raise ValueError("images must be a tensor, the name of an image file, or a list of such names")
+            images = read_images(map(Path, images), size)
+        if images.dtype != torch.uint8 or images.shape[1:] != (3, size, size) or not len(images):
             raise ValueError(
-                f"images are {images.dtype} {tuple(images.shape)}, but must be uint8 (N, 3, {size}, {size})"
+                f"images are {images.dtype} {tuple(images.shape)}, but must be uint8 (N, 3, {size}, {size}), N >= 1"
             )
         if not hasattr(self._samplers[0], "actor"):
-            self._samplers[0] = Sampler(agent, load_states(self.config, None))
+            advice = (
+                f"give their folder, `magnet.load({str(self._run)!r}, data=FOLDER)`, or load weights that "
+                f"`python3 export.py {self._run} --data FOLDER --out faces.pt` wrote."
+            )
+            self._samplers[0] = Sampler(agent, load_learned(self.config, self._learned, self._data, advice))
         return self._samplers[0].answer(images)
 
     def _drawn(self, kind: str, count: int, seed: int) -> Tensor:
+        if count < 1:
+            raise ValueError(f"count is {count}, but must be at least 1")
         for sampler in self._samplers:
             sampler.reseed(seed)
         return draw(self._samplers, kind, count)[0]

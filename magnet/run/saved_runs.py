@@ -9,13 +9,14 @@ import torch
 
 from magnet.agents.discriminator import DiscriminatorAgent
 from magnet.agents.generator import GeneratorAgent
-from magnet.config import CACHE, Config
+from magnet.config import Config
+from magnet.data.file_lists import BadSource
 from magnet.data.image_dataset import ImageDataset, load_faces
 from magnet.maddpg import new_agents
 from magnet.run import checkpoint
 from magnet.run.checkpoint_validation import networks_fault, refuse, restored_config
 from magnet.run.exported import STATES, take_over
-from magnet.support.device import settle
+from magnet.support.devices import settle
 from magnet.support.errors import UserError
 
 
@@ -55,7 +56,7 @@ def only_pictures(run: Path, config: Config) -> None:
 
 
 def load_states(config: Config, data: str | None, held_out: bool = False, learned: str = "") -> ImageDataset:
-    """The faces of a run's states, which it learned from, or those held out. Raises UserError if they are gone.
+    """The faces of a run's states, which it learned from, or those held out. Raises BadSource if they are gone.
 
     data: other images, all of which are taken; those of the run, if they lie there now, are told by the fingerprint
     `learned` of the images that it learned from, and by held_out: of these a share is held out.
@@ -64,10 +65,13 @@ def load_states(config: Config, data: str | None, held_out: bool = False, learne
         raise UserError("Exported weights hold no images: name yours with --data FOLDER.")
 
     def load(hold_out: float) -> ImageDataset:
-        pixels = load_faces(
-            data or config.data, config.image_size, cache_dir=CACHE, skip_bad_images=config.skip_bad_images,
-            hold_out=hold_out, held_out=held_out,
-        )  # fmt: skip
+        try:
+            pixels = load_faces(
+                data or config.data, config.image_size, skip_bad_images=config.skip_bad_images,
+                hold_out=hold_out, held_out=held_out, outputs=[config.models_dir],
+            )  # fmt: skip
+        except BadSource as error:  # its advice is for train.py
+            raise BadSource(error.cause, ": fix this, or name the images with `--data FOLDER`.") from error
         return ImageDataset(pixels, config.device)
 
     if held_out or not config.hold_out or data in (None, config.data):
@@ -77,3 +81,21 @@ def load_states(config: Config, data: str | None, held_out: bool = False, learne
             if (faces := load(config.hold_out)).fingerprint == learned:
                 return faces
     return load(0.0)
+
+
+def load_learned(config: Config, learned: str, data: str | None, advice: str) -> ImageDataset:
+    """The images that a run learned from, known by their fingerprint `learned`, in `config.data`, else in `data`.
+
+    G_a's statistics are taken over them. Raises UserError, which ends in `advice`, if they are in neither place.
+    """
+    cause = ""
+    for place in (None, data) if data else (None,):
+        try:
+            faces = load_states(config, place, learned=learned)
+        except BadSource as error:
+            cause = cause or error.cause
+            continue
+        if faces.fingerprint == learned:
+            return faces
+        cause = cause or f"{config.data} holds others"
+    raise UserError(f"G_a's statistics need the images that the run learned from, but {cause}: {advice}")

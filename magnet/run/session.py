@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from magnet.config import CACHE, FREE_ON_RESUME, Config, convert
+from magnet.config import FREE_ON_RESUME, Config, convert
 from magnet.data.gaussians import PointDataset, draw_points
 from magnet.data.image_dataset import ImageDataset, load_faces
 from magnet.evaluation.sampling import FixedGrids
@@ -101,7 +101,7 @@ def load_pixels(config: Config, held_out: bool = False):
         return draw_points(config.data)
     with first_on_machine():
         return load_faces(
-            config.data, config.image_size, cache_dir=CACHE, skip_bad_images=config.skip_bad_images,
+            config.data, config.image_size, outputs=[config.models_dir], skip_bad_images=config.skip_bad_images,
             hold_out=config.hold_out, held_out=held_out,
         )  # fmt: skip
 

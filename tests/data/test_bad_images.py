@@ -86,10 +86,8 @@ BAD = {
     "bomb": (png(30000, 30000), "30000 x 30000 pixels, more than 10,000,000: save it smaller"),
     "many pixels": (png(3200, 3200), "3200 x 3200 pixels"),
     "strip": (png(1, 5000), "1 x 5000 pixels"),
-    "no pixels": (png(0, 0), NONE),
+    "no pixels": (png(0, 0), "its header is damaged"),
     "few rows": (png(40, 48), "truncated"),
-    "bomb in a comment": (png(40, 48, (b"zTXt", b"a\0\0" + zlib.compress(bytes(2**21)))), "too large"),
-    "bomb in a profile": (png(40, 48, (b"iCCP", b"a\0\0" + zlib.compress(bytes(2**21)))), "too large"),
     "giant jpeg": (GOOD.replace(HEIGHT_AND_WIDTH, GIANT), "65500 x 65500 pixels, more than 640,000,000"),
     "large progressive jpeg": (
         encoded("RGB", "JPEG", progressive=True).replace(HEIGHT_AND_WIDTH, LARGE),
@@ -150,6 +148,8 @@ def mangled(chance) -> bytes:
         return chance.choice(list(BAD.values()))[0]
     data = bytearray(chance.choice(SOUND))
     for _ in range(chance.choice((0, 1, 1, 2, 10))):
+        if not data:
+            break
         kind = chance.choice(("flip", "overwrite", "insert", "leave out", "splice", "cut"))
         at = chance.randrange(chance.choice((len(data), min(len(data), 200))))  # the half of them in the header
         if kind == "flip":
@@ -305,7 +305,7 @@ def test_a_bad_file_stops_the_making_and_leaves_nothing(tmp_path, kind):
     folder_of(tmp_path / "images", 5)
     (tmp_path / "images" / "000002.jpg").write_bytes(BAD[kind][0])
     (tmp_path / "images" / "000003.jpg").write_bytes(BAD[kind][0])
-    with pytest.raises(UserError, match="000002.jpg.*--skip-bad-images"):
+    with pytest.raises(UserError, match="000002.jpg: .*; delete it"):
         load_faces(str(tmp_path / "images"), 16, cache_dir=tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*.npy*"))
 

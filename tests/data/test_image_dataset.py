@@ -17,6 +17,7 @@ from test_image_files import equal, folder_of, picture, pillow
 
 from magnet.data import image_dataset as faces
 from magnet.data import synthetic
+from magnet.data.held_out import is_held_out
 from magnet.data.image_dataset import ImageDataset, from_uint8, load_faces, to_uint8
 from magnet.data.image_files import find_images, load_image
 from magnet.support import atomic_files as files
@@ -163,7 +164,7 @@ def test_what_is_held_out_is_a_share_of_names_and_a_larger_share_holds_out_more(
     names = [f"img_align_celeba/{i:06d}.jpg" for i in range(1, 20_001)]
     before = set()
     for share in (0.0, 0.1, 0.2, 0.5, 1.0):
-        apart = {name for name in names if faces.is_held_out(name, share)}
+        apart = {name for name in names if is_held_out(name, share)}
         assert before <= apart
         assert len(apart) == pytest.approx(share * len(names), abs=4 * (len(names) * share * (1 - share)) ** 0.5)
         before = apart
@@ -171,14 +172,14 @@ def test_what_is_held_out_is_a_share_of_names_and_a_larger_share_holds_out_more(
 
 def test_what_is_held_out_never_changes():
     """As `printf 11.jpg | b2sum -l 64` says: the first digits below a fifth of all. Runs rely on it ever after."""
-    assert [i for i in range(40) if faces.is_held_out(f"{i}.jpg", 0.2)] == [11, 12, 30, 38]
+    assert [i for i in range(40) if is_held_out(f"{i}.jpg", 0.2)] == [11, 12, 30, 38]
 
 
 def test_training_and_held_out_images_are_all_images_and_have_an_array_each(tmp_path, capsys):
     images, cache = folder_of(tmp_path / "images", 60), tmp_path / "cache"
     every = load_faces(str(images), 16, cache_dir=cache)
     assert capsys.readouterr().err.count("--hold-out") == 0
-    apart = [faces.is_held_out(path.name, 0.2) for path in find_images(images)]
+    apart = [is_held_out(path.name, 0.2) for path in find_images(images)]
     training = load_faces(str(images), 16, cache_dir=cache, hold_out=0.2)
     assert f"keeps {sum(apart)} of 60 images" in capsys.readouterr().err
     held_out = load_faces(str(images), 16, cache_dir=cache, hold_out=0.2, held_out=True)
@@ -195,7 +196,7 @@ def test_training_and_held_out_images_are_all_images_and_have_an_array_each(tmp_
 def test_drawn_faces_are_held_out_by_their_index(tmp_path, monkeypatch):
     monkeypatch.setattr(faces, "SYNTHETIC_FACES", 2 * faces.CHUNK + 2)
     every = load_faces("synthetic", 8, cache_dir=tmp_path)
-    apart = np.array([faces.is_held_out(str(i), 0.2) for i in range(len(every))])
+    apart = np.array([is_held_out(str(i), 0.2) for i in range(len(every))])
     parts = [load_faces("synthetic", 8, cache_dir=tmp_path, hold_out=0.2, held_out=part) for part in (False, True)]
     assert np.array_equal(parts[0], every[~apart]) and np.array_equal(parts[1], every[apart])
     assert load_faces("synthetic", 8, cache_dir=tmp_path, hold_out=0.4).shape < parts[0].shape

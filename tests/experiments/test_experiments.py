@@ -68,7 +68,7 @@ def test_features_are_learned_and_exported_for_any_number_of_images(faces, capsy
 
 def test_the_network_depends_on_the_seed_and_not_on_held_out_faces(faces):
     """Whatever the list says of them, it is the same, bit for bit."""
-    from magnet.data.image_dataset import is_held_out
+    from magnet.data.held_out import is_held_out
 
     pixels = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
     assert learn(faces, "--epochs", "1") == 0

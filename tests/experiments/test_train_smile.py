@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from experiments import smile as program
-from magnet.data.image_dataset import is_held_out
+from magnet.data.held_out import is_held_out
 from magnet.game.smile import load_classifier
 
 

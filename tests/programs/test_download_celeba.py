@@ -1,5 +1,7 @@
 """download_celeba.py where all goes well, is there already, or is killed; the server is on 127.0.0.1."""
 
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -9,9 +11,10 @@ import gdown
 import pytest
 import torch
 import torchvision
-from downloads import BODY, LIST, ROOT, ROWS, TINY, assert_installed, start, tree
+from downloads import BODY, IMAGES, LIST, ROOT, ROWS, TINY, assert_installed, picture, start, tree, zipped
 
 import download_celeba as celeba
+from magnet.data.image_dataset import load_faces
 
 pytest_plugins = ["downloads"]
 
@@ -91,6 +94,29 @@ def test_images_of_somebody_else_stay(run, hand_made, data_dir, name):
     code, error = run("--from-zip", hand_made)
     assert code == 1 and str(data_dir) in error and "move them away" in error
     assert tree(data_dir) == {name: b"mine"}
+
+
+ELSEWHERE = {  # archives as other people made them
+    "nested": {"celeba/img_align_celeba/000001.jpg": picture(24), "celeba/list_attr_celeba.csv": b"a,b"},
+    "kaggle": {"img_align_celeba/img_align_celeba/000001.jpg": picture(24), "list_eval_partition.csv": b"a,b"},
+    "other names": {f"photo {i}.jpg": picture(24) for i in range(3)},
+    "fewer images": dict(list(IMAGES.items())[:3]),
+}
+
+
+@pytest.mark.parametrize("flags", [[], ["--any-archive"]])
+@pytest.mark.parametrize("kind", ELSEWHERE)
+def test_an_archive_from_elsewhere_is_for_train_py_as_it_is(run, tmp_path, monkeypatch, kind, flags):
+    path = tmp_path / "archive from elsewhere.zip"
+    path.write_bytes(zipped(*ELSEWHERE[kind].items()))
+    monkeypatch.chdir(tmp_path)
+    code, said = run("--from-zip", path, *flags)
+    if code == 0:
+        assert (kind, flags) == ("fewer images", ["--any-archive"])
+        return
+    assert code == 1 and "--from-zip" not in said and "--any-archive" not in said
+    program, *words = shlex.split(re.search("python3 (train.py .*)", said)[1])
+    assert program == "train.py" and len(load_faces(words[1], 32, cache_dir=tmp_path / "cache")) >= 1
 
 
 def test_lost_image_is_noticed(run, hand_made, data_dir):

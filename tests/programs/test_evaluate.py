@@ -14,7 +14,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import evaluate
 import sample
 import train
-from magnet.config import CACHE
 from magnet.data.image_dataset import ImageDataset, fingerprint, load_faces
 from magnet.data.synthetic import draw_faces
 from magnet.evaluation.drawing import draw
@@ -71,7 +70,7 @@ def samples(run, kind):
 
 
 def real(**part):
-    return load_faces("faces", 32, cache_dir=CACHE, **part)
+    return load_faces("faces", 32, **part)
 
 
 def test_the_scores_are_those_of_sample_py_against_all_images(place, thumbnail, capsys):

@@ -7,11 +7,13 @@ The page needs gradio; the browser is driven by selenium, with Debian's chromium
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,11 +21,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_taste import WEIGHTS, is_dark_haired
 
 import export
 import magnet
 import train
 from examples import explore
+from examples.taste import FRAME, PAGE
 from magnet.data.image_files import load_image
 from magnet.support.errors import UserError
 
@@ -213,17 +217,24 @@ def browser():
         yield driver
 
 
-@pytest.fixture
-def address(model, tmp_path):
-    """Where the program serves the page of the run."""
+@contextmanager
+def serve(run: str, temporary: Path):
+    """Where the program serves the page of a run."""
     pytest.importorskip("gradio")
-    command = [sys.executable, explore.__file__, "models/run", "--device", "cpu"]
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "GRADIO_TEMP_DIR": str(tmp_path / "t")}
+    command = [sys.executable, explore.__file__, run, "--device", "cpu"]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "GRADIO_TEMP_DIR": str(temporary)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as program:
         try:
             yield next(line for line in program.stdout if "http" in line).split()[-1]
         finally:
             program.terminate()
+
+
+@pytest.fixture
+def address(model, tmp_path):
+    """Where the program serves the page of the run."""
+    with serve("models/run", tmp_path / "t") as address:
+        yield address
 
 
 def test_the_page_in_a_browser(browser, address, model, tmp_path):
@@ -264,3 +275,82 @@ def test_the_page_in_a_browser(browser, address, model, tmp_path):
     fetched = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
     hosts = {urlsplit(url).hostname for url in fetched if url.startswith(("http", "ws"))}
     assert hosts == {"127.0.0.1"}
+
+
+def read_faces(picture: np.ndarray, row: int) -> torch.Tensor:
+    """The faces (N, 3, 32, 32) uint8 of a picture of the tab Teach, with `row` in a row: enlarged, with gaps of 2."""
+    pixels = torch.from_numpy(picture[2:, 2:]).permute(2, 0, 1)
+    side = pixels.shape[2] // row
+    faces = pixels.unfold(1, side, side).unfold(2, side, side).permute(1, 2, 0, 3, 4).flatten(0, 1)
+    return torch.nn.functional.adaptive_avg_pool2d(faces[..., :-2, :-2].float(), 32).round().byte()
+
+
+def press_face(driver, index: int) -> None:
+    """Clicks the middle of a face on the page of marks."""
+    from selenium.webdriver import ActionChains
+
+    image = driver.find_element("css selector", "#faces img")
+    width, height, natural = driver.execute_script(
+        "const i = arguments[0]; return [i.clientWidth, i.clientHeight, i.naturalWidth]", image
+    )
+    side = min(width, height, natural) / 4
+    offsets = [round((place - 1.5) * side) for place in (index % 4, index // 4)]  # from the middle
+    ActionChains(driver).move_to_element_with_offset(image, *offsets).click().perform()
+
+
+def test_a_taste_is_taught_in_a_browser(browser, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    browser.set_window_size(1400, 1600)
+    with serve(str(WEIGHTS), tmp_path / "t") as address:
+        page = Page(browser, address)
+        page.tab("Teach")
+        body = browser.find_element("css selector", "body")
+
+        def framed_faces() -> list[int]:
+            """The faces that have a frame."""
+            picture = page.pictures()[0]
+            tops = picture[3 :: len(picture) // 4, len(picture) // 8 :: len(picture) // 4][:4].reshape(PAGE, 3)
+            return (np.abs(tops - FRAME).sum(axis=1) < 9).nonzero()[0].tolist()
+
+        def made_steps() -> int:
+            """How many steps the page says that it has made, 0 if nothing."""
+            return max([int(n.replace(",", "")) for n in re.findall(r" s, ([0-9,]+) steps", body.text)], default=0)
+
+        first: list[int] = []
+        for number in range(7):
+            page.until(lambda n=number: f"Marked: {n * PAGE} faces" in body.text and not framed_faces())
+            dark = is_dark_haired(read_faces(page.pictures()[0], 4)).nonzero().flatten().tolist()
+            for i in dark:
+                press_face(browser, i)
+            page.until(lambda dark=dark: framed_faces() == dark)
+            if number == 1:  # back to the page before, with its marks, and on again
+                page.act("button", lambda button: button.click(), "Undo the last page")
+                page.until(lambda first=first: "Marked: 0 faces" in body.text and framed_faces() == first)
+                page.act("button", lambda button: button.click(), "Next faces")
+                page.until(lambda: "Marked: 16 faces" in body.text and not framed_faces())
+                for i in dark:
+                    press_face(browser, i)
+                page.until(lambda dark=dark: framed_faces() == dark)
+            first = dark
+            page.act("button", lambda button: button.click(), "Next faces")
+        page.enter("Seconds", 600)
+        page.enter("Weight of your taste", 8)
+        page.act("button", lambda button: button.click(), "Train")
+        page.until(lambda: made_steps() >= 400)
+        page.act("button", lambda button: button.click(), "Stop")
+        page.until(lambda: "Trained for" in body.text and len(page.pictures()) == 6)
+        pictures = [read_faces(picture, 8) for picture in page.pictures()[1:]]
+        names = ("noise_before", "noise_after", "noise_best_of_4", "answers_before", "answers_after")
+        shares = {n: is_dark_haired(faces).float().mean().item() for n, faces in zip(names, pictures, strict=True)}
+        before, after = (shares[f"noise_{when}"] + shares[f"answers_{when}"] for when in ("before", "after"))
+        assert after / 2 > before / 2 + 0.15, shares
+        assert shares["noise_best_of_4"] > shares["noise_before"] + 0.15, shares  # what picking by the model brings
+        table = page.driver.find_element("css selector", "table").text
+        assert "best of 4 best of 16 after" in table and len(re.findall(r"\d+%", table)) == 8
+
+        page.act("button", lambda button: button.click(), "Save as a run")
+        page.until(lambda: "Go on with" in body.text)
+        (run,) = Path("models").iterdir()
+        assert (run / "reward.py").exists() and magnet.load(run, "cpu").sample(4).shape == (4, 3, 32, 32)
+        page.act("button", lambda button: button.click(), "Undo the training")
+        page.until(lambda: "The training is undone" in body.text and len(page.pictures()) == 1)

@@ -18,7 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import sample
 import train
 from magnet.config import PRESETS, Config, complete
-from magnet.data.image_dataset import fingerprint, is_held_out
+from magnet.data.held_out import is_held_out
+from magnet.data.image_dataset import fingerprint
 from magnet.run import checkpoint, command_line
 
 ROOT = Path(train.__file__).parent

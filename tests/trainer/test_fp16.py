@@ -15,7 +15,7 @@ from magnet.agents.layers import WideLinear
 from magnet.config import Config
 from magnet.evaluation.sampling import FixedGrids
 from magnet.game import returns
-from magnet.support.device import settle
+from magnet.support.devices import settle
 
 R1 = {"r1": 0.1, "r1_every": 1}
 IN_FLOAT32 = {"generator/critic", "discriminator/critic"}  # nothing overflows there

@@ -1,4 +1,4 @@
-"""What this machine has: the device and the precision of a run for which `auto` was asked."""
+"""Which device a run computes on, and in which precision, where its config leaves that to the program."""
 
 import dataclasses
 import re
@@ -7,8 +7,8 @@ from magnet.support.errors import UserError
 
 
 def settle(config):
-    """A Config with `auto` replaced by what this machine has. Raises UserError if it lacks the device."""
-    import torch
+    """`config`, a Config, with `auto` replaced by what this machine has. Raises UserError if it lacks the device."""
+    import torch  # here: --help and a mistyped option are immediate
 
     name = config.device
     if name == "auto":

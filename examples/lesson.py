@@ -1,0 +1,111 @@
+"""A lesson: some seconds of training by a taste (taste.py), from the networks of a run or of exported weights.
+
+    lesson = Lesson(Path("models/synthetic-32.pt"), taste)
+    for seconds in lesson.train(60):
+        print(seconds)
+    run = lesson.save(Path("models"), "dark-hair")
+
+`python3 train.py --resume models/dark-hair --extra-reward models/dark-hair/reward.py` goes on with what is saved.
+"""
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from examples.taste import Taste
+from magnet.config import check
+from magnet.data.image_dataset import to_uint8
+from magnet.evaluation.drawing import draw
+from magnet.evaluation.sampling import Sampler
+from magnet.game.extra_rewards import load_extra_reward
+from magnet.run.checkpoint_validation import restored_config
+from magnet.run.logger import describe_environment, new_run, sole_owner, write_json
+from magnet.run.recorder import Recorder
+from magnet.run.saved_runs import load_checkpoint
+from magnet.run.session import build, load_pixels
+from magnet.support.atomic_files import write_atomically
+from magnet.support.devices import settle
+from magnet.support.errors import UserError
+
+WEIGHT = 2.0  # of the taste, in its deviations, beside log D_a; with 5 drawn faces break up within a minute
+COMPARED = 512  # images of which the shares are measured
+FILE = "reward.py"  # in the folder of a saved run
+
+
+class Lesson:
+    """A training by a taste, which begins with the networks of a run or of exported weights.
+
+    G_a and G follow the critic of the taste and, at lambda 1, log D_a itself: exported weights have no G_c, and a new
+    one would have to learn first. At epsilon 0 no action is noise alone. Such actions do not hear the taste; with
+    epsilon 0.1 fewer images of noise were liked after a long lesson than before it.
+    """
+
+    def __init__(self, run: Path, taste: Taste, data: str = "", device: str = "auto", weight: float = WEIGHT):
+        """data: a folder of images to train on, "" for the run's own; weight: of the taste. Raises UserError."""
+        path, saved = load_checkpoint(run)
+        config = restored_config(path, saved["config"])
+        if not (data or config.data):
+            raise UserError(
+                f"{run} holds no images to train on: name a folder of faces, such as data/celeba, which "
+                f"`python3 download_celeba.py` makes."
+            )
+        if data:
+            config = dataclasses.replace(config, data=data, hold_out=0.0)
+        self.source = taste.source()
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / FILE
+            file.write_text(self.source, encoding="utf-8")
+            self.extra = load_extra_reward(str(file))
+        config = dataclasses.replace(
+            config, init=str(run), name="", steps=0, evaluate_every=0, patience=0, device=device, gamma=0.0,
+            cuda_graphs="off",  # the page may use the GPU while one is recorded
+            lambda_generator=1.0, lambda_discriminator=1.0, epsilon=0.0,
+            extra_reward=self.extra.name, extra_weight=float(weight), extra_to="both",
+        )  # fmt: skip
+        check(config)
+        self.trainer, self.evaluation = build(settle(config), load_pixels(config), extra=self.extra)
+        self.states = to_uint8(self.trainer.faces.batch(torch.arange(min(COMPARED, len(self.trainer.faces))))).cpu()
+
+    def train(self, seconds: float, steps: int = 10**9) -> Iterator[float]:
+        """Trains for so many seconds or steps, and gives the seconds so far about once each. Raises UserError."""
+        began, reported_at, last = time.monotonic(), 0.0, self.trainer.steps + steps
+        while self.trainer.steps < last and (spent := time.monotonic() - began) < seconds:
+            metrics = self.trainer.step()
+            if spent - reported_at > 1:
+                if not torch.stack([value.float() for value in metrics.values()]).isfinite().all():
+                    raise UserError("The training diverged: undo it, and train again with a smaller weight.")
+                reported_at = spent
+                yield spent
+
+    def draw(self, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """COMPARED prior samples of a seed, and the policy's answers to the first real images, by the averaged weights.
+
+        Both uint8 (N, 3, S, S); the noise and the states are the same before and after the training.
+        """
+        samplers = [Sampler(agent, self.trainer.faces, seed) for agent in self.trainer.generators]
+        return draw(samplers, "prior", COMPARED)[0], samplers[0].answer(self.states)
+
+    def save(self, models_dir: Path, name: str = "") -> Path:
+        """Writes the run and its reward.py into a new folder of models_dir. Returns it. Raises UserError, Diverged.
+
+        `python3 train.py --resume RUN --extra-reward RUN/reward.py` goes on with it.
+        """
+        check(dataclasses.replace(self.trainer.config, name=name))
+        run = new_run(models_dir, name)
+        with sole_owner(run):
+            file, trainer = run / FILE, self.trainer
+            write_atomically(file, lambda out: out.write(self.source.encode()))
+            trainer.config = dataclasses.replace(
+                trainer.config, extra_reward=str(file), models_dir=str(models_dir), name=name
+            )
+            write_json(run / "config.json", dataclasses.asdict(trainer.config))
+            write_json(run / "environment.json", describe_environment(trainer.device))
+            with Recorder(run, trainer, self.evaluation, trainer.steps) as recorder:
+                recorder.draw()
+                recorder.save()
+        return run

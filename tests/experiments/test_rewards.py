@@ -1,0 +1,75 @@
+"""experiments/rewards.py: what its controls follow, its references, and that lines are made once."""
+
+import json
+
+import pytest
+import torch
+from conftest import new_trainer, run, step_and_batch
+
+from experiments import rewards
+from magnet.data.image_dataset import to_uint8
+
+TINY = [
+    *("--width", "4", "--nz", "4", "--batch-size", "8", "--replay-size", "20", "--episode-length", "4"),
+    *("--data", "faces", "--hold-out", "0.3", "--seeds", "3", "--steps", "3", "--count", "28"),
+]
+
+
+def test_the_true_gradient_is_that_of_the_reward_in_deviations():
+    trainer = new_trainer(extra_reward="resemble")
+    rewards.follow_truth(trainer)
+    run(trainer, 2)
+    _, batch = step_and_batch(trainer)
+    assert not trainer.generators[0].extra_value(batch).any()
+    trainer.steps = rewards.TRUTH_FROM
+    value = trainer.generators[0].extra_value(batch)
+    paid = trainer.environment.extra(to_uint8(batch.state), to_uint8(batch.images[0]))
+    torch.testing.assert_close(value, trainer.environment.scale.standardise(paid), atol=0.05, rtol=0.05)  # grey levels
+    assert value.requires_grad
+
+
+def test_the_score_function_is_the_reward_times_the_gradient_of_the_actions_log_density():
+    trainer = new_trainer(extra_reward="resemble", exploration=0.3, replay_fraction=0.25)
+    rewards.follow_score_function(trainer)
+    run(trainer, 2)
+    agent = trainer.generators[0]
+    batch = trainer.collect(trainer.draw())
+    trainer.act(batch)
+    act = batch.acts[0]
+    density = torch.distributions.Normal((1 - 0.3**2) ** 0.5 * act.policy, 0.3).log_prob(act.action.detach()).sum(dim=1)
+    paid = trainer.environment.extra(to_uint8(batch.state[:6]), to_uint8(batch.images[0][:6]))
+    earned = torch.cat([trainer.environment.scale.standardise(paid), torch.zeros(2)])  # of replayed rows nothing
+    expected, found = (
+        torch.autograd.grad(value.sum(), act.policy, retain_graph=True)[0]
+        for value in (earned * density, agent.extra_value(batch))
+    )
+    torch.testing.assert_close(found, expected)
+    assert expected[:6].abs().sum() > 0
+
+
+def test_lines_are_made_once_and_more_tries_earn_more(place, thumbnail, capsys):
+    pytest.importorskip("torch_fidelity")
+    words = [
+        *TINY,
+        "--out",
+        "lines.jsonl",
+        "--features",
+        str(thumbnail),
+        "--keep",
+        "kept",
+        "--only",
+        "critic",
+        "weight 0",
+    ]
+    for _ in range(2):
+        (place / "kept").mkdir(exist_ok=True)
+        assert rewards.main(words) == 0
+    lines = {one["setting"]: one for one in map(json.loads, (place / "lines.jsonl").read_text().splitlines())}
+    assert list(lines) == ["critic", "weight 0", "best of 4", "best of 16", "best of 64", "nearest real face"]
+    assert len((place / "lines.jsonl").read_text().splitlines()) == 6
+    tries = [lines[f"best of {k}"]["extra_reward"] for k in (4, 16, 64)]
+    assert tries == sorted(tries) and tries[0] > lines["weight 0"]["prior"]["extra_reward"]
+    assert lines["critic"]["images"] == 24 and {"fd", "recall"} <= lines["critic"]["answers"].keys()
+    assert len(list((place / "kept").glob("*.pt"))) == 2
+    assert rewards.main([*words, "--algorithm", "gan"]) == 2
+    assert "plain GAN" in capsys.readouterr().err
