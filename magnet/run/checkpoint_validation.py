@@ -120,12 +120,17 @@ def within(low: float, high: float) -> Callable:
 def trainer_fault(saved, trainer: MADDPG) -> str | None:
     """What is wrong first with `saved`, a trainer's state, if `trainer`, which has made no step, cannot go on there."""
     example, below = trainer.state_dict(), 2 * len(trainer.faces)
-    learned = isinstance(saved, dict) and saved.get("steps") != 0
+    steps = saved.get("steps") if isinstance(saved, dict) else 0
+
+    def has_learned(key: str) -> bool:
+        """In the first step no extra reward is known yet."""
+        return steps not in ((0, 1) if key == "reward_critic" else (0,))
+
     for agent in trainer.agents:
         example["agents"][agent.name] |= {
             "random": random_state(agent.random),
             "optimizers": {  # param_groups are not read: the config has what they say
-                key: {"state": adam_state(list(network.parameters())) if learned else {}, "param_groups": list}
+                key: {"state": adam_state(list(network.parameters())) if has_learned(key) else {}, "param_groups": list}
                 for key, network in agent.networks.items()
             },
         }

@@ -143,7 +143,7 @@ def test_an_action_is_noise_with_chance_epsilon_and_else_has_noise_of_sigma(epsi
 def test_memory_and_what_the_actor_sees_come_without_their_graph():
     agent, state = new_generator(), pictures(STATE)
     zeros, actor = agent.initial_recurrent_state(B), agent.networks["actor"]
-    *_, memory, seen = agent.act(state, zeros)
+    _, _, memory, seen, _ = agent.act(state, zeros)
     assert torch.equal(memory, actor(state, zeros)[1].detach()) and not memory.requires_grad
     assert torch.equal(seen, actor.embed(actor.stack(state)).detach()) and not seen.requires_grad
 
