@@ -122,7 +122,7 @@ def answer_report(options: argparse.Namespace, extra, agent, faces, count: int) 
     """
     import torch
 
-    from magnet.evaluation.answers import RIVALS, score_answers, share_of_firsts
+    from magnet.evaluation.answers import CANDIDATES, score_answers, share_of_firsts
     from magnet.evaluation.comparison import pick
     from magnet.evaluation.drawing import draw
     from magnet.evaluation.sampling import Sampler
@@ -135,8 +135,8 @@ def answer_report(options: argparse.Namespace, extra, agent, faces, count: int) 
     given, (images, _) = sampler.answer(states), draw([sampler], "prior", len(states))
     scores = score_answers(extra, states, given)
     found = {"prior": extra(states, images).mean().item(), "policy": scores["extra_reward"], "gap": scores["gap"]}
-    if len(states) >= RIVALS:
-        found[f"first_of_{RIVALS}"] = share_of_firsts(extra, states[:RIVALS], given[:RIVALS])
+    if len(states) >= CANDIDATES:
+        found[f"first_of_{CANDIDATES}"] = share_of_firsts(extra, states[:CANDIDATES], given[:CANDIDATES])
     return found | {"states": f"{len(states)} {'held-out' if config.hold_out else 'training'} images"}
 
 

@@ -59,7 +59,7 @@ class Lesson:
         self.source = taste.source()
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / FILE
-            file.write_text(self.source, encoding="utf-8")
+            file.write_bytes(self.source.encode())  # as `save` writes it: the digest is of the bytes
             self.extra = load_extra_reward(str(file))
         config = dataclasses.replace(
             config, init=str(run), name="", steps=0, evaluate_every=0, patience=0, device=device, gamma=0.0,

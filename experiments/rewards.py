@@ -4,7 +4,8 @@
     python3 experiments/rewards.py --data FOLDER --out resemble.jsonl --seeds 0 1 2
     python3 experiments/rewards.py --data FOLDER --out smile.jsonl --extra-reward smile --only critic --extra-weight 0.3
 
-All further words are train.py's flags, for every run; by default `--preset cpu --precision fp32 --hold-out 0.1`. A line
+All further words are train.py's flags, for every run; by default `--preset cpu --precision fp32 --hold-out 0.1
+--extra-reward resemble`. A line
 of the output is a run: its setting, flags and scores. Lines that are there already are not made again.
 
 Scores: the mean extra reward of the policy's images beside their own states, which are held-out faces; the gap, by
@@ -28,16 +29,17 @@ from torch import Tensor  # noqa: E402
 
 from experiments import runs  # noqa: E402
 from magnet.config import check, complete  # noqa: E402
-from magnet.data.image_dataset import to_uint8  # noqa: E402
+from magnet.data.image_dataset import ImageDataset, to_uint8  # noqa: E402
 from magnet.evaluation import answers  # noqa: E402
 from magnet.evaluation.comparison import pick  # noqa: E402
 from magnet.evaluation.drawing import draw  # noqa: E402
-from magnet.evaluation.metrics import exported_network, feature_scores, streamed_features  # noqa: E402
+from magnet.evaluation.metrics import digest, exported_network, feature_scores, streamed_features  # noqa: E402
 from magnet.evaluation.sampling import BATCH, Sampler  # noqa: E402
 from magnet.maddpg import MADDPG  # noqa: E402
 from magnet.run import checkpoint  # noqa: E402
 from magnet.run.session import build, load_pixels, load_reward  # noqa: E402
 from magnet.support.devices import settle  # noqa: E402
+from magnet.support.errors import UserError  # noqa: E402
 from magnet.support.output import as_program  # noqa: E402
 from magnet.support.paths import user_path  # noqa: E402
 from magnet.support.random_streams import stream  # noqa: E402
@@ -49,15 +51,15 @@ TRUTH_FROM = 500  # steps
 
 
 def follow_truth(trainer: MADDPG) -> None:
-    """The generators follow the reward's own gradient instead of their critic's: what no black box gives.
+    """The generators follow the true gradient of `resemble` instead of Q_r's, from step 500 on.
 
-    They begin after as many steps as a critic needs to learn it: followed from the first step on, images stay grey.
+    If they follow it from the first step on, the images stay grey.
     """
     for agent in trainer.generators:
 
         def value(batch, agent=agent) -> Tensor:
-            rewards = answers.resemble(batch.state, batch.images[agent.index])
-            return trainer.environment.scale.standardise(rewards) * (trainer.steps >= TRUTH_FROM)
+            rewards = answers.differentiable_resemble(batch.state, batch.images[agent.index])
+            return trainer.environment.normaliser.standardise(rewards) * (trainer.steps >= TRUTH_FROM)
 
         agent.extra_value = value
 
@@ -70,8 +72,8 @@ def follow_score_function(trainer: MADDPG) -> None:
         def value(batch, agent=agent) -> Tensor:
             act, images = batch.acts[agent.index], batch.images[agent.index]
             rewards = torch.zeros(len(images))
-            rewards[: batch.new] = environment.scale.standardise(
-                environment.extra(to_uint8(batch.state[: batch.new]), to_uint8(images[: batch.new]))
+            rewards[: batch.new] = environment.normaliser.standardise(
+                environment.extra(to_uint8(batch.state[: batch.new]).cpu(), to_uint8(images[: batch.new]).cpu())
             )  # as many calls as the critic's run makes
             error = act.action.detach() - (1 - sigma**2) ** 0.5 * act.policy
             return -rewards * error.square().sum(dim=1) / (2 * sigma**2)
@@ -79,8 +81,8 @@ def follow_score_function(trainer: MADDPG) -> None:
         agent.extra_value = value
 
 
-# name: the question; the flags that differ from the base; what is done to the trainer. Adam does not see the scale of a
-# loss: where the diversity weighs 1e6, nothing else moves G_a.
+# name: the question; the flags that differ from the base; what is done to the trainer. Adam normalises the scale of a
+# gradient: with the diversity weight 1e6, the diversity alone decides G_a's update.
 SETTINGS: dict[str, tuple[str, dict, Callable | None]] = {
     "critic": ("does the policy answer?", {}, None),
     "weight 0": ("and without the reward?", {"extra_weight": 0.0}, None),
@@ -113,16 +115,16 @@ class Scorer:
         sampler = Sampler(agent, self.faces)
         given = sampler.answer(self.states)
         found = answers.score_answers(self.extra, self.states, given)
-        if len(self.states) >= answers.RIVALS:
+        if len(self.states) >= answers.CANDIDATES:
             found["firsts"] = answers.share_of_firsts(self.extra, self.states, given)
         images, _ = draw([sampler], "prior", self.count)
         found |= {"prior": self.compare(images), "answers": self.compare(given)}
         others = images[torch.arange(len(self.states)) % len(images)]
         found["prior"]["extra_reward"] = self.extra(self.states, others).mean().item()
         if trainer.config.extra_reward == "resemble":
-            memory = sampler.mid_episode[: len(self.faces)]
-            states = self.faces.batch(torch.arange(len(memory)))
-            found |= answers.critic_cosines(agent, states, memory)
+            recurrent = sampler.mid_episode[: len(self.faces)]
+            states = self.faces.batch(torch.arange(len(recurrent)))
+            found |= answers.critic_cosines(agent, states, recurrent)
         return found
 
     def best_of(self, trainer: MADDPG, tries: int) -> dict:
@@ -156,10 +158,8 @@ def train_and_score(trainer: MADDPG, scorer: Scorer, steps: int) -> dict:
 
 def measure(options: argparse.Namespace, base: dict) -> None:
     """Makes the lines that options.out lacks. Raises UserError."""
-    from magnet.evaluation.metrics import digest
-
     lines = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
-    there = {(line["setting"], line["seed"], json.dumps(line["flags"])) for line in lines}
+    there = {(line["setting"], line["seed"], line.get("steps"), json.dumps(line["flags"])) for line in lines}
 
     def write(setting: str, seed: int, flags: dict, scores: dict) -> None:
         line = {"setting": setting, "seed": seed, "flags": flags} | scores
@@ -171,14 +171,16 @@ def measure(options: argparse.Namespace, base: dict) -> None:
         for setting in options.only:
             _, changes, change = SETTINGS[setting]
             flags = {key: value for key, value in (base | changes).items() if key not in ("data", "models_dir")}
-            if (setting, seed, json.dumps(flags)) in there:
+            if (setting, seed, options.steps, json.dumps(flags)) in there:
                 continue
             config = complete(base | changes | {"seed": seed})
             check(config)
+            if change is follow_truth and config.extra_reward != "resemble":
+                raise UserError("The true gradient is known for resemble alone: leave it out with --only.")
             config = settle(config)
             pixels, extra = load_pixels(config), load_reward(config, base)
             trainer, _ = build(config, pixels, extra=extra)
-            held_out = type(trainer.faces)(load_pixels(config, held_out=True), config.device)
+            held_out = ImageDataset(load_pixels(config, held_out=True), config.device)
             scorer = Scorer(trainer.faces, held_out, extra, options.features, options.count)
             if change:
                 change(trainer)

@@ -110,9 +110,8 @@ class MADDPG:
         return metrics
 
     def draw(self) -> dict[str, Tensor]:
-        """Line 10: transitions from the replay buffer, those that are replayed first.
-
-        Behind them, for the reward critics, as many as a batch has, and the last step's.
+        """Line 10: transitions from the replay buffer, in this order: those that this step replays; and with an extra
+        reward a batch of random ones and the last step's, for the reward critics.
         """
         if not self.config.extra_reward:
             return self.replay.sample(self.replayed_rows)
@@ -120,8 +119,8 @@ class MADDPG:
         return self.replay.sample(self.replayed_rows + self.config.batch_size, latest=self.environment.batch)
 
     def collect(self, drawn: dict[str, Tensor]) -> Batch:
-        """What this step begins with: its own rows, behind them this process's share of the replayed ones; and what the
-        reward critics learn from, the others of `drawn`.
+        """The batch of this step: its new rows, then this process's replayed ones. The reward critics learn from the
+        remaining rows of `drawn`.
         """
         count = self.replayed_rows // world_size()
         drawn = {name: local_rows(rows) for name, rows in drawn.items()}
@@ -132,7 +131,7 @@ class MADDPG:
             extra = drawn["extra"][count:]
             rewarded = {
                 "state": state[count:], "image": self.faces.unpack(drawn["image"][count:]),
-                "extra": extra, "reward": self.environment.scale.standardise(extra),
+                "extra": extra, "reward": self.environment.normaliser.standardise(extra),
             }  # fmt: skip
             if self.config.gamma:
                 following = self.environment.following({name: rows[count:] for name, rows in drawn.items()})
@@ -145,8 +144,11 @@ class MADDPG:
         return Batch(self.new_rows, replayed, state, real, r1, recurrent, replayed["image"], rewarded)
 
     def complete_rewards(self) -> None:
-        """Stores the extra rewards of the last step, which a GPU has copied by now. Raises UserError."""
-        rewards = self.environment.extra_rewards()
+        """Computes the extra rewards of the last step, whose images have come from a GPU by now, and stores them.
+
+        Raises UserError.
+        """
+        rewards = self.environment.compute_pending_rewards()
         if rewards is not None:
             self.replay.complete({"extra": rewards})
 

@@ -13,7 +13,7 @@ class Act(NamedTuple):
     policy: Tensor | None  # mu(s, h) (B, nz), the policy's own action
     recurrent: Tensor  # the next recurrent state, without a graph
     embedding: Tensor | None  # of the states (B, nz), as the LSTM takes them, without a graph
-    random: Tensor | None = None  # (B, 1) bool, whether the action is noise alone
+    is_noise: Tensor | None = None  # (B, 1) bool, whether the action is noise alone
 
 
 class Discrimination(NamedTuple):

@@ -69,7 +69,7 @@ class GeneratorAgent(Agent):
     def update(self, batch: Batch, discriminators: list[nn.Module]) -> Metrics:
         """Critic, then actor: G_a and G ascend Q at the explored actions (at lambda > 0 the return as well).
 
-        Rows whose action is noise alone teach G only, by log D_a: their images cannot answer a state. discriminators:
+        Rows with random actions train G alone, with log D_a: their images do not depend on the state. discriminators:
         the M D_a's, which have learned from `batch`.
         """
         config, metrics, kind = self.config, {}, returns.return_of(self.config.returns)
@@ -100,8 +100,8 @@ class GeneratorAgent(Agent):
             metrics["classification"] = classified.detach()
         if self.reward_critic and config.extra_weight:
             act = batch.acts[self.index]
-            extra = self.extra_value(batch).masked_fill(act.random.squeeze(1), 0.0).mean()
-            if config.extra_to == "policy":  # the same gradient at z, on which G has no part
+            extra = self.extra_value(batch).masked_fill(act.is_noise.squeeze(1), 0.0).mean()
+            if config.extra_to == "policy":  # a surrogate with the same gradient at z: G gets none
                 (gradient,) = torch.autograd.grad(self.scaler.scale(extra), act.action, retain_graph=True)
                 extra = (gradient / self.scaler.scale(torch.ones_like(extra)) * act.action).sum()
             loss = loss - config.extra_weight * extra

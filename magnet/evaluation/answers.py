@@ -11,12 +11,12 @@ from magnet.data.image_dataset import ImageDataset, to_uint8
 from magnet.evaluation.sampling import GRID_BATCH, Sampler, in_float32
 from magnet.game.extra_rewards import CELLS, EXTRA_REWARDS, ExtraReward
 
-RIVALS = 100  # states among which an answer's own should score best
+CANDIDATES = 100  # states among which an answer's own should score best
 
 
 def score_answers(extra: ExtraReward, states: Tensor, answers: Tensor) -> dict[str, float]:
-    """states, answers uint8 (N, 3, S, S) on the CPU -> the mean reward of answers beside their own states, and the gap
-    between it and that beside another state each; about 0 for images that do not depend on their states.
+    """states, answers uint8 (N, 3, S, S) on the CPU -> "extra_reward", the mean reward with the own state, and "gap",
+    that less the mean reward with another state. The gap is about 0 if the answers ignore the states.
     """
     own, other = extra(states, answers).mean(), extra(states.roll(1, dims=0), answers).mean()
     return {"extra_reward": own.item(), "gap": (own - other).item()}
@@ -29,25 +29,27 @@ def share_of_firsts(extra: ExtraReward, states: Tensor, answers: Tensor) -> floa
     Chance: 0.01. Raises ValueError if there are fewer than 100.
     """
     firsts = []
-    for state, answer in zip(states.split(RIVALS), answers.split(RIVALS), strict=True):
-        if len(state) == RIVALS:
+    for state, answer in zip(states.split(CANDIDATES), answers.split(CANDIDATES), strict=True):
+        if len(state) == CANDIDATES:
             own = extra(state, answer)
-            others = torch.stack([extra(state.roll(shift, dims=0), answer) for shift in range(1, RIVALS)])
+            others = torch.stack([extra(state.roll(shift, dims=0), answer) for shift in range(1, CANDIDATES)])
             firsts.append((own > others.max(dim=0).values).float().mean())
     if not firsts:
-        raise ValueError(f"{len(states)} states are too few: an answer is compared beside {RIVALS}")
+        raise ValueError(f"{len(states)} states are too few: an answer is compared beside {CANDIDATES}")
     return torch.stack(firsts).mean().item()
 
 
-def resemble(states: Tensor, images: Tensor) -> Tensor:
-    """The shipped reward `resemble` with a gradient: (B, 3, S, S) in [-1, 1], two -> (B,). What a critic is held to."""
+def differentiable_resemble(states: Tensor, images: Tensor) -> Tensor:
+    """The shipped reward `resemble` with a gradient: (B, 3, S, S) in [-1, 1], two -> (B,); for `critic_cosines`."""
     means = [adaptive_avg_pool2d(one.float(), CELLS) for one in (states, images)]
     return -(means[0] - means[1]).abs().mean(dim=(1, 2, 3)) / 2
 
 
-def critic_cosines(agent: GeneratorAgent, states: Tensor, recurrent: Tensor, true: Callable = resemble) -> dict:
-    """The cosine of the reward critic's gradient with the true one, at z and at the weights of G's first layer, which
-    are what is followed: "reward_cosine_z", "reward_cosine_weights". A large cosine in the image is not needed for it.
+def critic_cosines(
+    agent: GeneratorAgent, states: Tensor, recurrent: Tensor, true: Callable = differentiable_resemble
+) -> dict:
+    """The cosine between the reward critic's gradient and the true one, with respect to z ("reward_cosine_z") and to
+    G's first layer ("reward_cosine_weights"): what G_a and G follow.
 
     states (B, 3, S, S) in [-1, 1], recurrent (B, 2, layers, hidden), on the device. Copies of the networks are asked.
     """

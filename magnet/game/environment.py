@@ -12,7 +12,7 @@ from torch import Tensor
 
 from magnet.config import agent_names
 from magnet.data.image_dataset import ImageDataset, to_uint8
-from magnet.game.extra_rewards import ExtraReward, HostCopy, RunningScale
+from magnet.game.extra_rewards import ExtraReward, HostCopy, RewardNormaliser
 from magnet.game.returns import return_of
 from magnet.support.distributed import all_gather_rows, local_rows, uneven
 from magnet.support.errors import UserError
@@ -26,7 +26,7 @@ class FaceEnv:
     image stands in two consecutive states. kind: see `returns.py`. Of several processes (distributed.py) each observes
     its own rows; the indices are those of all. Raises ValueError if there are too few images for two states.
 
-    extra: what the generators earn beside log D_a(G(z)), `extra_weight` times its deviations from the mean so far.
+    extra: a second reward of the generators. `step` standardises it and adds `extra_weight` times that to log D_a.
     """
 
     # A transition's images, as indices (batch,) int64: of s_t, of x_t and of x_{t+1}.
@@ -41,10 +41,10 @@ class FaceEnv:
         self.faces, self.batch, self.episode_length = faces, batch, episode_length
         self.generators, self.discriminators, self.returns = generators, discriminators, return_of(kind)
         self.random = torch.Generator()
-        self.extra, self.extra_weight, self.scale, self.unrewarded = extra, extra_weight, None, None
+        self.extra, self.extra_weight, self.normaliser, self.pending_images = extra, extra_weight, None, None
         if extra:  # of each generator's image, as the function gave it
             self.fields = self.fields | {"extra": ((len(generators),), torch.float32)}
-            self.scale = RunningScale(faces.device)
+            self.normaliser = RewardNormaliser(faces.device)
 
     def reset(self, seed: int | None = None) -> dict[str, Tensor]:
         """Begins an episode; with a seed (needed the first time), all episodes anew. Returns the first observations.
@@ -67,8 +67,8 @@ class FaceEnv:
 
         actions: for each generator its images (B, 3, S, S); for each discriminator its logits (1 + generators, B), as
         `rewards` takes them, which are (B,) each. Nothing terminates; all are truncated after T steps. info: the
-        transitions, with all of `fields`. wait: with an extra reward, whether it is known before this returns, which
-        on a GPU takes as long as the images do to get to the CPU; else rewards and info lack it, and `extra_rewards`
+        transitions, with all of `fields`. wait: whether to compute the extra reward before returning; the images must
+        then have come from a GPU. Without it rewards and info lack the extra reward, and `compute_pending_rewards`
         gives it later.
         """
         rewards = self.rewards(torch.stack([actions[name] for name in self.discriminators]))
@@ -78,10 +78,10 @@ class FaceEnv:
         if self.extra:
             state, _ = self.recall({name: local_rows(rows) for name, rows in info.items()})
             images = torch.stack([actions[name] for name in self.generators], dim=1)  # (B, generators, 3, S, S)
-            self.unrewarded = HostCopy(state, images)
+            self.pending_images = HostCopy(state, images)
             if wait:
-                info["extra"] = self.extra_rewards()
-                for name, extra in zip(self.generators, self.scale.standardise(info["extra"]).T, strict=True):
+                info["extra"] = self.compute_pending_rewards()
+                for name, extra in zip(self.generators, self.normaliser.standardise(info["extra"]).T, strict=True):
                     rewards[name] = rewards[name] + self.extra_weight * local_rows(extra)
         self.t += 1
         everyone = self.generators + self.discriminators
@@ -103,18 +103,18 @@ class FaceEnv:
             zip(self.discriminators, discriminators, strict=True)
         )
 
-    def extra_rewards(self) -> Tensor | None:
-        """The extra rewards of the last step (B, generators), of all processes; None if they were given already.
+    def compute_pending_rewards(self) -> Tensor | None:
+        """Calls the function on the last step's images: (B, generators), of all processes; None if that was done.
 
-        `scale` takes them in. Raises UserError if the function fails.
+        The normaliser takes the rewards in. Raises UserError if the function fails.
         """
-        if self.unrewarded is None:
+        if self.pending_images is None:
             return None
-        states, images = map(to_uint8, self.unrewarded.wait())
-        self.unrewarded = None
+        states, images = map(to_uint8, self.pending_images.wait())
+        self.pending_images = None
         rewards = torch.stack([self.extra(states, of_one) for of_one in images.unbind(dim=1)], dim=1)
         rewards = all_gather_rows(rewards.to(self.faces.device, non_blocking=True))
-        self.scale.update(rewards)
+        self.normaliser.update(rewards)
         return rewards
 
     def recall(self, transitions: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -160,7 +160,7 @@ class FaceEnv:
         """All that the coming episodes depend on, tensors and plain types."""
         saved = {name: getattr(self, name).clone() for name in ("order", "state", "real")}
         if self.extra:
-            saved |= {"extra": self.extra.digest, "scale": self.scale.state_dict()}
+            saved |= {"extra": self.extra.digest, "normaliser": self.normaliser.state_dict()}
         return saved | {"random": self.random.get_state(), "cursor": self.cursor, "t": self.t}
 
     def load_state_dict(self, saved: dict) -> dict[str, Tensor]:
@@ -169,9 +169,9 @@ class FaceEnv:
         self._take_order(saved["order"])
         for name in ("state", "real"):
             setattr(self, name, saved[name].to(self.faces.device))
-        self.cursor, self.t, self.unrewarded = saved["cursor"], saved["t"], None
+        self.cursor, self.t, self.pending_images = saved["cursor"], saved["t"], None
         if self.extra:
-            self.scale.load_state_dict(saved["scale"])
+            self.normaliser.load_state_dict(saved["normaliser"])
         return self._observations()
 
 

@@ -1,4 +1,4 @@
-"""Extra rewards: functions of state and image that the generators earn beside log D_a(G(z)), without a gradient.
+"""Extra rewards: functions of state and image that the generators earn beside log D_a(G(z)). No gradient is used.
 
     reward(states, images) -> numbers
 
@@ -36,7 +36,7 @@ Reward = Callable[[np.ndarray, np.ndarray], np.ndarray]
 CELLS = 8  # `resemble` compares 8 x 8 averages
 JPEG_QUALITY = 95  # as in DDPO
 LARGEST = 1e30  # of rewards, whose squares are averaged
-SHORTEST_MEMORY = 100  # steps: a running mean over fewer would follow the noise of single batches
+AVERAGED_UPDATES = 100  # at most: a running mean over fewer would follow the noise of single batches
 
 
 def cell_means(images: np.ndarray) -> np.ndarray:
@@ -95,8 +95,8 @@ class ExtraReward:
             raise self._fault(f"raised {type(error).__name__}{where} ({error})") from error
         if values.shape != (len(states),):
             raise self._fault(f"gave an array {values.shape} for {len(states)} images, not ({len(states)},)")
-        if not (np.abs(values) < LARGEST).all():  # also where one is NaN
-            raise self._fault(f"gave {values[~(np.abs(values) < LARGEST)][0]}, which is no number below {LARGEST:g}")
+        if (wrong := values[~(np.abs(values) < LARGEST)]).size:  # NaN is below nothing
+            raise self._fault(f"gave {wrong[0]}, which is no number below {LARGEST:g}")
         if not all(np.array_equal(one, tensor.numpy()) for one, tensor in zip(given, (states, images), strict=True)):
             raise self._fault("changed the images that it was given")
         return torch.from_numpy(values).float()
@@ -132,10 +132,10 @@ def load_extra_reward(name: str) -> ExtraReward:
     return ExtraReward(str(path), module.reward, hashlib.sha256(source).hexdigest()[:16])
 
 
-class RunningScale:
+class RewardNormaliser:
     """A running mean and variance of rewards, of which older ones count less and less.
 
-    All batches count alike at first; after `SHORTEST_MEMORY` updates each new one has a share of 1 %.
+    All batches count alike at first; after `AVERAGED_UPDATES` updates each new one has a share of 1 %.
     """
 
     def __init__(self, device: torch.device):
@@ -145,7 +145,7 @@ class RunningScale:
     def update(self, values: Tensor) -> None:
         """Takes in a batch of rewards, of any shape, on the device."""
         self.updates += 1
-        share = 1 / min(self.updates, SHORTEST_MEMORY)
+        share = 1 / min(self.updates, AVERAGED_UPDATES)
         self.mean.lerp_(values.mean(), share)
         self.variance.lerp_((values - self.mean).square().mean(), share)
 

@@ -29,8 +29,9 @@ class ReplayBuffer:
 
     def add(self, transitions: dict[str, Tensor]) -> None:
         """Writes B <= capacity transitions, each tensor (B, ...), over the oldest ones when it is full."""
-        self.written += len(next(iter(transitions.values())))
-        self.added = self._latest(len(next(iter(transitions.values()))))
+        count = len(next(iter(transitions.values())))
+        self.written += count
+        self.added = self._latest(count)
         self.complete(transitions)
 
     def _latest(self, count: int) -> Tensor:

@@ -1,6 +1,6 @@
 """Where the networks of a new run begin: `--init`, the networks of another run, of a checkpoint or of exported weights.
 
-So a small set of images is learned from networks that know faces already, and an extra reward from a policy that plays.
+Use it to learn a small set of images, or to teach an extra reward to a trained policy.
 """
 
 import dataclasses

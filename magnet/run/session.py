@@ -86,8 +86,8 @@ def load_reward(config: Config, named: dict) -> ExtraReward | None:
     name = config.extra_reward
     if name and name not in EXTRA_REWARDS and convert(named).get("extra_reward") != name:
         raise UserError(
-            f"The extra reward is the file {name}, which runs only if you name it: add `--extra-reward {name}` if you "
-            f"trust it."
+            f"The extra reward is the file {name}, which runs only if you name it: if you trust it, add "
+            f"`--extra-reward {shlex.quote(name)}`."
         )
     return load_extra_reward(name) if name else None
 

@@ -60,7 +60,7 @@ class RecordedStep:
         # nodes belong to the recording: later steps that are not recorded would have to wait for it.
         self.batch.images = []
         self.batch.acts = [
-            one._replace(action=None, policy=None, embedding=None, random=None) for one in self.batch.acts
+            one._replace(action=None, policy=None, embedding=None, is_noise=None) for one in self.batch.acts
         ]
         self.batch.outputs = [
             [one._replace(features=None, logits=one.logits.detach(), classes=None) for one in outputs]

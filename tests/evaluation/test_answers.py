@@ -5,7 +5,7 @@ import torch
 from conftest import new_trainer, pictures, run
 
 from magnet.data.image_dataset import from_uint8, to_uint8
-from magnet.evaluation.answers import critic_cosines, resemble, score_answers, share_of_firsts
+from magnet.evaluation.answers import critic_cosines, differentiable_resemble, score_answers, share_of_firsts
 from magnet.evaluation.sampling import Sampler
 from magnet.game.extra_rewards import load_extra_reward
 
@@ -42,7 +42,7 @@ def test_one_answer_that_is_wrong_is_counted():
 
 def test_the_reward_with_a_gradient_is_the_one_without():
     first, second = to_uint8(pictures(0, 5)), to_uint8(pictures(1, 5))
-    torch.testing.assert_close(resemble(from_uint8(first), from_uint8(second)), REWARD(first, second))
+    torch.testing.assert_close(differentiable_resemble(from_uint8(first), from_uint8(second)), REWARD(first, second))
 
 
 def test_a_critic_that_is_the_truth_points_as_the_truth_does():

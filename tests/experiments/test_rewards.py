@@ -24,7 +24,9 @@ def test_the_true_gradient_is_that_of_the_reward_in_deviations():
     trainer.steps = rewards.TRUTH_FROM
     value = trainer.generators[0].extra_value(batch)
     paid = trainer.environment.extra(to_uint8(batch.state), to_uint8(batch.images[0]))
-    torch.testing.assert_close(value, trainer.environment.scale.standardise(paid), atol=0.05, rtol=0.05)  # grey levels
+    torch.testing.assert_close(
+        value, trainer.environment.normaliser.standardise(paid), atol=0.05, rtol=0.05
+    )  # grey levels
     assert value.requires_grad
 
 
@@ -38,7 +40,7 @@ def test_the_score_function_is_the_reward_times_the_gradient_of_the_actions_log_
     act = batch.acts[0]
     density = torch.distributions.Normal((1 - 0.3**2) ** 0.5 * act.policy, 0.3).log_prob(act.action.detach()).sum(dim=1)
     paid = trainer.environment.extra(to_uint8(batch.state[:6]), to_uint8(batch.images[0][:6]))
-    earned = torch.cat([trainer.environment.scale.standardise(paid), torch.zeros(2)])  # of replayed rows nothing
+    earned = torch.cat([trainer.environment.normaliser.standardise(paid), torch.zeros(2)])  # of replayed rows nothing
     expected, found = (
         torch.autograd.grad(value.sum(), act.policy, retain_graph=True)[0]
         for value in (earned * density, agent.extra_value(batch))

@@ -331,7 +331,7 @@ def test_the_extra_reward_is_paid_beside_log_d_in_deviations_of_all_before():
         expected = [torch.from_numpy(brightness(states, to_uint8(images[name]).numpy())).float() for name in TWO[0]]
         given.append(torch.stack(expected, dim=1))
         assert torch.equal(info["extra"], given[-1]) and "extra" not in lacking
-        assert torch.equal(games[1].extra_rewards(), given[-1]) and games[1].extra_rewards() is None
+        assert torch.equal(games[1].compute_pending_rewards(), given[-1]) and games[1].compute_pending_rewards() is None
         every = torch.stack(given)
         for i, name in enumerate(TWO[0]):
             deviations = (expected[i] - every.mean()) / every.std(correction=0)

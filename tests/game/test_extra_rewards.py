@@ -12,7 +12,7 @@ from magnet.data.image_dataset import to_uint8
 from magnet.game.extra_rewards import (
     EXTRA_REWARDS,
     ExtraReward,
-    RunningScale,
+    RewardNormaliser,
     incompressible,
     jpeg,
     load_extra_reward,
@@ -116,7 +116,7 @@ def test_an_unknown_name_is_refused_with_those_that_there_are():
 
 @pytest.mark.parametrize("offset", [0.0, 1e4])
 def test_rewards_are_standardised_by_all_before(offset):
-    random, scale, given = torch.Generator().manual_seed(0), RunningScale(torch.device("cpu")), []
+    random, scale, given = torch.Generator().manual_seed(0), RewardNormaliser(torch.device("cpu")), []
     for _ in range(90):
         given.append(offset + 3 * torch.randn(12, 2, generator=random))
         scale.update(given[-1])
@@ -126,19 +126,19 @@ def test_rewards_are_standardised_by_all_before(offset):
 
 
 def test_older_rewards_are_forgotten_and_equal_ones_stay_finite():
-    scale = RunningScale(torch.device("cpu"))
+    scale = RewardNormaliser(torch.device("cpu"))
     for value, count in ((0.0, 200), (5.0, 800)):
         for _ in range(count):
             scale.update(torch.tensor([value - 1, value + 1]))
     assert scale.standardise(torch.tensor([5.0, 6.0])).tolist() == pytest.approx([0, 1], abs=0.05)
-    same = RunningScale(torch.device("cpu"))
+    same = RewardNormaliser(torch.device("cpu"))
     for _ in range(3):
         same.update(torch.full((12, 1), 0.1))
         assert same.standardise(torch.full((12, 1), 0.1)).isfinite().all()
 
 
 def test_a_scale_goes_on_where_another_stood():
-    scales = RunningScale(torch.device("cpu")), RunningScale(torch.device("cpu"))
+    scales = RewardNormaliser(torch.device("cpu")), RewardNormaliser(torch.device("cpu"))
     scales[0].update(torch.tensor([1.0, 4.0]))
     scales[1].load_state_dict(scales[0].state_dict())
     for scale in scales:

@@ -56,7 +56,7 @@ def test_waits_are_noticed():
 def play_and_wait(trainer, play, batch):
     """Asks for the extra rewards at once, while the GPU has nothing else to do."""
     metrics = play(batch)
-    trainer.environment.unrewarded.arrived.record()
+    trainer.environment.pending_images.arrived.record()
     trainer.complete_rewards()
     return metrics
 

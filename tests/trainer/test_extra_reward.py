@@ -52,7 +52,7 @@ def test_the_reward_critic_learns_the_last_step_and_replayed_rows_in_deviations(
     assert torch.equal(states[-6:], before.state[:6])
     assert torch.equal(to_uint8(images[-6:]), to_uint8(before.images[0][:6]))
     paid = trainer.environment.extra(to_uint8(states), to_uint8(images))
-    scale = trainer.environment.scale
+    scale = trainer.environment.normaliser
     torch.testing.assert_close(rewards, (paid - scale.mean) / scale.variance.sqrt())
     assert torch.equal(batch.rewarded["extra"][:, 0], paid)
 
