@@ -40,6 +40,7 @@ def evaluate(options: argparse.Namespace) -> dict:
     """
     import torch
 
+    from magnet.evaluation.answers import score_policy
     from magnet.evaluation.comparison import MOST, compare, described, nearest, pick, spread
     from magnet.evaluation.drawing import pieces
     from magnet.evaluation.metrics import streamed_features
@@ -47,7 +48,7 @@ def evaluate(options: argparse.Namespace) -> dict:
     from magnet.evaluation.sampling import Guide, Sampler
     from magnet.game.extra_rewards import load_extra_reward
     from magnet.run.checkpoint import WEIGHTS
-    from magnet.run.saved_runs import load_agents, load_checkpoint, only_pictures
+    from magnet.run.saved_runs import load_agents, load_checkpoint, load_states, only_pictures
     from magnet.support.random_streams import stream
 
     extra = load_extra_reward(options.extra_reward) if options.extra_reward else None
@@ -111,33 +112,11 @@ def evaluate(options: argparse.Namespace) -> dict:
     if options.equilibrium:
         report["equilibrium"] = equilibrium(options, generators, discriminators, faces, count)
     if extra:
-        report["extra_reward"] = answer_report(options, extra, generators[0], faces, count)
+        shown = load_states(config, options.data, held_out=True) if config.hold_out else faces
+        states = torch.cat(list(pick(shown, torch.arange(min(count, len(shown))))))
+        report["extra_reward"] = score_policy(extra, Sampler(generators[0], faces, seed=options.seed), states)
+        report["extra_reward"]["states"] = f"{len(states)} {'held-out' if config.hold_out else 'training'} images"
     return report
-
-
-def answer_report(options: argparse.Namespace, extra, agent, faces, count: int) -> dict[str, float | str]:
-    """What `extra` says of up to `count` prior samples and answers of a generator agent, of a team the first.
-
-    The states are held-out faces where the run held some out, else those of training, which a policy may have learned.
-    """
-    import torch
-
-    from magnet.evaluation.answers import CANDIDATES, score_answers, share_of_firsts
-    from magnet.evaluation.comparison import pick
-    from magnet.evaluation.drawing import draw
-    from magnet.evaluation.sampling import Sampler
-    from magnet.run.saved_runs import load_states
-
-    config = agent.config
-    shown = load_states(config, options.data, held_out=True) if config.hold_out else faces
-    states = torch.cat(list(pick(shown, torch.arange(min(count, len(shown))))))
-    sampler = Sampler(agent, faces, seed=options.seed)
-    given, (images, _) = sampler.answer(states), draw([sampler], "prior", len(states))
-    scores = score_answers(extra, states, given)
-    found = {"prior": extra(states, images).mean().item(), "policy": scores["extra_reward"], "gap": scores["gap"]}
-    if len(states) >= CANDIDATES:
-        found[f"first_of_{CANDIDATES}"] = share_of_firsts(extra, states[:CANDIDATES], given[:CANDIDATES])
-    return found | {"states": f"{len(states)} {'held-out' if config.hold_out else 'training'} images"}
 
 
 def equilibrium(options: argparse.Namespace, generators, discriminators, faces, count: int) -> dict[str, float]:

@@ -8,6 +8,7 @@ from torch.nn.functional import adaptive_avg_pool2d, cosine_similarity
 
 from magnet.agents.generator import GeneratorAgent
 from magnet.data.image_dataset import ImageDataset, to_uint8
+from magnet.evaluation.drawing import draw
 from magnet.evaluation.sampling import GRID_BATCH, Sampler, in_float32
 from magnet.game.extra_rewards import CELLS, EXTRA_REWARDS, ExtraReward
 
@@ -37,6 +38,19 @@ def share_of_firsts(extra: ExtraReward, states: Tensor, answers: Tensor) -> floa
     if not firsts:
         raise ValueError(f"{len(states)} states are too few: an answer is compared beside {CANDIDATES}")
     return torch.stack(firsts).mean().item()
+
+
+def score_policy(extra: ExtraReward, sampler: Sampler, states: Tensor) -> dict[str, float]:
+    """The mean reward of as many prior samples and of the answers to uint8 states (N, 3, S, S) on the CPU, and the gap.
+
+    With 100 states or more also the share of firsts among the first 100.
+    """
+    given, (images, _) = sampler.answer(states), draw([sampler], "prior", len(states))
+    scores = score_answers(extra, states, given)
+    found = {"prior": extra(states, images).mean().item(), "policy": scores["extra_reward"], "gap": scores["gap"]}
+    if len(states) >= CANDIDATES:
+        found[f"first_of_{CANDIDATES}"] = share_of_firsts(extra, states[:CANDIDATES], given[:CANDIDATES])
+    return found
 
 
 def differentiable_resemble(states: Tensor, images: Tensor) -> Tensor:
