@@ -41,7 +41,7 @@ def start(given: dict, commands: argparse.Namespace, owned: ExitStack) -> int:
     flags = None if commands.resume or commands.config or commands.preset != "default" else given
 
     # Data
-    extra, pixels = load_reward(config, PARAMETERS | given), load_pixels(config)
+    extra, pixels = load_reward(config, PARAMETERS | given, saved), load_pixels(config)
     print(summary(config, len(pixels)))
     if commands.dry_run:
         print(trial(config, pixels, saved["trainer"]["steps"] if saved else 0, flags, extra))

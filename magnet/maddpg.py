@@ -35,6 +35,7 @@ from magnet.config import agent_names
 from magnet.game.replay_buffer import ReplayBuffer
 from magnet.support.cuda_graphs import StepGraphs
 from magnet.support.distributed import all_gather_rows, all_reduce_mean, local_rows, world_size
+from magnet.support.errors import UserError
 from magnet.support.random_streams import derived_seed, stream
 
 
@@ -229,7 +230,11 @@ class MADDPG:
     def state_dict(self) -> dict:
         """Everything that the coming steps depend on: plain types and live tensors, to be written before the next."""
         if self.config.extra_reward:
-            self.complete_rewards()
+            try:
+                self.complete_rewards()
+            except UserError as error:  # a signal may have ended what the function asks: the run is worth more
+                print(f"warning: {error} The last step's rewards are saved as the mean of all before.")
+                self.replay.complete({"extra": self.environment.normaliser.mean})
         return {
             "agents": {agent.name: agent.state_dict() for agent in self.agents},
             "environment": self.environment.state_dict(), "replay": self.replay.state_dict(),

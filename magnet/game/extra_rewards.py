@@ -19,7 +19,8 @@ import importlib.util
 import io
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +36,7 @@ Reward = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 CELLS = 8  # `resemble` compares 8 x 8 averages
 JPEG_QUALITY = 95  # as in DDPO
-LARGEST = 1e30  # of rewards, whose squares are averaged
+LARGEST = 1e15  # of rewards, whose squares are averaged in float32
 AVERAGED_UPDATES = 100  # at most: a running mean over fewer would follow the noise of single batches
 
 
@@ -82,17 +83,18 @@ class ExtraReward:
     def __call__(self, states: Tensor, images: Tensor) -> Tensor:
         """The reward of each image beside its state: uint8 (B, 3, S, S) on the CPU, two -> (B,) float32.
 
-        Raises UserError if the function raises, writes to its arguments, or gives anything but B finite numbers.
+        Raises UserError if the function raises, writes to its arguments, or gives anything but B numbers below 1e15.
         """
         given = states.numpy().copy(), images.numpy().copy()
         try:
-            values = np.asarray(self.function(*given), dtype=np.float64)
-        except UserError:
+            with own_torch_settings():
+                values = np.asarray(self.function(*given), dtype=np.float64)
+        except (KeyboardInterrupt, UserError):
             raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == self.name]
             where = f" in line {lines[-1]}" if lines else ""
-            raise self._fault(f"raised {type(error).__name__}{where} ({error})") from error
+            raise self._fault(f"raised {type(error).__name__}{where} ({describe(error)})") from error
         if values.shape != (len(states),):
             raise self._fault(f"gave an array {values.shape} for {len(states)} images, not ({len(states)},)")
         if (wrong := values[~(np.abs(values) < LARGEST)]).size:  # NaN is below nothing
@@ -102,34 +104,75 @@ class ExtraReward:
         return torch.from_numpy(values).float()
 
     def _fault(self, what: str) -> UserError:
-        return UserError(f"The extra reward {self.name} {what}; fix its function `reward`, then start again.")
+        return UserError(
+            f"The extra reward {self.name} {what}; fix its function `reward`, then begin anew (`--init RUN` takes the "
+            f"networks of a run that it ended)."
+        )
 
 
-def load_extra_reward(name: str) -> ExtraReward:
+@contextmanager
+def own_torch_settings() -> Iterator[None]:
+    """Within, PyTorch records no gradients; afterwards its grad mode and default dtype are as before."""
+    dtype = torch.get_default_dtype()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+def describe(error: BaseException) -> str:
+    """The text of an exception, also of one that has none."""
+    try:
+        return str(error)
+    except Exception:
+        return "without a text"
+
+
+def load_extra_reward(name: str, digest: str | None = None) -> ExtraReward:
     """The shipped reward of that name, or the function `reward` of the Python file of that name, which is executed.
 
-    Raises UserError if there is no such reward, or the file cannot be executed.
+    digest: that of the reward that is expected; nothing is executed if it differs. Raises UserError then, and if there
+    is no such reward, or the file cannot be executed.
     """
-    if name in EXTRA_REWARDS:
-        return ExtraReward(name, EXTRA_REWARDS[name], name)
-    path = Path(name)
-    if path.suffix != ".py":
+    path, source = Path(name), b""
+    if name not in EXTRA_REWARDS and path.suffix != ".py":
         shipped = ", ".join(EXTRA_REWARDS)
         raise UserError(f"--extra-reward is {name!r}, but must be one of {shipped}, or a file that ends in .py.")
+    if name not in EXTRA_REWARDS:
+        try:
+            source = path.read_bytes()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"--extra-reward: cannot read {path} ({reason}); name another file.") from error
+    own = name if name in EXTRA_REWARDS else hashlib.sha256(source).hexdigest()[:16]
+    if digest not in (None, own):
+        raise UserError(
+            f"--extra-reward {name} is not the extra reward that the run learned: give that one, or begin a new run "
+            f"with its networks (`--init RUN`)."
+        )
+    return ExtraReward(name, EXTRA_REWARDS.get(name) or execute(path, source), own)
+
+
+def execute(path: Path, source: bytes) -> Reward:
+    """Executes the file, as a module of its name, and returns its function `reward`. Raises UserError."""
+    folder = str(path.absolute().parent)
+    if folder not in sys.path:  # what lies beside the file can be imported, as in `python3 FILE`
+        sys.path.append(folder)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(spec.name, module)  # pickle, and so multiprocessing, looks for its functions there
     try:
-        source = path.read_bytes()
-        spec = importlib.util.spec_from_file_location("extra_reward", path)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # pickle, and so multiprocessing, looks for its functions there
-        exec(compile(source, str(path), "exec"), module.__dict__)
-    except OSError as error:
-        raise UserError(f"--extra-reward: cannot read {path} ({error.strerror}); name another file.") from error
-    except (Exception, SystemExit) as error:
-        reason = f"{type(error).__name__}: {error}"
+        with own_torch_settings():
+            exec(compile(source, str(path), "exec"), module.__dict__)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        reason = f"{type(error).__name__}: {describe(error)}"
         raise UserError(f"--extra-reward: {path} cannot run ({reason}); `python3 {path}` shows where.") from error
     if not callable(getattr(module, "reward", None)):
         raise UserError(f"--extra-reward: {path} defines no function `reward`; see examples/my_reward.py.")
-    return ExtraReward(str(path), module.reward, hashlib.sha256(source).hexdigest()[:16])
+    return module.reward
 
 
 class RewardNormaliser:

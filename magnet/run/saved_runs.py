@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import os
 from contextlib import redirect_stderr, suppress
 from pathlib import Path
 
@@ -25,9 +26,9 @@ def load_checkpoint(run: Path) -> tuple[Path, dict]:
 
     Raises UserError.
     """
-    if run.is_file():
+    if os.path.isfile(run):  # False, too, for a name that no file can have
         return run, checkpoint.load(run, (checkpoint.FORMAT, checkpoint.WEIGHTS))
-    if (run / "checkpoints").is_dir():
+    if os.path.isdir(run / "checkpoints"):
         return checkpoint.latest(run / "checkpoints")
     raise UserError(f"There is no run or checkpoint {run}; `ls models` shows the runs.")
 

@@ -77,11 +77,11 @@ def find_run(run: Path, models_dir: str) -> tuple[Path, Path | None]:
     raise UserError(f"{run} is no run of MAGNET: it has no folder checkpoints; `ls {models_dir}` shows the runs.")
 
 
-def load_reward(config: Config, named: dict) -> ExtraReward | None:
+def load_reward(config: Config, named: dict, saved: dict | None = None) -> ExtraReward | None:
     """The extra reward of `config`. Raises UserError.
 
     named: the parameters that the user gave. A file is executed only if it stands there: never because a checkpoint or
-    a config.json names it.
+    a config.json names it. saved: a checkpoint, from which the run goes on; its reward must be the same.
     """
     name = config.extra_reward
     if name and name not in EXTRA_REWARDS and convert(named).get("extra_reward") != name:
@@ -89,7 +89,9 @@ def load_reward(config: Config, named: dict) -> ExtraReward | None:
             f"The extra reward is the file {name}, which runs only if you name it: if you trust it, add "
             f"`--extra-reward {shlex.quote(name)}`."
         )
-    return load_extra_reward(name) if name else None
+    environment = saved["trainer"].get("environment") if saved else None
+    digest = environment.get("extra") if isinstance(environment, dict) else None
+    return load_extra_reward(name, digest) if name else None
 
 
 def load_pixels(config: Config, held_out: bool = False):
@@ -142,11 +144,6 @@ def build(
     evaluation = Evaluation(trainer.generators, reference, config)
     if saved:
         refuse(path, trainer_fault(saved["trainer"], trainer))
-        if extra and saved["trainer"]["environment"]["extra"] != extra.digest:
-            raise UserError(
-                f"{extra.name} is not the extra reward that the run learned: give that one, or begin a new run with "
-                f"`--init {path.parent.parent}`."
-            )
         trainer.load_state_dict(saved["trainer"])
         if saved["best"]:
             refuse(path, first_fault(saved["best"], evaluation.best, "best"))

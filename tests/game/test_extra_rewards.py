@@ -59,6 +59,17 @@ def test_shipped_rewards_give_a_number_an_image_and_change_nothing(name):
     assert torch.equal(found.flip(0), reward(STATES.flip(0), IMAGES.flip(0)))
 
 
+class Silent(Exception):
+    """An exception without a text."""
+
+    def __str__(self):
+        raise ValueError
+
+
+def raise_silent(states, images):
+    raise Silent
+
+
 def overwrite(states, images):
     images[0] = 0
     return np.zeros(len(images))
@@ -70,9 +81,10 @@ FAULTS = {
     "no number": (lambda states, images: None, "gave an array|raised TypeError"),
     "NaN": (lambda states, images: np.array([1, 2, np.nan, 4]), "gave nan"),
     "infinite": (lambda states, images: np.array([1, 2, 3, -np.inf]), "gave -inf"),
-    "too large": (lambda states, images: np.array([1, 2, 3, 1e31]), r"gave 1e\+31"),
+    "too large": (lambda states, images: np.array([1, 2, 3, 1e20]), r"gave 1e\+20"),
     "raises": (lambda states, images: 1 / 0, r"raised ZeroDivisionError.*division by zero"),
     "exits": (lambda states, images: exit(3), "raised SystemExit"),
+    "raises without a text": (raise_silent, "raised Silent"),
     "writes": (overwrite, "changed the images"),
 }
 
@@ -100,6 +112,7 @@ def test_a_file_is_executed_once_and_its_line_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("text", "fault"),
     [(None, "cannot read"), ("def f(:\n", "SyntaxError"), ("import nothing_of_that_name", "ModuleNotFoundError"),
+     ("open('gone.txt')", "cannot run .FileNotFoundError"),
      ("rewards = 3", "no function `reward`"), ("raise SystemExit(0)", "SystemExit")],
 )  # fmt: skip
 def test_a_file_without_a_reward_is_refused(text, fault, tmp_path):
@@ -144,3 +157,23 @@ def test_a_scale_goes_on_where_another_stood():
     for scale in scales:
         scale.update(torch.tensor([2.0, 9.0]))
     assert torch.equal(*(scale.standardise(torch.arange(5.0)) for scale in scales))
+
+
+def test_a_file_imports_what_lies_beside_it_and_leaves_pytorch_as_it_was(tmp_path):
+    (tmp_path / "beside_my_reward.py").write_text("FACTOR = 3")
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import torch\nfrom beside_my_reward import FACTOR\n\ntorch.set_default_dtype(torch.float64)\n\n\n"
+        "def reward(states, images):\n    torch.set_grad_enabled(False)\n    torch.set_default_dtype(torch.float64)\n"
+        "    return FACTOR * images.mean((1, 2, 3))\n"
+    )
+    reward = load_extra_reward(str(path))
+    assert torch.allclose(reward(STATES, IMAGES), 3 * IMAGES.float().mean((1, 2, 3)))
+    assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
+
+
+def test_the_largest_rewards_stay_finite():
+    normaliser, values = RewardNormaliser(torch.device("cpu")), torch.tensor([1e15, -1e15, 0.0])
+    for _ in range(3):
+        normaliser.update(values)
+    assert normaliser.standardise(values).isfinite().all()

@@ -70,9 +70,9 @@ def test_going_on_wants_the_same_function_wherever_it_lies(run, capsys):
     Path("moved.py").write_text(REWARD)
     assert train.main([*again, "12", "--extra-reward", "moved.py"]) == 0
     Path("moved.py").write_text(REWARD + "\n")
-    capsys.readouterr()
+    capsys.readouterr(), executed()
     assert train.main([*again, "15", "--extra-reward", "moved.py"]) == 2
-    assert f"--init {run}" in capsys.readouterr().err
+    assert "not the extra reward that the run learned" in capsys.readouterr().err and not executed()
     assert train.main([*again, "15", "--extra-reward", ""]) == 2
     assert train.main([*again, "15", "--extra-reward", "jpeg"]) == 2
     assert train.main([*again, "15", "--extra-reward", "my_reward.py", "--extra-weight", "2"]) == 2

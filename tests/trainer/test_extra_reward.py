@@ -162,3 +162,17 @@ def test_a_game_needs_the_function_that_its_config_names():
     for name, extra in (("resemble", None), ("", ExtraReward("r", darkness, ""))):
         with pytest.raises(ValueError, match="extra reward"):
             new_environment(small_config(extra_reward=name), small_faces(), extra)
+
+
+def test_a_run_whose_reward_fails_is_saved_all_the_same(capsys):
+    trainer = new_trainer(**EXTRA)
+    run(trainer, 3)
+
+    def fail(states, images):
+        raise BrokenPipeError
+
+    trainer.environment.extra = ExtraReward("gone.py", fail, "resemble")
+    state = saved(trainer)
+    assert "warning: The extra reward gone.py raised BrokenPipeError" in capsys.readouterr().out
+    extra = state["replay"]["storage"]["extra"]
+    assert (extra[-6:] == trainer.environment.normaliser.mean).all() and len(extra[:-6].unique()) == 12
