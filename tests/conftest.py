@@ -21,6 +21,7 @@ from magnet.run.signals import SIGNALS
 pytest.register_assert_rewrite("downloads")  # fixtures of some test files
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, by what tests start as well
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would these
 CACHE = os.environ["MAGNET_CACHE"] = os.path.join("data", "cache")  # in a test's working folder, not the repository
 torch.set_num_threads(1)  # the networks are so small that threads cost more than they bring
 

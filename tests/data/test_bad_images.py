@@ -121,6 +121,7 @@ def test_a_bad_file_is_named_with_the_reason(tmp_path, kind):
     assert str(error.value).startswith(f"{path}: ") and BAD[kind][1] in str(error.value)
 
 
+@pytest.mark.filterwarnings("ignore:.*image format is deprecated:DeprecationWarning")  # one that is not read here
 def test_five_formats_are_known_under_any_ending_and_others_meet_no_decoder(tmp_path, monkeypatch):
     """In every mode that Pillow can write; they become RGB as Pillow converts them."""
     Image.init()
