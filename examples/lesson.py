@@ -40,9 +40,9 @@ FILE = "reward.py"  # in the folder of a saved run
 class Lesson:
     """A training by a taste, which begins with the networks of a run or of exported weights.
 
-    G_a and G follow the critic of the taste and, at lambda 1, log D_a itself: exported weights have no G_c, and a new
-    one would have to learn first. At epsilon 0 no action is noise alone. Such actions do not hear the taste; with
-    epsilon 0.1 fewer images of noise were liked after a long lesson than before it.
+    G_a and G follow the critic of the taste. Lambda is 1, so they follow log D_a itself: exported weights have no G_c,
+    and a new one would have to learn first. Epsilon is 0, since rows with random actions do not follow the taste: with
+    epsilon 0.1 a long training lowered the share of prior samples that are liked.
     """
 
     def __init__(self, run: Path, taste: Taste, data: str = "", device: str = "auto", weight: float = WEIGHT):

@@ -1,6 +1,7 @@
 """Where decoded images are kept: `--cache-dir` or MAGNET_CACHE, else data/cache beside the programs.
 
-Where that folder cannot be written, it is ~/.cache/magnet (or XDG_CACHE_HOME). What lies there already is used anyway.
+Where that folder cannot be written, it is ~/.cache/magnet (or XDG_CACHE_HOME). A file that exists in either folder is
+used.
 """
 
 import argparse

@@ -30,9 +30,8 @@ def _hidden(name: str) -> bool:
 
 
 def list_folder(folder: Path, outputs: Sequence[str | Path]) -> tuple[list[Path], Counter]:
-    """All files in a folder but hidden ones, sorted by relative name, and how many MAGNET wrote in which folders.
-
-    Raises BadSource.
+    """The files of a folder without hidden ones, sorted by relative name; and for each folder that MAGNET wrote, and
+    that is skipped, its number of files. Raises BadSource.
     """
     if not os.path.isdir(folder):  # unlike Path.is_dir it knows that there is none of too long a name
         raise BadSource(f"there is no folder {folder}")

@@ -70,7 +70,7 @@ def _hide_in_jpeg(data: memoryview) -> tuple[bytes, bytes]:
 
 
 def _hide_in_png(data: memoryview) -> tuple[bytes, bytes]:
-    """Gives all chunks that a decoder may skip, alpha too, a name that it does not know, and the right checksum."""
+    """Renames each ancillary chunk, tRNS too, to one that no decoder knows, and updates its checksum."""
     exif, raw, xmp, at = b"", b"", b"", 8
     while at + 12 <= len(data):
         (length,), name = struct.unpack_from(">I", data, at), bytes(data[at + 4 : at + 8])
@@ -115,7 +115,10 @@ def _from_hex(text: bytes) -> bytes:
 
 
 def _hide_in_gif(data: memoryview) -> tuple[bytes, bytes]:
-    """Makes comments of the extensions before the first picture, but of a whole graphics control. A GIF has no EXIF."""
+    """Turns the extensions before the first picture into comments, except a complete graphics control extension.
+
+    A GIF has no EXIF.
+    """
     at = 13 + (3 << (data[10] & 7) + 1) * (data[10] >> 7)
     while data[at] == 0x21:
         start, at = at, at + 2

@@ -1,4 +1,4 @@
-"""Locks of folders: of several programs one may write there. A lock ends with its program, however that ends."""
+"""Locks of folders: only one program at a time may write there. A lock ends with its program, however that ends."""
 
 import os
 import sys

@@ -17,7 +17,7 @@ STOPPED = 130  # the exit status after Ctrl-C
 
 
 class Resilient:
-    """`stream`, whose writes go nowhere from the first that fails with an OSError on; `\\u` escapes what it lacks."""
+    """A wrapper of `stream`. It escapes characters that the encoding lacks. After an OSError it discards all output."""
 
     def __init__(self, stream):
         self.stream = stream
@@ -56,9 +56,9 @@ def as_program(main: Callable[..., int]) -> Callable[..., int]:
     word = f"{Path(main.__code__.co_filename).name}: stopped."
 
     def end_at_once(number, frame) -> None:
-        """The handler of SIGINT: KeyboardInterrupt, but not in an import, which may swallow it or turn it to another.
+        """Handles SIGINT. It raises KeyboardInterrupt, but ends the program at once during an import.
 
-        Of torch's import both were seen.
+        An import may swallow the exception or replace it; torch's does both.
         """
         while frame and not frame.f_code.co_filename.startswith("<frozen importlib"):
             frame = frame.f_back
