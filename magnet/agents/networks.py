@@ -165,8 +165,8 @@ class Critic(nn.Module):
 class RewardCritic(nn.Module):
     """Q_r(state, image): the value of an extra reward, which the generator agent learns from its samples alone.
 
-    It has convolutions of its own on both images, as six channels: D_a's features do not tell how an image relates to
-    its state (docs/results.md). It has no BatchNorm, whose statistics would mix the rows.
+    It has convolutions of its own on both images, as six channels: D_a's features say little about how an image
+    relates to its state (docs/extra-rewards.md). It has no BatchNorm, whose statistics would mix the rows.
     """
 
     def __init__(self, stack: nn.Module, features: int, hidden: int = 128):
