@@ -66,8 +66,18 @@ class GeneratorAgent(Agent):
         """Q_r at this step's images beside their states: (B,), with the graph of the images."""
         return self.reward_critic(batch.state, batch.images[self.index])
 
+    def extra_objective(self, batch: Batch) -> Tensor:
+        """The mean of Q_r, 0 in rows with random actions: a scalar that G_a and G ascend, or G_a alone."""
+        act = batch.acts[self.index]
+        value = self.extra_value(batch).masked_fill(act.is_noise.squeeze(1), 0.0).mean()
+        if self.config.extra_to == "both":
+            return value
+        # A surrogate with the same gradient at z: G gets none.
+        (gradient,) = torch.autograd.grad(self.scaler.scale(value), act.action, retain_graph=True)
+        return (gradient / self.scaler.scale(torch.ones_like(value)) * act.action).sum()
+
     def update(self, batch: Batch, discriminators: list[nn.Module]) -> Metrics:
-        """Critic, then actor: G_a and G ascend Q at the explored actions (at lambda > 0 the return as well).
+        """Critics, then actor: G_a and G ascend Q, and Q_r, at the explored actions (at lambda > 0 the return as well).
 
         Rows with random actions train G alone, with log D_a: their images do not depend on the state. discriminators:
         the M D_a's, which have learned from `batch`.
@@ -99,12 +109,7 @@ class GeneratorAgent(Agent):
             loss = loss - config.specialise * classified
             metrics["classification"] = classified.detach()
         if self.reward_critic and config.extra_weight:
-            act = batch.acts[self.index]
-            extra = self.extra_value(batch).masked_fill(act.is_noise.squeeze(1), 0.0).mean()
-            if config.extra_to == "policy":  # a surrogate with the same gradient at z: G gets none
-                (gradient,) = torch.autograd.grad(self.scaler.scale(extra), act.action, retain_graph=True)
-                extra = (gradient / self.scaler.scale(torch.ones_like(extra)) * act.action).sum()
-            loss = loss - config.extra_weight * extra
+            loss = loss - config.extra_weight * self.extra_objective(batch)
         if policy is not None:
             policy = all_gather_rows(policy)
             diversity = returns.diversity_return(policy)
