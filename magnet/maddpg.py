@@ -14,7 +14,7 @@
      12    the critic by the squared TD error                                         update_critic in agents/agent.py
      13    the actor by the gradient of its critic                                    update in agents/generator.py and
                                                                                       agents/discriminator.py
-     15    the targets                                                                learn; update_targets in agent.py
+     15    the targets                                                                step; update_targets in agent.py
 
 The replay buffer stores the environment's `fields` (which images a transition is made of), the recurrent states before
 the action and the generated images. Rewards by D_a are not stored: they are those of the present networks. Extra
@@ -37,6 +37,9 @@ from magnet.support.cuda_graphs import StepGraphs
 from magnet.support.distributed import all_gather_rows, all_reduce_mean, local_rows, world_size
 from magnet.support.errors import UserError
 from magnet.support.random_streams import derived_seed, stream
+
+MEASURE_EVERY = 5  # steps between two with all metrics; no multiple of R1's 8, whose steps have larger gradients
+TARGETS_EVERY = 8  # steps between two moves of the targets, each as far as eight of one step
 
 
 def new_agents(config, device: torch.device) -> tuple[list[GeneratorAgent], list[DiscriminatorAgent]]:
@@ -105,6 +108,9 @@ class MADDPG:
         metrics = self.play(batch)
         metrics |= learn(batch)
         self.steps += 1
+        if self.steps % TARGETS_EVERY == 0:
+            for agent in self.agents:
+                agent.update_targets(TARGETS_EVERY)  # line 15
         if world_size() > 1 and self.config.extra_reward:  # together: the first process alone saves, later
             self.complete_rewards()
         all_reduce_mean(metrics.values())
@@ -142,7 +148,8 @@ class MADDPG:
         recurrent = torch.cat([local_rows(self.recurrent), replayed["recurrent"]])
         r1 = 0.0 if self.steps % self.config.r1_every else self.config.r1 * self.config.r1_every
         real.requires_grad_(r1 > 0)
-        return Batch(self.new_rows, replayed, state, real, r1, recurrent, replayed["image"], rewarded)
+        measured = self.steps % MEASURE_EVERY == 0
+        return Batch(self.new_rows, replayed, state, real, r1, measured, recurrent, replayed["image"], rewarded)
 
     def complete_rewards(self) -> None:
         """Computes the extra rewards of the last step, whose images have come from a GPU by now, and stores them.
@@ -191,14 +198,10 @@ class MADDPG:
         return {f"{name}/reward": reward.mean() for name, reward in rewards.items()}
 
     def learn(self, batch: Batch) -> Metrics:
-        """Lines 11 to 15: all agents learn, then their targets move. Returns detached scalars by name."""
-        metrics = self.update(batch)
-        for agent in self.agents:
-            agent.update_targets()  # line 15
-        return metrics
+        """Lines 11 to 14: for each agent its critic, then its actor (and G). Discriminators first.
 
-    def update(self, batch: Batch) -> Metrics:
-        """Lines 11 to 14: for each agent its critic, then its actor (and G). Discriminators first."""
+        Returns detached scalars by name.
+        """
         logits = torch.stack([torch.stack([one.logits.detach() for one in outputs]) for outputs in batch.outputs])
         batch.rewards, batch.next_values = self.environment.rewards(logits), self.next_values(batch)
         learned = {agent.name: agent.update(batch) for agent in self.discriminators}

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from magnet import maddpg
 from magnet.agents.agent import Agent
 from magnet.config import Config
 from magnet.data.image_dataset import ImageDataset
@@ -183,20 +184,27 @@ def run(trainer, steps):
 
 def step_and_batch(trainer):
     """One step's metrics, and the batch that it learned from."""
-    batches, update = [], trainer.update
-    trainer.update = lambda batch: batches.append(batch) or update(batch)
+    batches, learn = [], trainer.learn
+    trainer.learn = lambda batch: batches.append(batch) or learn(batch)
     metrics = trainer.step()
-    del trainer.update
+    del trainer.learn
     return metrics, batches[0]
+
+
+@pytest.fixture
+def every_step(monkeypatch):
+    """Every step has all metrics and moves the targets, so that one step shows all; test_maddpg.py tests how often."""
+    monkeypatch.setattr(maddpg, "MEASURE_EVERY", 1)
+    monkeypatch.setattr(maddpg, "TARGETS_EVERY", 1)
 
 
 def overhear(agent):
     """A list that fills with what the agent's critic learns from, step by step."""
     heard, update_critic = [], agent.update_critic
 
-    def note(features, actions, reward, next_value, *others):
+    def note(features, actions, reward, next_value, *others, **named):
         heard.append({"features": features, "actions": actions, "reward": reward, "next_value": next_value})
-        return update_critic(features, actions, reward, next_value, *others)
+        return update_critic(features, actions, reward, next_value, *others, **named)
 
     agent.update_critic = note
     return heard

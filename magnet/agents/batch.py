@@ -37,6 +37,7 @@ class Batch:
     state: Tensor  # s_t (B, 3, S, S)
     real: Tensor  # x_t = s_{t+1} (B, 3, S, S), a leaf
     r1: float  # weight of R1 in this step; unless it is 0, `real` requires a gradient
+    measured: bool = True  # whether agents compute the metrics that take time: norms, cosines, correlations
     recurrent: Tensor | None = None  # h_t of each generator (B, generators, 2, layers, hidden)
     replayed: Tensor | None = None  # images of the replayed rows (R, generators, 3, S, S), as the buffer keeps them
     # What the reward critics learn from, R rows whose extra rewards are known, the last `new` of them of the last step:

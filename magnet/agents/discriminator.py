@@ -49,7 +49,8 @@ class DiscriminatorAgent(Agent):
             objective = kind.discriminator(real_logits, fake_logits).mean()
         if self.critic:
             features, actions = critic_inputs(outputs)
-            actions.retain_grad()
+            if batch.measured:
+                actions.retain_grad()
 
             def reward(right: Tensor) -> Tensor:
                 """The rewards of logits of the right class, ((1 + N) B,) each, with all others as D_a gave them."""
@@ -62,7 +63,8 @@ class DiscriminatorAgent(Agent):
             explored = actions.detach().clone()
             explored[:, 0] += self.drawn(torch.randn, len(explored))
             next_value = batch.next_values[self.name]
-            metrics = self.update_critic(features, explored, reward(explored[:, 0]), next_value)
+            reward_explored = reward(explored[:, 0])
+            metrics = self.update_critic(features, explored, reward_explored, next_value, measured=batch.measured)
             value = sum_of_means(self.critic(features, actions), len(real))
             objective = share * objective + (1 - share) * value if share else value
         loss = -objective
@@ -76,7 +78,7 @@ class DiscriminatorAgent(Agent):
             penalty = returns.gradient_penalty(gradient, 0.0)
             loss = loss + batch.r1 / 2 * penalty
             metrics["r1"] = penalty.detach()
-        inputs = [*self.networks["actor"].parameters(), *([actions] if self.critic else [])]
+        inputs = [*self.parameters("actor"), *([actions] if self.critic and batch.measured else [])]
         self.scaler.scale(loss).backward(inputs=inputs)  # Alg. 1, line 13
         real = real.detach()
         if config.r2:
@@ -85,9 +87,9 @@ class DiscriminatorAgent(Agent):
             place = self.drawn(torch.rand, len(real), *[1] * (real.ndim - 1))
             between = torch.cat([torch.lerp(real, fake, place) for fake in batch.fakes])
             metrics["gradient_penalty"] = self.penalise([between], 1.0, config.gradient_penalty)
-        metrics["actor_gradient"] = self.descend("actor")
+        metrics |= self.descend("actor", batch.measured)
         self.scaler.update()
-        if self.critic:
+        if self.critic and batch.measured:
             leaf = actions[:, 0].detach().requires_grad_()
             (gradient,) = torch.autograd.grad(sum_of_means(reward(leaf), len(real)), leaf)
             by_critic, by_return = all_gather_rows(-actions.grad[:, 0]), all_gather_rows(gradient)
@@ -113,6 +115,6 @@ class DiscriminatorAgent(Agent):
             (gradient,) = torch.autograd.grad(self.networks["actor"](images).sum(), images, create_graph=True)
             penalty = returns.gradient_penalty(gradient, norm)
             loss = self.scaler.scale(weight / len(batches) * penalty)
-            loss.backward(inputs=list(self.networks["actor"].parameters()))
+            loss.backward(inputs=self.parameters("actor"))
             penalties.append(penalty.detach())
         return torch.stack(penalties).mean()

@@ -51,15 +51,17 @@ class GeneratorAgent(Agent):
         random = self.drawn(torch.rand, len(state), 1) < self.config.epsilon
         return Act(torch.where(random, noise, explored), policy, recurrent.detach(), embedding.detach(), random)
 
-    def update_reward_critic(self, rewarded: dict[str, Tensor], new: int) -> Metrics:
-        """Alg. 1, lines 11 and 12, for Q_r: `rewarded` and `new` as in Batch."""
+    def update_reward_critic(self, batch: Batch) -> Metrics:
+        """Alg. 1, lines 11 and 12, for Q_r."""
+        rewarded, new = batch.rewarded, batch.new
         state, image, value = rewarded["state"], rewarded["image"][:, self.index], None
         if self.config.gamma:  # by the targets, as MADDPG.next_values
             with torch.no_grad():
                 _, recurrent, _ = self.targets["actor"].act(state, rewarded["recurrent"][:, self.index])
                 action, _, _ = self.targets["actor"].act(rewarded["next_state"], recurrent)
                 value = self.targets["reward_critic"](rewarded["next_state"], self.targets["generator"](action))
-        metrics = self.update_critic(state, image, rewarded["reward"][:, self.index], value, "reward_critic", new)
+        reward = rewarded["reward"][:, self.index]
+        metrics = self.update_critic(state, image, reward, value, "reward_critic", new, batch.measured)
         return metrics | {"extra_reward": rewarded["extra"][-new:, self.index].mean()}
 
     def extra_value(self, batch: Batch) -> Tensor:
@@ -86,22 +88,25 @@ class GeneratorAgent(Agent):
         policy, embedding = batch.acts[self.index].policy, batch.acts[self.index].embedding
         if self.critic:
             played = image_features(batch.outputs, self.index).detach()
-            metrics = self.update_critic(embedding, played, batch.rewards[self.name], batch.next_values[self.name])
+            reward, next_value = batch.rewards[self.name], batch.next_values[self.name]
+            metrics = self.update_critic(embedding, played, reward, next_value, measured=batch.measured)
         if batch.rewarded:
-            metrics |= self.update_reward_critic(batch.rewarded, batch.new)
+            metrics |= self.update_reward_critic(batch)
         outputs = [discriminator.discriminate(batch.images[self.index]) for discriminator in discriminators]
         features, logits, classes = zip(*outputs, strict=True)
-        beside = None  # the logits of D_a, which has learned meanwhile, on the real images
-        if kind.paired:
-            with torch.no_grad():
-                beside = torch.stack([discriminator(batch.real) for discriminator in discriminators])
-        objective = reward = kind.generator(torch.stack(logits), beside).mean(dim=0)
+        share = config.lambda_generator if self.critic else 1.0
+        if share or batch.measured:
+            beside = None  # the logits of D_a, which has learned meanwhile, on the real images
+            if kind.paired:
+                with torch.no_grad():
+                    beside = torch.stack([discriminator(batch.real) for discriminator in discriminators])
+            objective = reward = kind.generator(torch.stack(logits), beside).mean(dim=0)
         if self.critic:
             action = torch.cat(features, dim=1)
-            action.retain_grad()
-            gradients = torch.autograd.grad(reward.sum(), features, retain_graph=True)
+            if batch.measured:
+                action.retain_grad()
+                gradients = torch.autograd.grad(reward.sum(), features, retain_graph=True)
             value = self.critic(embedding, action)
-            share = config.lambda_generator
             objective = share * reward + (1 - share) * value if share else value
         loss = -objective.mean()
         if config.specialise:
@@ -114,13 +119,15 @@ class GeneratorAgent(Agent):
             policy = all_gather_rows(policy)
             diversity = returns.diversity_return(policy)
             loss = loss - config.diversity_weight * diversity
-        learners = [self.networks[key] for key in ("generator", "actor") if key in self.networks]
-        inputs = [p for network in learners for p in network.parameters()]
-        self.scaler.scale(loss).backward(inputs=[*inputs, *([action] if self.critic else [])])  # Alg. 1, line 13
-        metrics["generator_gradient"] = self.descend("generator")
+        inputs = self.parameters(*(key for key in ("generator", "actor") if key in self.networks))
+        inputs += [action] if self.critic and batch.measured else []
+        self.scaler.scale(loss).backward(inputs=inputs)  # Alg. 1, line 13
+        metrics |= self.descend("generator", batch.measured)
         if policy is not None:
-            metrics["actor_gradient"] = self.descend("actor")
+            metrics |= self.descend("actor", batch.measured) | {"diversity": diversity.detach()}
         self.scaler.update()
+        if not batch.measured:
+            return metrics
         if self.critic:
             gradient = torch.cat(gradients, dim=1)
             metrics["gradient_cosine"] = returns.gradient_cosine(
@@ -130,7 +137,6 @@ class GeneratorAgent(Agent):
             return metrics
         policy = policy.detach()
         return metrics | {
-            "diversity": diversity.detach(),
             "z_correlation": returns.mean_correlation(policy),
             # Normalised, z always has unit deviation: a collapse shows in the deviation before.
             "z_deviation": self.networks["actor"].normalise.running_var.sqrt().mean(),

@@ -5,6 +5,7 @@ A stack of layers turns an image (B, 3, S, S), or a point (B, 2), into features 
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from magnet.support.distributed import all_gather_rows, world_size
 
@@ -80,15 +81,17 @@ class SyncedBatchNorm:
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C) or (B, C, H, W), shaped alike."""
+        if self.momentum is None:
+            return super().forward(x)  # a plain average needs the count of batches
         if self.alone or world_size() == 1 or not self.training:
-            if x.dtype == torch.float16:  # 1 / deviation cubed, in the second derivative, would overflow: R1 needs it
-                return super().forward(x.float()).to(x.dtype)
-            return super().forward(x)
+            # float16: 1 / deviation cubed, in the second derivative, would overflow, and R1 needs it.
+            exact = x.float() if x.dtype == torch.float16 else x
+            statistics = self.running_mean, self.running_var, self.weight, self.bias
+            return F.batch_norm(exact, *statistics, self.training, self.momentum, self.eps).to(x.dtype)
         exact = x.to(torch.promote_types(x.dtype, torch.float32))
         normalised, _, mean, variance = Normalise.apply(exact, self.eps)
         with torch.no_grad():
             count = world_size() * x.numel() / x.shape[1]
-            self.num_batches_tracked += 1
             self.running_mean.lerp_(mean.flatten(), self.momentum)
             self.running_var.lerp_(variance.flatten() * (count / (count - 1)), self.momentum)
         if self.affine:

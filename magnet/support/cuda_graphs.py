@@ -88,7 +88,7 @@ class RecordedStep:
 
 
 class StepGraphs:
-    """Records each kind of step, with R1 and without, once it has been made a few times."""
+    """Records each kind of step (with R1, with all metrics, with both or neither) once it has been made a few times."""
 
     def __init__(self, agents: list):
         """agents: those whose steps are recorded."""
@@ -101,7 +101,7 @@ class StepGraphs:
         Returns the batch to go on with, and what acts and learns on it: graphs, or the trainer's `act` and `learn`.
         """
         # The first steps, of an empty replay buffer, have fewer rows.
-        kind = (batch.r1, *(len(one) for one in inputs(batch)))
+        kind = (batch.r1, batch.measured, *(len(one) for one in inputs(batch)))
         if self.recordable and kind not in self.recorded:
             self.counts[kind] += 1
             if self.counts[kind] > STEPS_BEFORE:

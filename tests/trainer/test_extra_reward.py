@@ -40,10 +40,10 @@ def test_the_reward_critic_learns_the_last_step_and_replayed_rows_in_deviations(
     _, before = step_and_batch(trainer)
     heard, update_critic = [], Agent.update_critic
 
-    def note(self, observation, action, reward, value, key="critic", fresh=0):
+    def note(self, observation, action, reward, value, key="critic", fresh=0, measured=True):
         if key == "reward_critic":
             heard.append((observation, action, reward, fresh))
-        return update_critic(self, observation, action, reward, value, key, fresh)
+        return update_critic(self, observation, action, reward, value, key, fresh, measured)
 
     monkeypatch.setattr(Agent, "update_critic", note)
     _, batch = step_and_batch(trainer)
@@ -107,10 +107,10 @@ def test_the_target_of_the_reward_critic_bootstraps_with_gamma(monkeypatch):
     run(trainer, 3)
     agent, heard, update_critic = trainer.generators[0], [], Agent.update_critic
 
-    def note(self, observation, action, reward, value, key="critic", fresh=0):
+    def note(self, observation, action, reward, value, key="critic", fresh=0, measured=True):
         if key == "reward_critic":
             heard.append(value)
-        return update_critic(self, observation, action, reward, value, key, fresh)
+        return update_critic(self, observation, action, reward, value, key, fresh, measured)
 
     monkeypatch.setattr(Agent, "update_critic", note)
     targets = {key: (net, [p.clone() for p in net.parameters()]) for key, net in agent.targets.items()}

@@ -17,6 +17,8 @@ from magnet.evaluation.sampling import FixedGrids
 from magnet.game import returns
 from magnet.support.devices import settle
 
+pytestmark = pytest.mark.usefixtures("every_step")
+
 R1 = {"r1": 0.1, "r1_every": 1}
 IN_FLOAT32 = {"generator/critic", "discriminator/critic"}  # nothing overflows there
 
@@ -152,10 +154,10 @@ def test_a_loss_that_is_not_finite_ends_the_run(place, capsys, without_grids, mo
 def test_gradients_that_no_scale_makes_finite_end_the_run(place, capsys, without_grids, monkeypatch):
     honest = agents.Agent.descend
 
-    def descend(agent, key):
+    def descend(agent, key, measured):
         if key == "actor":
             next(agent.networks[key].parameters()).grad[0] = float("nan")
-        return honest(agent, key)
+        return honest(agent, key, measured)
 
     monkeypatch.setattr(agents.Agent, "descend", descend)
     assert train.main([*TINY, "--precision", "fp16", "--steps", "40"]) == 3

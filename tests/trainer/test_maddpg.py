@@ -21,6 +21,9 @@ from conftest import (
 )
 from torch.nn.functional import logsigmoid
 
+from magnet import maddpg
+
+pytestmark = pytest.mark.usefixtures("every_step")
 TEAMS = pytest.mark.parametrize(("generators", "discriminators"), [(1, 1), (2, 2), (1, 2), (2, 1)])
 
 
@@ -160,6 +163,37 @@ def test_a_discriminators_update_does_not_reach_the_generators():
     assert differing(before, weights(trainer.agents)) == {"discriminator/actor", "discriminator/critic"}
     assert all(p.grad is None for network in generator.networks.values() for p in network.parameters())
     assert not any(images.requires_grad for images in batch.fakes)
+
+
+def test_targets_move_in_every_eighth_step_as_far_as_in_eight(monkeypatch):
+    monkeypatch.setattr(maddpg, "TARGETS_EVERY", 8)
+    trainer = new_trainer(tau=0.1, **FULL)
+    before = weights(trainer.agents)
+    run(trainer, 7)
+    assert not any(name.endswith("target") for name in differing(before, weights(trainer.agents)))
+    run(trainer, 1)
+    after = weights(trainer.agents)
+    for name in before:
+        if not name.endswith("target"):
+            expected = torch.lerp(after[name], before[f"{name} target"], 0.9**8)
+            torch.testing.assert_close(after[f"{name} target"], expected)
+
+
+@pytest.mark.parametrize("changes", [{}, {"returns": "relativistic", "r2": 0.1}, {"lambda_generator": 0.3}], ids=str)
+def test_metrics_that_take_time_are_of_every_fifth_step_and_change_no_weight(monkeypatch, changes):
+    """Of D_a's BatchNorm the relativistic reward moves the statistics, which nothing reads."""
+    always, at_times = (new_trainer(**FULL | changes) for _ in range(2))
+    expected = run(always, 7)
+    monkeypatch.setattr(maddpg, "MEASURE_EVERY", 5)
+    found = run(at_times, 7)
+    assert found[0] == expected[0] and found[5] == expected[5]
+    costly = {name for name in found[0] if name not in found[1]}
+    assert {name.split("/")[1] for name in costly} == {
+        "gradient_cosine", "critic_gradient", "actor_gradient", "generator_gradient", "z_correlation", "z_deviation",
+    }  # fmt: skip
+    for t in (1, 2, 3, 4, 6):
+        assert found[t] == {name: value for name, value in expected[t].items() if name not in costly}
+    assert not differing(weights(always.agents), weights(at_times.agents))
 
 
 def test_targets_move_by_tau_after_all_agents_have_learned():

@@ -16,6 +16,8 @@ from magnet.game.returns import RETURNS
 from magnet.support.errors import UserError
 from magnet.support.random_streams import stream
 
+pytestmark = pytest.mark.usefixtures("every_step")
+
 REPLAY = {"replay_fraction": 0.25}
 OPTIONS = {  # with two agents of each kind
     "specialised": {"specialise": 1.0},

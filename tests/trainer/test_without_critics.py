@@ -7,6 +7,8 @@ from torch.nn.functional import logsigmoid
 
 from magnet.run.checkpoint_validation import networks_fault, trainer_fault
 
+pytestmark = pytest.mark.usefixtures("every_step")
+
 
 def test_a_plain_gan_has_two_networks_that_ascend_their_returns_on_noise():
     trainer = new_trainer(algorithm="gan")
