@@ -18,7 +18,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from magnet.config import PRESETS, Config, check, complete, without_effect
+from magnet.config import PRESETS, Config, check, complete
 from magnet.run.command_line import parse
 from magnet.support.errors import Diverged, MachineFailure, UserError, one_line
 from magnet.support.output import as_program
@@ -69,10 +69,13 @@ def start(given: dict, commands: argparse.Namespace, owned: ExitStack) -> int:
 
 def settings(given: dict, commands: argparse.Namespace, owned: ExitStack) -> tuple[Config, Path | None, dict | None]:
     """The config of the run; of one that goes on also its last checkpoint's path and contents. Raises UserError."""
+    import torch
+
     from magnet.run.initial_networks import with_sizes_of_init
     from magnet.run.logger import sole_owner
     from magnet.run.session import find_run, parameters_of, resumed
-    from magnet.run.summary import changed, refuse_too_large
+    from magnet.run.summary import changed, refuse_too_large, without_effect
+    from magnet.run.tuning import tune
     from magnet.support import devices, distributed
 
     run, path, saved = commands.resume, None, None
@@ -87,10 +90,13 @@ def settings(given: dict, commands: argparse.Namespace, owned: ExitStack) -> tup
         config = complete({key: PARAMETERS[key] for key in PARAMETERS.keys() - base.keys()} | given, base)
         config = with_sizes_of_init(config, PARAMETERS | given)
     check(config)
-    config = devices.settle(config)
+    asked, config = config, devices.settle(config)
     distributed.refuse_uneven(config)
     distributed.refuse_differing(settings=dataclasses.asdict(config), dry_run=commands.dry_run)
     refuse_too_large(config)
+    if not run and distributed.world_size() == 1:
+        config = tune(config, asked)
+    torch.set_num_threads(int(config.threads))
     if idle := sorted(given.keys() & without_effect(config)):
         print("Without effect in this game: --" + ", --".join(idle).replace("_", "-"))
     print(changed(config))

@@ -78,6 +78,10 @@ class Config:
     tau: float = parameter(
         0.003, "share of the new weights in every target at each step [D]; 0.01 in [L]", low=1e-6, high=1
     )
+    average: float = parameter(
+        0.05, "half-life of the targets as a share of all steps so far, once that is longer than tau's; 0: tau alone, "
+        "as in [L] and with --gamma [D]", low=0, high=1, old=0.0,
+    )  # fmt: skip
     lambda_generator: float = parameter(
         0.0, "what G_a and G ascend: 0 their critic [M], 1 the return itself, without a critic", low=0, high=1
     )
@@ -98,6 +102,7 @@ class Config:
     replay_fraction: float = parameter(0.25, "share of a batch that is replayed [D]", low=0, high=0.9)
     seed: int = parameter(0, "seed of everything random", low=0, high=2**63 - 1)
     device: str = parameter("auto", "auto, cpu, cuda or cuda:N")
+    threads: str = parameter("auto", "threads on the CPU; auto: the fastest number, by the first steps", old="auto")
     precision: str = parameter(
         "auto", "of the convolutions; auto: bf16 where it is fast, else fp32", choices=("auto", "fp32", "bf16", "fp16")
     )
@@ -147,8 +152,8 @@ def agent_names(config) -> tuple[list[str], list[str]]:
 
 
 FREE_ON_RESUME = {
-    "data", "epochs", "steps", "device", "sample_every", "checkpoint_every", "keep", "evaluate_every", "patience",
-    "cuda_graphs", "deterministic",
+    "data", "epochs", "steps", "device", "threads", "sample_every", "checkpoint_every", "keep", "evaluate_every",
+    "patience", "cuda_graphs", "deterministic",
     "extra_reward",  # its file may lie elsewhere now; session.py compares what is in it
     "lr",  # the game stays: a run that diverged can go on with a lower one
 }  # fmt: skip
@@ -156,7 +161,7 @@ FREE_ON_RESUME = {
 PRESETS = {
     "default": {},
     "original": {  # the published hyperparameters, as far as they have a counterpart here
-        "gamma": 0.95, "tau": 0.01, "diversity_weight": 0.0, "replay_fraction": 0.5, "r1": 0.0,
+        "gamma": 0.95, "tau": 0.01, "average": 0.0, "diversity_weight": 0.0, "replay_fraction": 0.5, "r1": 0.0,
     },
     "cpu": {"image_size": 32, "width": 32, "nz": 64, "device": "cpu"},
     "gaussians": {
@@ -189,6 +194,8 @@ def convert(values: dict) -> dict:
             converted[name] = float(value)
         if kind is int and type(value) is float and value.is_integer():
             converted[name] = int(value)
+        if name == "threads" and type(value) is int:
+            converted[name] = str(value)
         if name in PATHS and type(value) is str:
             converted[name] = expand(value)
     return converted
@@ -209,6 +216,8 @@ def check(config: Config) -> None:
             raise UserError(f"{flag} one of {', '.join(map(str, choices))}.")
         if field.type is str and "\0" in value:
             raise UserError(f"{flag} without a zero byte.")
+    if not re.fullmatch(r"auto|[1-9]\d{0,3}", config.threads):
+        raise UserError(f"--threads is {config.threads!r:.80}, but must be auto or a number from 1 to 9999.")
     if config.name and not re.fullmatch(r"(?!\.+$)[A-Za-z0-9._-]{1,64}", config.name):
         raise UserError(f"--name is {config.name!r}, but must be 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-'.")
     if config.gamma and (config.algorithm == "gan" or config.lambda_generator == config.lambda_discriminator == 1):
@@ -235,24 +244,3 @@ def check(config: Config) -> None:
         )
     if (replayed or config.extra_reward) and config.replay_size < new:
         raise UserError(f"--replay-size is {config.replay_size}, but one step stores {new} transitions; give more.")
-
-
-def without_effect(config: Config) -> set[str]:
-    """The parameters that change nothing in this combination."""
-    idle = set()
-    if config.algorithm == "gan":
-        idle |= {"lambda_generator", "lambda_discriminator", "exploration", "epsilon", "diversity_weight"}
-        idle.add("episode_length")
-    if not config.r1:
-        idle.add("r1_every")
-    if not config.replay_fraction and not config.extra_reward:
-        idle.add("replay_size")
-    if not config.extra_reward:
-        idle |= {"extra_weight", "extra_to"}
-    if config.points:
-        idle.add("image_size")
-    if config.data == "synthetic":
-        idle.add("skip_bad_images")
-    if config.device == "cpu":
-        idle |= {"cuda_graphs", "deterministic"}
-    return idle

@@ -110,7 +110,7 @@ class MADDPG:
         self.steps += 1
         if self.steps % TARGETS_EVERY == 0:
             for agent in self.agents:
-                agent.update_targets(TARGETS_EVERY)  # line 15
+                agent.update_targets(TARGETS_EVERY, self.steps)  # line 15
         if world_size() > 1 and self.config.extra_reward:  # together: the first process alone saves, later
             self.complete_rewards()
         all_reduce_mean(metrics.values())

@@ -101,10 +101,18 @@ class Agent:
             norm = norm.where(finite | diverges, 0.0)
         return norm
 
-    def update_targets(self, steps: int = 1) -> None:
-        """Every target moves by tau, as often as `steps` in one: the last line of Algorithm 1."""
+    def update_targets(self, steps: int = 1, made: int = 0) -> None:
+        """Every target moves as far as tau takes it in `steps` steps: the last line of Algorithm 1.
+
+        It moves less once `made` steps, all so far, make config.average of them longer than the half-life by tau: the
+        average lengthens with the training (compare Karras et al. 2024, EDM2, arXiv 2312.02696, section 3.1). With
+        gamma > 0 it does not: critics bootstrap on the targets, which must follow.
+        """
+        tau, half_life = self.config.tau, 0 if self.config.gamma else self.config.average * made
+        if half_life:
+            tau = min(tau, 1 - 0.5 ** (1 / half_life))
         for key, target in self.targets.items():
-            soft_update(target, self.networks[key], 1 - (1 - self.config.tau) ** steps)
+            soft_update(target, self.networks[key], 1 - (1 - tau) ** steps)
 
     def update_critic(
         self, observation: Tensor, action: Tensor, reward: Tensor, next_value: Tensor | None, key: str = "critic",

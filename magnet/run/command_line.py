@@ -12,11 +12,11 @@ GROUPS = {
     "extra reward": "extra_reward extra_weight extra_to",
     "game": "algorithm returns gamma episode_length exploration epsilon diversity_weight lambda_generator "
     "lambda_discriminator",
-    "learning": "init epochs steps batch_size width nz lr beta1 beta2 tau replay_size replay_fraction seed",
+    "learning": "init epochs steps batch_size width nz lr beta1 beta2 tau average replay_size replay_fraction seed",
     "regularisers of D_a": "r1 r1_every r2 gradient_penalty spectral_norm",
     "several agents": "generators discriminators specialise",
-    "run": "device precision cuda_graphs deterministic sample_every checkpoint_every keep evaluate_every patience "
-    "models_dir name",
+    "run": "device threads precision cuda_graphs deterministic sample_every checkpoint_every keep evaluate_every "
+    "patience models_dir name",
 }
 
 

@@ -26,6 +26,7 @@ from magnet.support.distributed import all_reduce_max, first_on_machine
 from magnet.support.errors import UserError
 
 LONGEST_TRIAL = 20  # seconds
+ON_RESUME_AS_BEFORE = (("precision", "auto"), ("threads", "auto"))
 
 
 def resumed(run: Path, named: Path | None, given: dict) -> tuple[Config, Path, dict]:
@@ -35,8 +36,7 @@ def resumed(run: Path, named: Path | None, given: dict) -> tuple[Config, Path, d
     """
     path, saved = (named, checkpoint.load_named(named)) if named else checkpoint.latest(run / "checkpoints")
     config = restored_config(path, saved["config"])
-    if given.get("precision") == "auto":
-        given = {key: value for key, value in given.items() if key != "precision"}
+    given = {key: value for key, value in given.items() if (key, value) not in ON_RESUME_AS_BEFORE}
     changed = sorted(k for k, v in given.items() if k not in FREE_ON_RESUME and v != getattr(config, k))
     if bool(given.get("extra_reward", config.extra_reward)) != bool(config.extra_reward):
         changed.append("extra_reward")

@@ -9,11 +9,35 @@ import torch
 from torch import Tensor, nn
 
 from magnet.agents.networks import convolution_dtype, discriminator_networks, generator_networks
+from magnet.config import Config
 from magnet.support.distributed import world_size
 from magnet.support.errors import UserError, one_line
 
 WEIGHT_COPIES = 5  # each weight with its target, its gradient and Adam's two moments
 MIB = 2**20
+
+
+def without_effect(config: Config) -> set[str]:
+    """The parameters that change nothing in this combination."""
+    idle = set()
+    if config.algorithm == "gan":
+        idle |= {"lambda_generator", "lambda_discriminator", "exploration", "epsilon", "diversity_weight"}
+        idle.add("episode_length")
+    if not config.r1:
+        idle.add("r1_every")
+    if not config.replay_fraction and not config.extra_reward:
+        idle.add("replay_size")
+    if not config.extra_reward:
+        idle |= {"extra_weight", "extra_to"}
+    if config.points:
+        idle.add("image_size")
+    if config.gamma:
+        idle.add("average")
+    if config.data == "synthetic":
+        idle.add("skip_bad_images")
+    if config.device == "cpu":
+        idle |= {"cuda_graphs", "deterministic"}
+    return idle
 
 
 def kept_bytes(network: nn.Module, *inputs: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""Which device a run computes on, and in which precision, where its config leaves that to the program."""
+"""Which device a run computes on, in which precision and with how many threads, where its config leaves it open."""
 
 import dataclasses
 import re
@@ -26,4 +26,5 @@ def settle(config):
         else:
             fast = torch.cuda.get_device_capability(name) >= (8, 0)  # before Ampere bfloat16 is emulated
         precision = "bf16" if fast else "fp32"
-    return dataclasses.replace(config, device=name, precision=precision)
+    threads = str(torch.get_num_threads()) if config.threads == "auto" else config.threads
+    return dataclasses.replace(config, device=name, precision=precision, threads=threads)

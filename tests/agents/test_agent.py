@@ -131,3 +131,19 @@ def test_a_critics_step_is_that_of_its_squared_td_error_by_hand(gamma):
     assert metrics["critic_loss"].item() == pytest.approx((errors[0] ** 2 + errors[1] ** 2) / 2)
     assert metrics["critic_gradient"].item() == pytest.approx(expected.norm().item())
     assert agent.critic.weight.grad is None
+
+
+def test_the_average_lengthens_with_the_training_once_its_half_life_is_longer_than_taus():
+    """After 1,000 steps a twentieth is 50: in 50 steps the targets go half of the way. tau 0.25 alone goes further."""
+    agent = new_discriminator(tau=0.25, average=0.05)
+    before = weights([agent])
+    agent.update_targets(steps=50, made=1000)
+    after = weights([agent])
+    online, target = before["discriminator/actor"], before["discriminator/actor target"]
+    torch.testing.assert_close(after["discriminator/actor target"], (online + target) / 2)
+    for changes, made in (({"average": 0.05}, 10), ({"average": 0.0}, 1000), ({"average": 0.05, "gamma": 0.9}, 1000)):
+        agent = new_discriminator(tau=0.25, **changes)
+        before = weights([agent])
+        agent.update_targets(steps=2, made=made)
+        expected = torch.lerp(before["discriminator/actor"], before["discriminator/actor target"], 0.75**2)
+        torch.testing.assert_close(weights([agent])["discriminator/actor target"], expected)

@@ -24,10 +24,10 @@ from conftest import (
 from test_train import TINY
 
 import train
-from magnet.config import Config, check, complete, without_effect
+from magnet.config import Config, check, complete
 from magnet.data.gaussians import PointDataset, draw_points
 from magnet.run.checkpoint_validation import networks_fault, trainer_fault
-from magnet.run.summary import refuse_too_large, summary
+from magnet.run.summary import refuse_too_large, summary, without_effect
 from magnet.support.errors import UserError
 
 FIELDS = dataclasses.fields(Config)

@@ -1,0 +1,92 @@
+"""The threads and the precision that are fastest: when they are measured, and what is taken."""
+
+import dataclasses
+import json
+import time
+
+import pytest
+import torch
+from conftest import small_config
+from test_train import TINY
+
+import train
+from magnet.config import Config
+from magnet.run import tuning
+from magnet.support.devices import settle
+
+SECONDS = {(4, "bf16"): 0.3, (4, "fp32"): 0.2, (2, "bf16"): 0.1, (2, "fp32"): 0.4, (1, "bf16"): 0.5, (1, "fp32"): 0.6}
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """A machine of four cores with bfloat16, with the times above: a list of what was asked."""
+    asked = []
+
+    def measure(config, settings):
+        asked.append(settings)
+        return {setting: SECONDS[setting] for setting in settings}
+
+    monkeypatch.setattr(tuning, "measure", measure)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("given", "fastest", "count"),
+    [
+        ({}, ("2", "bf16"), 6),
+        ({"precision": "fp32"}, ("4", "fp32"), 3),
+        ({"threads": "1"}, ("1", "bf16"), 2),
+        ({"threads": "1", "precision": "fp32"}, ("1", "fp32"), 0),
+    ],
+    ids=str,
+)
+def test_the_fastest_setting_is_taken_of_those_left_open_and_named(measured, capsys, given, fastest, count):
+    asked = Config(device="cpu", **given)
+    config = dataclasses.replace(asked, threads=given.get("threads", "4"), precision=given.get("precision", "bf16"))
+    found = tuning.tune(config, asked)
+    assert (found.threads, found.precision) == fastest
+    assert dataclasses.replace(found, threads="", precision="") == dataclasses.replace(config, threads="", precision="")
+    assert [len(settings) for settings in measured] == [count] * (count > 0)
+    said = capsys.readouterr().out
+    assert said.count("\n") == (count > 0) and (f"--threads {fastest[0]} --precision {fastest[1]}" in said or not count)
+
+
+def test_omp_num_threads_and_a_gpu_leave_the_threads_as_they_are(measured, monkeypatch):
+    config = Config(threads="4", precision="fp32", device="cpu")
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert tuning.tune(config, Config()) == config
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    on_gpu = dataclasses.replace(config, device="cuda", precision="bf16")
+    assert tuning.tune(on_gpu, Config()) == on_gpu
+    assert not measured
+
+
+@pytest.mark.parametrize("changes", [{"extra_reward": "resemble"}, {"data": "gaussians-8"}], ids=["faces", "points"])
+def test_steps_of_the_game_are_measured_and_no_longer_than_said(changes, monkeypatch):
+    config = small_config(threads="1", device="cpu", **changes)
+    settings = [(1, "fp32")] if config.points else [(1, "fp32"), (1, "bf16")]
+    since = time.perf_counter()
+    found = tuning.measure(config, settings)
+    assert list(found) == settings and all(0 < seconds < time.perf_counter() - since for seconds in found.values())
+    monkeypatch.setattr(tuning, "LONGEST", 0.0)
+    assert tuning.measure(config, settings) == {} and tuning.tune(config, Config(device="cpu")) == config
+
+
+def test_a_run_keeps_its_threads_when_it_goes_on_and_takes_others_if_told(place):
+    threads = torch.get_num_threads()
+    try:
+        assert train.main([*TINY, "--threads", "2", "--steps", "1", "--name", "run"]) == 0
+        assert torch.get_num_threads() == 2
+        torch.set_num_threads(1)
+        assert train.main(["--resume", "models/run", "--threads", "auto", "--steps", "2"]) == 0
+        assert torch.get_num_threads() == 2
+        assert train.main(["--resume", "models/run", "--threads", "1", "--steps", "3"]) == 0
+        assert torch.get_num_threads() == 1
+        assert json.loads((place / "models" / "run" / "config.json").read_text())["threads"] == "1"
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_auto_is_settled_as_pytorchs_own_number():
+    assert settle(Config(device="cpu")).threads == str(torch.get_num_threads())
