@@ -3,7 +3,7 @@
 
     python3 evaluate.py models/2026-11-22_14-03-59                     FID, KID, precision, recall, SWD on 5,000 images
     python3 evaluate.py RUN --held-out                                 against images that training never saw
-    python3 evaluate.py RUN --features NET.pt2                         with another feature network than Inception
+    python3 evaluate.py RUN --features imagenet                        with another feature network than Inception
     python3 evaluate.py RUN --no-features                              the sliced Wasserstein distance (SWD) alone
     python3 evaluate.py RUN --equilibrium                              and how near equilibrium the two players are
     python3 evaluate.py RUN --extra-reward resemble                    and how well the policy answers, by that reward
@@ -144,10 +144,12 @@ def equilibrium(options: argparse.Namespace, generators, discriminators, faces, 
 
 def feature_network(options: argparse.Namespace, device) -> tuple:
     """What turns images into features, and its name; None and None if none is wanted. Raises UserError."""
-    from magnet.evaluation.metrics import exported_network, inception
+    from magnet.evaluation.feature_networks import IMAGENET, exported_network, imagenet, inception
 
     if options.no_features:
         return None, None
+    if str(options.features) == IMAGENET:
+        return imagenet(device)
     if options.features:
         return exported_network(options.features, device)
     return inception(options.inception_weights, device)
@@ -261,7 +263,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     network = parser.add_mutually_exclusive_group()
     network.add_argument("--inception-weights", type=user_path, metavar="FILE", help="instead of a download")
     network.add_argument(
-        "--features", type=user_path, metavar="NET.pt2", help="of torch.export: uint8 (N,3,64,64) -> (N,F)"
+        "--features",
+        type=user_path,
+        metavar="NET",
+        help="imagenet, EfficientNet-Lite0 as trained on ImageNet; or a "
+        "file.pt2 of torch.export: uint8 (N,3,64,64) -> (N,F)",
     )
     network.add_argument("--no-features", action="store_true", help="the sliced Wasserstein distance alone")
     options = parser.parse_args(arguments)

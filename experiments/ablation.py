@@ -69,7 +69,7 @@ def scorer(features: Path, count: int) -> Callable[[Path], list[dict]]:
 
     from magnet.evaluation.comparison import compare, described, pick
     from magnet.evaluation.drawing import pieces
-    from magnet.evaluation.metrics import exported_network
+    from magnet.evaluation.feature_networks import exported_network
     from magnet.evaluation.sampling import Sampler
     from magnet.run.saved_runs import load_agents, load_checkpoint, load_states
     from magnet.support.random_streams import stream
@@ -113,7 +113,7 @@ def curve(run: Path, score: Callable[[Path], list[dict]]) -> list[dict]:
 
 def ablate(options: argparse.Namespace, base: dict) -> None:
     """Trains and scores what options.out lacks; `base`: parameters of all runs. Raises UserError."""
-    from magnet.evaluation.metrics import digest
+    from magnet.evaluation.feature_networks import digest
 
     if not options.features.is_file():
         raise UserError(f"There is no network {options.features}; make it with `python3 experiments/face_features.py`.")

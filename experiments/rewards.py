@@ -33,7 +33,8 @@ from magnet.data.image_dataset import ImageDataset, to_uint8  # noqa: E402
 from magnet.evaluation import answers  # noqa: E402
 from magnet.evaluation.comparison import pick  # noqa: E402
 from magnet.evaluation.drawing import draw  # noqa: E402
-from magnet.evaluation.metrics import digest, exported_network, feature_scores, streamed_features  # noqa: E402
+from magnet.evaluation.feature_networks import digest, exported_network  # noqa: E402
+from magnet.evaluation.metrics import feature_scores, streamed_features  # noqa: E402
 from magnet.evaluation.sampling import BATCH, Sampler  # noqa: E402
 from magnet.maddpg import MADDPG  # noqa: E402
 from magnet.run import checkpoint  # noqa: E402

@@ -96,7 +96,8 @@ def counter(world: str, factors: Path) -> Counter:
         )  # fmt: skip
 
     from experiments.factors import count_combinations, drawn, trained_reader
-    from magnet.evaluation.metrics import digest, sliced_wasserstein
+    from magnet.evaluation.feature_networks import digest
+    from magnet.evaluation.metrics import sliced_wasserstein
     from magnet.support.random_streams import stream
 
     reader, known = trained_reader(factors)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from magnet.data.image_dataset import ImageDataset, from_uint8, to_uint8
-from magnet.evaluation.metrics import CHUNK, Embed, feature_scores, features, sliced_wasserstein, streamed_features
+from magnet.evaluation.feature_networks import Embed
+from magnet.evaluation.metrics import CHUNK, feature_scores, features, sliced_wasserstein, streamed_features
 from magnet.support.random_streams import stream
 
 MOST = 16384  # images of a set whose patches are compared, as Karras et al. did: those of 200,000 would take 24 GB

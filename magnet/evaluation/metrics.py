@@ -1,35 +1,28 @@
 """How near generated images are to real ones: numbers from two sets of images, whatever made them.
 
     scores = sliced_wasserstein(fakes, reals, stream(0, "evaluate"))     # {"swd_32": ..., "swd_16": ..., "swd": ...}
-    embed, name = inception(None, device)                                # or exported_network(Path("NET.pt2"), device)
+    embed, name = inception(None, device)                                # or another of feature_networks.py
     scores |= feature_scores(features(embed, fakes), features(embed, reals))
 
 Images are uint8 (N, 3, S, S) RGB. A distance is lower for sets that are more alike. What rests on features is computed
 by torch-fidelity's own functions, so that the numbers are those of other papers; it is optional.
 """
 
-import hashlib
-import pickle
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.export.passes import move_to_device_pass
-from torch.nn.functional import interpolate, pad
+from torch.nn.functional import pad
 from tqdm import tqdm
 
 from magnet.data.image_dataset import from_uint8
-from magnet.support.errors import UserError
-
-Embed = Callable[[Tensor], Tensor]  # uint8 (n, 3, S, S) -> features (n, F), both on any device
+from magnet.evaluation.feature_networks import Embed
 
 PATCH, PATCHES = 7, 128  # side of a patch; patches cut from an image at each level
 COARSEST = 16  # side of the pyramid's last level
 DIRECTIONS = 512  # Karras et al. take the mean over 4 repeats of 128: the same
 BLOCK, CHUNK, ROWS = 32, 256, 8192  # directions, images, patches at a time, so that memory stays bounded
 
-EXPORTED_SIDE = 64  # of the images that an exported network takes
 EMBEDDED = 64  # images at a time
 KID_SUBSETS, KID_SUBSET = 100, 1000  # torch-fidelity's own; fewer images make smaller subsets
 
@@ -122,89 +115,6 @@ def projected(points: Tensor, directions: Tensor) -> Tensor:
         return along.sort(dim=1).values
     along.numpy().sort(axis=1)  # 20 times as fast as torch on a CPU with AVX-512
     return along
-
-
-def fidelity():
-    """The module torch_fidelity. Raises UserError if it is not installed."""
-    try:
-        import torch_fidelity.metric_prc  # which releases before 0.4 lack
-    except ImportError:
-        raise UserError(
-            "FID, KID, precision and recall need torch-fidelity: `pip3 install --upgrade torch-fidelity` gets it, "
-            "--no-features leaves the sliced Wasserstein distance alone."
-        ) from None
-    return torch_fidelity
-
-
-def inception(weights: Path | None, device: torch.device) -> tuple[Embed, str]:
-    """Inception-v3 as FID is defined on it (2048 features of its last pooling), and its name with its file's digest.
-
-    weights: torch-fidelity's file; None: downloaded once, into torch.hub's folder. Raises UserError.
-    """
-    torch_fidelity = fidelity()
-    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
-
-    path = weights or Path(torch.hub.get_dir(), "checkpoints", Path(URL_INCEPTION_V3).name)
-    try:
-        if weights is None:
-            torch.hub.load_state_dict_from_url(URL_INCEPTION_V3, weights_only=True)
-        else:
-            torch.load(weights, weights_only=True)  # torch-fidelity loads it too, but would execute what is in it
-        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(path)).to(device)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        if weights is None and isinstance(error, OSError):
-            raise UserError(
-                f"Inception's weights cannot be downloaded ({error}): give their file with --inception-weights FILE, "
-                f"another network with --features NET.pt2, or neither with --no-features."
-            ) from error
-        raise UserError(
-            f"{path} cannot be read as Inception's weights ({first_line(error)}); get it from {URL_INCEPTION_V3}."
-        ) from error
-    name = f"Inception-v3 {digest(path)} (torch-fidelity {torch_fidelity.__version__})"
-    return lambda images: network(images.to(device))[0], name
-
-
-def exported_network(path: Path, device: torch.device) -> tuple[Embed, str]:
-    """A network of torch.export, uint8 (N, 3, 64, 64) -> (N, F), and its name with its file's digest.
-
-    Images of another size are resized to 64x64: bilinear, antialiased, rounded to uint8. Raises UserError.
-    """
-    torch_fidelity = fidelity()
-    try:
-        with open(path, "rb") as file:  # by its name PyTorch finds only those in UTF-8
-            exported = torch.export.load(file)
-        network = move_to_device_pass(exported, device).module()
-        shape = network(torch.zeros(3, 3, EXPORTED_SIDE, EXPORTED_SIDE, dtype=torch.uint8, device=device)).shape
-    except Exception as error:  # torch raises nearly anything on a file or network that is not what it expects
-        raise UserError(
-            f"{path} cannot be used as a feature network ({first_line(error)}); `python3 experiments/face_features.py` "
-            f"makes one that can."
-        ) from error
-    if len(shape) != 2 or shape[0] != 3:
-        raise UserError(
-            f"{path} turns 3 images into {tuple(shape)}, not (3, F); `python3 experiments/face_features.py` makes a "
-            f"network that fits."
-        )
-    name = f"{path.name} {digest(path)} (torch-fidelity {torch_fidelity.__version__})"
-    return lambda images: network(resized(images, EXPORTED_SIDE).to(device)), name
-
-
-def first_line(error: Exception) -> str:
-    """What `error` says, as far as it fits in a sentence."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def digest(path: Path) -> str:
-    """The first 8 hexadecimal digits of a file's SHA-256."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:8]
-
-
-def resized(images: Tensor, side: int) -> Tensor:
-    """uint8 (N, 3, S, S) -> uint8 (N, 3, side, side), bilinear and antialiased; unchanged if they have that size."""
-    if images.shape[-1] == side:
-        return images
-    larger = interpolate(images.float(), size=(side, side), mode="bilinear", antialias=True, align_corners=False)
-    return larger.round().clamp(0, 255).to(torch.uint8)
 
 
 def features(embed: Embed, images: Tensor) -> Tensor:

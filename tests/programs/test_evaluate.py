@@ -14,11 +14,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import evaluate
 import sample
 import train
+from magnet import maddpg
 from magnet.data.image_dataset import ImageDataset, fingerprint, load_faces
 from magnet.data.synthetic import draw_faces
 from magnet.evaluation.drawing import draw
 from magnet.evaluation.equilibrium import d_a
-from magnet.evaluation.metrics import exported_network, feature_scores, features, sliced_wasserstein
+from magnet.evaluation.feature_networks import exported_network
+from magnet.evaluation.metrics import feature_scores, features, sliced_wasserstein
 from magnet.evaluation.sampling import Sampler
 from magnet.run import checkpoint
 from magnet.run.saved_runs import load_agents, load_checkpoint, load_states
@@ -44,6 +46,7 @@ def runs(tmp_path_factory):
         Image.fromarray(pixels.transpose(1, 2, 0)).save(place / "faces" / f"{i:02d}.png")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
+        patch.setattr(maddpg, "TARGETS_EVERY", 1)  # else two steps leave them as they were
         for name, flags in KINDS.items():
             assert train.main([*TINY, *flags, "--name", name]) == 0
     return place
