@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from magnet.agents.batch import Batch
 from magnet.agents.discriminator import critic_inputs
+from magnet.agents.generator import image_logits
 from magnet.maddpg import MADDPG
 
 FORWARD, TO_INPUTS, TO_PARAMETERS, DOUBLE = KINDS = "forward", "to inputs", "to parameters", "double backward"
@@ -133,7 +134,8 @@ def of_discriminators(trainer: MADDPG, batch: Batch, r1: bool) -> Iterator[Use]:
 def of_generators(trainer: MADDPG, batch: Batch) -> Iterator[Use]:
     """Each D_a, frozen, on G's images; G_c values these."""
     networks = [agent.networks["actor"] for agent in trainer.discriminators]
-    if trainer.config.returns == "relativistic":  # D_a has learned since its pass over these
+    # D_a has learned since its pass over these. A critic is compared with the reward in some steps, which do not count.
+    if trainer.config.returns == "relativistic" and not all(agent.critic for agent in trainer.generators):
         for network in networks:
             yield Use("D_a", "real, beside G's", len(batch.real), lambda d=network: d(batch.real.detach()))
     for i, agent in enumerate(trainer.generators):
@@ -141,11 +143,11 @@ def of_generators(trainer: MADDPG, batch: Batch) -> Iterator[Use]:
         for network in networks:
             yield Use(
                 "D_a", "teaches G", len(images),
-                lambda d=network, x=images, seen=agent.critic is not None: outputs_of(d, x, seen), at=images,
+                lambda d=network, x=images: outputs_of(d, x), at=images,
             )  # fmt: skip
         if agent.critic:
-            features = torch.cat([outputs[1 + i].features.detach() for outputs in batch.outputs], dim=1)
-            yield from of_critic("G_c", "teaches G_a and G", agent.critic, batch.acts[i].embedding, features)
+            logits = image_logits(batch.outputs, i).detach()
+            yield from of_critic("G_c", "teaches G_a and G", agent.critic, batch.acts[i].embedding, logits)
 
 
 def of_critic(name: str, end: str, critic: nn.Module, features: Tensor, actions: Tensor) -> Iterator[Use]:
@@ -171,9 +173,8 @@ def of_targets(trainer: MADDPG, batch: Batch) -> Iterator[Use]:
             yield Use("D_a'", "next", len(images), lambda d=agent.targets["actor"], x=images: d(x))
     for i, agent in enumerate(trainer.generators):
         if agent.critic:
-            features = torch.cat([outputs[1 + i].features.detach() for outputs in batch.outputs], dim=1)
-            critic = agent.targets["critic"]
-            yield Use("G_c'", "next", len(features), lambda q=critic, s=batch.acts[i].embedding, a=features: q(s, a))
+            logits, critic = image_logits(batch.outputs, i).detach(), agent.targets["critic"]
+            yield Use("G_c'", "next", len(logits), lambda q=critic, s=batch.acts[i].embedding, a=logits: q(s, a))
     for agent, outputs in zip(trainer.discriminators, batch.outputs, strict=True):
         if agent.critic:
             features, actions = map(Tensor.detach, critic_inputs(outputs))
@@ -181,8 +182,7 @@ def of_targets(trainer: MADDPG, batch: Batch) -> Iterator[Use]:
             yield Use("D_c'", "next", len(features), lambda q=critic, x=features, a=actions: q(x, a))
 
 
-def outputs_of(network: nn.Module, images: Tensor, features: bool = False) -> Tensor:
-    """All that D_a gives: logits (B, 1), with its classes if there are some, with its features if these are wanted."""
-    seen, logits, classes = network.discriminate(images)
-    wanted = [logits[:, None], *([] if classes is None else [classes]), *([seen] if features else [])]
-    return torch.cat(wanted, dim=1)
+def outputs_of(network: nn.Module, images: Tensor) -> Tensor:
+    """All that D_a gives and others learn from: logits (B, 1), with its classes if there are some."""
+    _, logits, classes = network.discriminate(images)
+    return torch.cat([logits[:, None], *([] if classes is None else [classes])], dim=1)

@@ -89,7 +89,6 @@ def time_phases(trainer, clock) -> dict[str, float]:
     watched = [(trainer, "act", "act"), (trainer, "play", "play")]
     watched += [(agent, "update", "update of discriminators") for agent in trainer.discriminators]
     watched += [(agent, "update", "update of generators") for agent in trainer.generators]
-    watched += [(agent, "update_targets", "targets") for agent in trainer.agents]
 
     def watch(owner, method: str, phase: str) -> None:
         work = getattr(owner, method)

@@ -30,7 +30,7 @@ from torch import Tensor
 from magnet.agents.agent import Metrics
 from magnet.agents.batch import Batch
 from magnet.agents.discriminator import DiscriminatorAgent, critic_inputs
-from magnet.agents.generator import GeneratorAgent, image_features
+from magnet.agents.generator import GeneratorAgent, image_logits
 from magnet.config import agent_names
 from magnet.game.replay_buffer import ReplayBuffer
 from magnet.support.cuda_graphs import StepGraphs
@@ -224,7 +224,7 @@ class MADDPG:
         outputs = [[agent.targets["actor"].discriminate(x) for x in images] for agent in self.discriminators]
         for i, agent in enumerate(self.generators):
             if agent.critic:
-                values[agent.name] = agent.targets["critic"](embeddings[i], image_features(outputs, i))
+                values[agent.name] = agent.targets["critic"](embeddings[i], image_logits(outputs, i))
         for agent, one in zip(self.discriminators, outputs, strict=True):
             if agent.critic:
                 values[agent.name] = agent.targets["critic"](*critic_inputs(one))

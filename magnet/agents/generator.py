@@ -13,12 +13,15 @@ from magnet.game import returns
 from magnet.support.distributed import all_gather_rows
 
 
-def image_features(outputs: list[list[Discrimination]], index: int) -> Tensor:
-    """What G_c sees of generator `index`'s images: the features of all M discriminators, (B, M F).
+def image_logits(outputs: list[list[Discrimination]], index: int) -> Tensor:
+    """What G_c values of generator `index`'s images: the actions of all M discriminators on them, their logits (B, M).
+
+    MADDPG's critic knows the other agents' actions (Lowe et al. 2017, eq. 6), and nothing else of an image enters the
+    reward. From D_a's features of the image G_c learns that too late (docs/results.md).
 
     outputs: of each discriminator those on the real images, then on each generator's.
     """
-    return torch.cat([one[1 + index].features for one in outputs], dim=1)
+    return torch.stack([one[1 + index].logits for one in outputs], dim=1)
 
 
 class GeneratorAgent(Agent):
@@ -87,13 +90,13 @@ class GeneratorAgent(Agent):
         config, metrics, kind = self.config, {}, returns.return_of(self.config.returns)
         policy, embedding = batch.acts[self.index].policy, batch.acts[self.index].embedding
         if self.critic:
-            played = image_features(batch.outputs, self.index).detach()
+            played = image_logits(batch.outputs, self.index).detach()
             reward, next_value = batch.rewards[self.name], batch.next_values[self.name]
             metrics = self.update_critic(embedding, played, reward, next_value, measured=batch.measured)
         if batch.rewarded:
             metrics |= self.update_reward_critic(batch)
         outputs = [discriminator.discriminate(batch.images[self.index]) for discriminator in discriminators]
-        features, logits, classes = zip(*outputs, strict=True)
+        _, logits, classes = zip(*outputs, strict=True)
         share = config.lambda_generator if self.critic else 1.0
         if share or batch.measured:
             beside = None  # the logits of D_a, which has learned meanwhile, on the real images
@@ -102,10 +105,10 @@ class GeneratorAgent(Agent):
                     beside = torch.stack([discriminator(batch.real) for discriminator in discriminators])
             objective = reward = kind.generator(torch.stack(logits), beside).mean(dim=0)
         if self.critic:
-            action = torch.cat(features, dim=1)
+            action = torch.stack(logits, dim=1)
             if batch.measured:
                 action.retain_grad()
-                gradients = torch.autograd.grad(reward.sum(), features, retain_graph=True)
+                gradients = torch.autograd.grad(reward.sum(), logits, retain_graph=True)
             value = self.critic(embedding, action)
             objective = share * reward + (1 - share) * value if share else value
         loss = -objective.mean()
@@ -129,7 +132,7 @@ class GeneratorAgent(Agent):
         if not batch.measured:
             return metrics
         if self.critic:
-            gradient = torch.cat(gradients, dim=1)
+            gradient = torch.stack(gradients, dim=1)
             metrics["gradient_cosine"] = returns.gradient_cosine(
                 all_gather_rows(-action.grad), all_gather_rows(gradient)
             )

@@ -2,7 +2,7 @@
 
     G_a  GeneratorActor      state, recurrent state -> action z         which latent vector for the next image
     G    Generator           action z               -> image            the image
-    G_c  Critic              state, G(z)            -> value Q(s, z)
+    G_c  Critic              state, G(z), its logit -> value Q(s, z)
     D_a  DiscriminatorActor  image                  -> logit l          the chance that it is real is sigmoid(l)
     D_c  Critic              image, l, label        -> value Q(x, l)
     Q_r  RewardCritic        state, G(z)            -> value Q_r(s, G(z)), only with an extra reward
@@ -141,11 +141,11 @@ class DiscriminatorActor(nn.Module):
 
 
 class Critic(nn.Module):
-    """Q(observation, action), of features that actors have of either: a critic has no convolutions of its own.
+    """Q(observation, action), of features that actors have of the observation: a critic has no convolutions.
 
-    G_c: the embedding of the state that G_a's LSTM takes (B, nz), and D_a's features of G(z). D_c: D_a's features of an
-    image, and the pair (label * logit, label). Both are embedded at one width, or D's one logit is lost among the
-    features. SiLU, because an actor follows dQ/da.
+    G_c: the embedding of the state that G_a's LSTM takes, and D_a's logit of G(z). D_c: D_a's features of an image, and
+    the pair (label * logit, label). Both are embedded at one width, or the one logit is lost among the features. SiLU,
+    because an actor follows dQ/da.
     """
 
     def __init__(self, observation: int, action: int, hidden: int = 128):
@@ -203,7 +203,7 @@ def generator_networks(config) -> dict[str, Callable[[], nn.Module]]:
         return networks
     networks["actor"] = lambda: GeneratorActor(*encoder(config, config.width // 2), config.nz)
     if config.lambda_generator < 1:
-        networks["critic"] = lambda: Critic(config.nz, config.discriminators * config.features)
+        networks["critic"] = lambda: Critic(config.nz, config.discriminators)
     if config.extra_reward:
         # In float32: it is so small that half precision saves less than its conversions cost.
         stack = functools.partial(image_stack, batch_norm=False, channels=6, smooth=True)

@@ -14,8 +14,9 @@ from magnet.run.checkpoint_validation import first_fault, refuse
 from magnet.support.atomic_files import remove_abandoned, write_atomically
 from magnet.support.errors import Diverged, UserError
 
-FORMAT, VERSION = "magnet-checkpoint", 2  # raise it when networks change their names or shapes
+FORMAT = "magnet-checkpoint"
 WEIGHTS = "magnet-weights"  # the format of exported weights (exported.py), which no run goes on from
+VERSIONS = {FORMAT: 3, WEIGHTS: 2}  # raise one when networks in it change their names or shapes
 OUTERMOST = {  # the form of a checkpoint's own items (checkpoint_validation.py)
     "format": str, "version": int, "config": dict, "faces": str,
     "trainer": lambda state: None if isinstance(state, dict) and type(state.get("steps")) is int else "has no steps",
@@ -32,8 +33,9 @@ def save(path: Path, contents: dict) -> None:
     spoiled = first_non_finite(contents)
     if spoiled:
         raise Diverged(f"{spoiled} is not finite, so {path} was not written")
+    labelled = {"format": FORMAT, "version": VERSIONS[contents.get("format", FORMAT)]} | contents
     try:
-        write_atomically(path, lambda file: torch.save({"format": FORMAT, "version": VERSION} | contents, file))
+        write_atomically(path, lambda file: torch.save(labelled, file))
     except (OSError, RuntimeError) as error:  # PyTorch's writer turns a full disk into a RuntimeError
         raise OSError(f"{path} could not be written ({error})") from error
 
@@ -69,8 +71,10 @@ def load(path: Path, formats: tuple[str, ...] = (FORMAT,)) -> dict:
         raise UserError(f"{path} holds exported weights, from which no run goes on; give a checkpoint of train.py.")
     if not isinstance(kind, str) or kind not in formats:
         raise UserError(f"{path} is not a checkpoint of MAGNET; give a file that train.py wrote.")
-    if isinstance(version, int) and version != VERSION:
-        raise UserError(f"{path} is of version {version}, this program reads {VERSION}; use the commit that wrote it.")
+    if isinstance(version, int) and version != VERSIONS[kind]:
+        raise UserError(
+            f"{path} is of version {version}, this program reads {VERSIONS[kind]}; use the commit that wrote it."
+        )
     refuse(path, first_fault(contents, OUTERMOST, ""))
     return contents
 

@@ -41,6 +41,7 @@ def export(
     for agent in discriminators:
         agents[agent.name] = {"targets": {"actor": halved(agent.targets["actor"])}}
     without_paths = {"data": "synthetic" if config.data == "synthetic" else "", "models_dir": Config.models_dir}
+    without_paths |= {"threads": Config.threads}  # of the machine
     without_paths |= {"init": "", "extra_reward": config.extra_reward if config.extra_reward in EXTRA_REWARDS else ""}
     contents = {
         "format": checkpoint.WEIGHTS, "config": dataclasses.asdict(config) | without_paths, "faces": fingerprint,

@@ -113,7 +113,7 @@ def count(config, images: int) -> tuple[dict[str, int], dict[str, float]]:
         generator = {key: make() for key, make in generator_networks(plain).items()}
         discriminator = {key: make() for key, make in discriminator_networks(plain).items()}
         image, z = torch.empty(batch, *config.shape), torch.empty(batch, config.nz)
-        seen, others_features = z, torch.empty(batch, m * config.features)
+        seen, logits = z, torch.empty(batch, m)
         features, actions = torch.empty(len(discriminated), config.features), torch.empty(len(discriminated), 2)
         recurrent = generator["actor"].initial_recurrent_state(batch) if "actor" in generator else torch.empty(batch, 0)
     rows = [
@@ -121,7 +121,7 @@ def count(config, images: int) -> tuple[dict[str, int], dict[str, float]]:
         for name, networks, key, inputs, copies in (
             ("G_a", generator, "actor", (image, recurrent), n),
             ("G", generator, "generator", (z,), n),
-            ("G_c", generator, "critic", (seen, others_features), n),
+            ("G_c", generator, "critic", (seen, logits), n),
             ("Q_r", generator, "reward_critic", (image, image), n),
             ("D_a", discriminator, "actor", (discriminated,), m),
             ("D_c", discriminator, "critic", (features, actions), m),

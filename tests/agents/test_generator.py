@@ -56,12 +56,12 @@ def batch_of(act, agent, discriminators, next_value=None):
 
 
 def mean_squared_td_error(agent, discriminators, next_value=None):
-    """The squared TD error, mean over the batch, of G_c at the features of the played images, with its graph."""
+    """The squared TD error, mean over the batch, of G_c at the logits of the played images, with its graph."""
     actor = agent.networks["actor"]
     seen = actor.embed(actor.stack(pictures(STATE))).detach()
-    features = torch.cat([one.stack(pictures(PLAYED)).detach() for one in discriminators], dim=1)
+    logits = torch.stack([one(pictures(PLAYED)).detach() for one in discriminators], dim=1)
     target = REWARD if next_value is None else REWARD + agent.config.gamma * next_value
-    return ((agent.networks["critic"](seen, features) - target) ** 2).sum() / B
+    return ((agent.networks["critic"](seen, logits) - target) ** 2).sum() / B
 
 
 def expected_actors_step(agent, discriminators):
@@ -80,9 +80,9 @@ def expected_actors_step(agent, discriminators):
     found = {}
     if config.lambda_generator < 1:
         seen = actor.embed(actor.stack(pictures(STATE))).detach()
-        value = agent.networks["critic"](seen, torch.cat(features, dim=1))
+        value = agent.networks["critic"](seen, torch.stack(logits, dim=1))
         objective = objective + (1 - config.lambda_generator) * value.mean()
-        gradients = [torch.cat(torch.autograd.grad(v.sum(), features, retain_graph=True), 1) for v in (value, reward)]
+        gradients = [torch.stack(torch.autograd.grad(v.sum(), logits, retain_graph=True)) for v in (value, reward)]
         found["gradient_cosine"] = cosine_similarity(gradients[0].flatten(), gradients[1].flatten(), dim=0)
     if config.specialise:
         pairs = zip(discriminators, features, strict=True)
@@ -254,8 +254,8 @@ def test_in_a_plain_gan_g_alone_ascends_the_return_of_images_of_noise(kind, disc
     assert set(metrics) == {"generator_gradient"}
 
 
-def test_a_generators_critic_takes_what_g_a_sees_and_the_features_of_all_discriminators():
+def test_a_generators_critic_takes_what_g_a_sees_and_the_logits_of_all_discriminators():
     config = small_config(discriminators=3)
     agent = GeneratorAgent("generator", config, CPU)
     assert agent.critic.embed.in_features == config.nz
-    assert agent.critic.embed_action[0].in_features == 3 * config.features
+    assert agent.critic.embed_action[0].in_features == 3

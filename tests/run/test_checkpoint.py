@@ -74,7 +74,9 @@ class Payload:
 )
 def test_nothing_in_a_checkpoint_is_executed(tmp_path, write):
     path, marker = tmp_path / "000001.pt", tmp_path / "executed"
-    write({"format": checkpoint.FORMAT, "version": checkpoint.VERSION, "bad": Payload(marker)}, path)
+    write(
+        {"format": checkpoint.FORMAT, "version": checkpoint.VERSIONS[checkpoint.FORMAT], "bad": Payload(marker)}, path
+    )
     with pytest.raises(UserError, match="000001.pt"):
         checkpoint.load(path)
     assert not marker.exists()
@@ -117,7 +119,8 @@ def test_foreign_files_are_refused_by_name(tmp_path, contents, word):
     ],
 )  # fmt: skip
 def test_the_outermost_items_have_their_types(tmp_path, change, fault):
-    whole = {"format": checkpoint.FORMAT, "version": checkpoint.VERSION} | CONTENTS | {"trainer": {"steps": 1}}
+    version = checkpoint.VERSIONS[checkpoint.FORMAT]
+    whole = {"format": checkpoint.FORMAT, "version": version} | CONTENTS | {"trainer": {"steps": 1}}
     torch.save(whole | change, tmp_path / "x.pt")
     with pytest.raises(UserError, match=fault):
         checkpoint.load(tmp_path / "x.pt")

@@ -81,7 +81,7 @@ def test_the_policy_learns_on_all_rows_of_the_batch():
 
     def expected(rows):
         images = before["generator"](before["actor"](batch.state, heard[0][0])[0])
-        value = generator.critic(batch.acts[0].embedding, d_a.discriminate(images)[0])
+        value = generator.critic(batch.acts[0].embedding, d_a(images)[:, None])
         return gradient(-value[:rows].mean(), before["actor"])
 
     torch.testing.assert_close(steps["actor"], expected(8), rtol=1e-3, atol=1e-5)

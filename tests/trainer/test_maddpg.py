@@ -136,9 +136,8 @@ def test_generators_learn_from_discriminators_and_critics_that_have_made_this_st
         outputs = [networks["actor"].discriminate(generator_network(z)) for networks in discriminators]
         objective = lam * sum(logsigmoid(logits) for _, logits, _ in outputs) / 2
         if critic:
-            objective = objective + (1 - lam) * critic(
-                batch.acts[i].embedding, torch.cat([one for one, *_ in outputs], dim=1)
-            )
+            logits = torch.stack([one for _, one, _ in outputs], dim=1)
+            objective = objective + (1 - lam) * critic(batch.acts[i].embedding, logits)
         return gradient(-objective.mean(), generator_network)
 
     learned = [agent.networks for agent in trainer.discriminators]

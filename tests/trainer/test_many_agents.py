@@ -58,14 +58,13 @@ def test_critics_see_the_features_of_the_discriminators_as_they_were_and_whose_a
     heard, before = [overhear(agent) for agent in trainer.agents], networks_of(trainer)
     states = [agent.random.get_state() for agent in trainer.discriminators]
     _, batch = step_and_batch(trainer)
-    features = trainer.config.features
     shown = [
         [networks["actor"].discriminate(images) for images in (batch.real, *batch.fakes)] for networks in before[3:]
     ]
     for i in range(3):
         (critic_batch,) = heard[i]
-        assert critic_batch["actions"].shape == (8, 2 * features)
-        torch.testing.assert_close(critic_batch["actions"], torch.cat([one[1 + i][0] for one in shown], dim=1).detach())
+        assert critic_batch["actions"].shape == (8, 2)
+        torch.testing.assert_close(critic_batch["actions"], torch.stack([one[1 + i][1] for one in shown], 1).detach())
         torch.testing.assert_close(critic_batch["features"], batch.acts[i].embedding)
     labels = torch.tensor(8 * [1.0] + 3 * 8 * [-1.0])
     for (critic_batch,), outputs, state in zip(heard[3:], shown, states, strict=True):

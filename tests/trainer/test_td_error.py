@@ -46,9 +46,9 @@ def test_td_errors_by_hand_with_gamma(generators, discriminators, returns):
     for i, agent in enumerate(trainer.generators):
         assert len(batch.fakes[i]) == 8
         reward = sum(paid(one[1 + i][1], one[0][1]) for one in discriminated) / discriminators
-        next_value = targets[i]["critic"](next_seen[i], torch.cat([one[1 + i][0] for one in next_judged], dim=1))
+        next_value = targets[i]["critic"](next_seen[i], torch.stack([one[1 + i][1] for one in next_judged], dim=1))
         seen = online[i]["actor"].embed(online[i]["actor"].stack(batch.state))
-        value = online[i]["critic"](seen, torch.cat([one[1 + i][0] for one in discriminated], dim=1))
+        value = online[i]["critic"](seen, torch.stack([one[1 + i][1] for one in discriminated], dim=1))
         error = (value - reward - GAMMA * next_value).square().mean()
         assert metrics[f"{agent.name}/critic_loss"].item() == pytest.approx(error.item(), rel=1e-4)
 
