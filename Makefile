@@ -14,8 +14,6 @@ SHARED_OUT := -n auto --dist loadfile
 
 .PHONY: demo test test-long clean
 
-# At batch 16 a second thread brings nothing, and beside another program it waits most of the time.
-demo: export OMP_NUM_THREADS = 1
 demo: .venv/ready
 	$(BIN)/python sample.py --out models/first-faces.png
 	$(BIN)/python train.py --preset cpu --data synthetic --steps 1200

@@ -2,7 +2,7 @@
 
     G_a  GeneratorActor      state, recurrent state -> action z         which latent vector for the next image
     G    Generator           action z               -> image            the image
-    G_c  Critic              state, G(z), its logit -> value Q(s, z)
+    G_c  Critic              state, logit of G(z)   -> value Q(s, l)
     D_a  DiscriminatorActor  image                  -> logit l          the chance that it is real is sigmoid(l)
     D_c  Critic              image, l, label        -> value Q(x, l)
     Q_r  RewardCritic        state, G(z)            -> value Q_r(s, G(z)), only with an extra reward
