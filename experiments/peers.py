@@ -21,7 +21,6 @@ import sys
 import tempfile
 import types
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from unittest import mock
 
@@ -43,16 +42,19 @@ from magnet.support import devices, output, paths, random_streams  # noqa: E402
 from magnet.support.errors import UserError  # noqa: E402
 
 BASE = ["--preset", "cpu", "--image-size", "64", "--nz", "100", "--precision", "fp32"]
-CPU = torch.device("cpu")
+CPU, TIME_UP = torch.device("cpu"), "The time is up."
 COLUMNS = {"images": 0, "face frechet": 2, "face recall": 3}  # of the table: keys of a line, and digits
 COLUMNS |= {"ImageNet frechet": 1, "ImageNet precision": 3, "ImageNet recall": 3}
 
 
 def repeat(step: Callable[[], object]) -> None:
     """Makes steps until the time is up."""
-    with suppress(SystemExit):
+    try:
         while True:
             step()
+    except SystemExit as end:
+        if end.code != TIME_UP:  # the program has ended itself
+            raise
     signal.setitimer(signal.ITIMER_PROF, 0)
 
 
@@ -110,9 +112,9 @@ def train_mimicry(job: dict, seen: list[int]) -> Callable:
 
 PROGRAMS = {  # the training, a file of the checkout, where to get it
     "magnet": (train_magnet, "", ""), "gan": (train_magnet, "", ""),
-    "dcgan": (train_dcgan, "main.py", "`git clone https://github.com/pytorch/examples`, then --dcgan examples/dcgan"),
+    "dcgan": (train_dcgan, "main.py", "`git clone https://github.com/pytorch/examples` and --dcgan examples/dcgan"),
     "lightweight-gan": (train_lightweight_gan, "", "`pip3 install lightweight-gan`"),
-    "mimicry": (train_mimicry, "torch_mimicry", "`git clone https://github.com/kwotsin/mimicry`, then --mimicry ..."),
+    "mimicry": (train_mimicry, "torch_mimicry", "`git clone https://github.com/kwotsin/mimicry` and --mimicry mimicry"),
 }  # fmt: skip
 
 
@@ -131,7 +133,7 @@ def train(job: dict) -> int:
     torch.set_num_threads(1)
     for set_seed in (random.seed, np.random.seed, torch.manual_seed):
         set_seed(job["seed"])
-    signal.signal(signal.SIGPROF, lambda number, frame: sys.exit("The time is up."))  # no program here catches it
+    signal.signal(signal.SIGPROF, lambda number, frame: sys.exit(TIME_UP))  # no program here catches it
     seen, read = [], DataLoader.__iter__
 
     def watched(loader: DataLoader):
@@ -144,8 +146,7 @@ def train(job: dict) -> int:
     DataLoader.__iter__ = watched
     draw = PROGRAMS[job["program"]][0](job, seen)  # n -> at least n samples (N, 3, 64, 64) in [-1, 1]
     if not sum(seen):
-        print(f"Its first step did not end within {job['seconds']:g} seconds of CPU time.")
-        return 2
+        sys.exit(f"Its first step did not end within {job['seconds']:g} seconds of CPU time.")
     with torch.no_grad():  # 64 at a time: dcgan's BatchNorm normalises over them as over a batch of its training
         samples = torch.cat([to_uint8(draw(64)) for _ in range(-(-job["count"] // 64))])[: job["count"]]
     np.save(Path(job["work"], f"{sum(seen)}.npy"), samples.numpy())
@@ -159,8 +160,8 @@ def run_child(job: dict) -> tuple[int, np.ndarray]:
         child = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
         if child.returncode:
             raise UserError((child.stdout.strip().splitlines() or [f"It ended with status {child.returncode}."])[-1])
-        (path,) = Path(work).glob("*.npy")
-        return int(path.stem), np.load(path)
+        (samples,) = Path(work).glob("*.npy")
+        return int(samples.stem), np.load(samples)
 
 
 def read_lines(path: Path) -> dict[tuple, dict]:
@@ -211,8 +212,7 @@ def measure(options: argparse.Namespace, base: dict) -> None:
             try:
                 line["images"], samples = run_child(line | job)
                 for key, fakes in embed(samples).items():
-                    scores = metrics.feature_scores(fakes, reals[key]).items()
-                    line |= {f"{key} {score}": value for score, value in scores}
+                    line |= {f"{key} {kind}": n for kind, n in metrics.feature_scores(fakes, reals[key]).items()}
             except UserError as error:
                 line["failed"] = str(error)
             line |= {"protocol": protocol, "machine": logger.describe_environment(CPU) | {"threads": 1}}
