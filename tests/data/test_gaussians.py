@@ -213,7 +213,7 @@ def test_the_preset_trains_from_the_command_line_and_counts_modes(whole):
     grids = sorted(path.name for path in (run / "samples").iterdir())
     assert grids == sorted(f"{step:06d}{kind}.png" for step in (0, 5, 9) for kind in ("", "-policy"))
     assert Image.open(run / "samples" / "000009.png").size == (256, 256)
-    assert Image.open(run / "progress.gif").n_frames == 2, "the average moves in step 8: the grid of step 5 is the first"
+    assert Image.open(run / "progress.gif").n_frames == 2, "the average moves in step 8: step 5 looks as step 0"
 
 
 def test_a_run_on_points_goes_on_bit_for_bit(whole, monkeypatch):
