@@ -92,7 +92,7 @@ def settings(given: dict, commands: argparse.Namespace, owned: ExitStack) -> tup
     check(config)
     asked, config = config, devices.settle(config)
     distributed.refuse_uneven(config)
-    distributed.refuse_differing(settings=dataclasses.asdict(config), dry_run=commands.dry_run)
+    distributed.refuse_differing(settings=dataclasses.asdict(config) | {"threads": ""}, dry_run=commands.dry_run)
     refuse_too_large(config)
     if not run and distributed.world_size() == 1:
         config = tune(config, asked)

@@ -134,8 +134,7 @@ def of_discriminators(trainer: MADDPG, batch: Batch, r1: bool) -> Iterator[Use]:
 def of_generators(trainer: MADDPG, batch: Batch) -> Iterator[Use]:
     """Each D_a, frozen, on G's images; G_c values these."""
     networks = [agent.networks["actor"] for agent in trainer.discriminators]
-    # D_a has learned since its pass over these. A critic is compared with the reward in some steps, which do not count.
-    if trainer.config.returns == "relativistic" and not all(agent.critic for agent in trainer.generators):
+    if trainer.config.returns == "relativistic":  # D_a has learned since its pass over these
         for network in networks:
             yield Use("D_a", "real, beside G's", len(batch.real), lambda d=network: d(batch.real.detach()))
     for i, agent in enumerate(trainer.generators):

@@ -53,16 +53,16 @@ def targets_one_by_one(trainer) -> None:
     import torch
 
     @torch.no_grad()
-    def update_targets(agent) -> None:
+    def update_targets(agent, steps: int) -> None:
         for key, target in agent.targets.items():
             online = agent.networks[key]
             for old, new in zip(target.parameters(), online.parameters(), strict=True):
-                old.lerp_(new, agent.config.tau)
+                old.lerp_(new, 1 - (1 - agent.config.tau) ** steps)
             for old, new in zip(target.buffers(), online.buffers(), strict=True):
                 old.copy_(new)
 
     for agent in trainer.agents:
-        agent.update_targets = lambda agent=agent: update_targets(agent)
+        agent.update_targets = lambda steps, made, agent=agent: update_targets(agent, steps)
 
 
 def read_at_once(trainer) -> None:

@@ -17,7 +17,7 @@ from magnet.run.logger import describe_environment
 from magnet.run.session import build
 
 IMAGES = 4096  # random ones: their number does not change a step's time
-WARM_UP_PERIODS = 4  # of R1, or 12 steps if these are more: libraries set themselves up, CUDA graphs are recorded
+WARM_UP_PERIODS = 4  # of R1, or 121 steps if these are more: by then each kind of step is recorded as CUDA graphs
 
 
 def describe(device: str) -> dict:
@@ -51,7 +51,7 @@ def time_step(config: Config, in_memory: bool, seconds: float, cpu_time: bool) -
     full = patch.object(torch.cuda, "mem_get_info", lambda *_: (0, 0))
     with full if in_memory else nullcontext():
         trainer, _ = new_trainer(config)
-    for _ in range(max(WARM_UP_PERIODS, -(-12 // period(config)))):
+    for _ in range(max(WARM_UP_PERIODS, -(-121 // period(config)))):
         steps(trainer)
     clock = new_clock(device, cpu_time)
     times = max(1, round(seconds / timed(clock, lambda: steps(trainer))))

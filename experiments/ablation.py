@@ -28,7 +28,7 @@ from magnet.support.errors import UserError  # noqa: E402
 from magnet.support.output import as_program  # noqa: E402
 from magnet.support.paths import user_path  # noqa: E402
 
-BASE = ["--preset", "cpu", "--checkpoint-every", "5"]
+BASE = ["--preset", "cpu", "--precision", "fp32", "--checkpoint-every", "5"]
 OF_IMAGES = ("data", "skip_bad_images", "hold_out", "image_size")
 IMAGES = 598_400  # 50 epochs of the base over 9,000 faces
 BY_RETURN = {"lambda_generator": 1.0, "lambda_discriminator": 1.0}

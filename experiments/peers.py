@@ -7,7 +7,7 @@
 All further words are train.py's flags, for magnet and gan; by default `--preset cpu --image-size 64 --nz 100
 --precision fp32`. A training is a child process with one thread. It ends after --seconds of CPU time, counted from its
 first step. The same networks score --count samples of each against the same pictures. A line of the output is a
-training. What is finished is not trained again; what failed is. Nothing is installed: missing programs are named.
+training. Finished trainings are kept; failed ones are repeated. Nothing is installed: missing programs are named.
 Exit status: 0 done, 2 a mistake in the settings, said in one sentence, 130 stopped. It needs Linux or macOS.
 """
 
@@ -38,8 +38,9 @@ from magnet.data.image_dataset import fingerprint, to_uint8  # noqa: E402
 from magnet.evaluation import metrics, sampling  # noqa: E402
 from magnet.evaluation.feature_networks import exported_network, imagenet  # noqa: E402
 from magnet.run import logger, session  # noqa: E402
-from magnet.support import devices, output, paths, random_streams  # noqa: E402
+from magnet.support import devices, paths, random_streams  # noqa: E402
 from magnet.support.errors import UserError  # noqa: E402
+from magnet.support.output import as_program  # noqa: E402
 
 BASE = ["--preset", "cpu", "--image-size", "64", "--nz", "100", "--precision", "fp32"]
 CPU, TIME_UP = torch.device("cpu"), "The time is up."
@@ -232,7 +233,7 @@ def table(lines: dict[tuple, dict]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows)
 
 
-@output.as_program
+@as_program
 def main(arguments: list[str] | None = None) -> int:
     """The program; returns its exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments

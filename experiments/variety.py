@@ -31,7 +31,7 @@ from magnet.support.paths import user_path  # noqa: E402
 WORLDS = {
     "gaussians-8": (6000, ["--preset", "gaussians"]),
     "gaussians-25": (6000, ["--preset", "gaussians"]),
-    "synthetic": (6000, ["--preset", "cpu", "--width", "16"]),
+    "synthetic": (6000, ["--preset", "cpu", "--precision", "fp32", "--width", "16"]),
 }
 LARGE = "1x1-large"
 SETTINGS = {

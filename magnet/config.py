@@ -76,11 +76,11 @@ class Config:
     beta2: float = parameter(0.999, "Adam's decay of the mean squared gradient [M]", low=0, high=0.999999)
     gamma: float = parameter(0.0, "discount of later returns [D]; 0.95 in [M]", low=0, high=0.999)
     tau: float = parameter(
-        0.003, "share of the new weights in every target at each step [D]; 0.01 in [L]", low=1e-6, high=1
+        0.003, "share of the new weights that every target takes for each step [D]; 0.01 in [L]", low=1e-6, high=1
     )
     average: float = parameter(
-        0.05, "half-life of the targets as a share of all steps so far, once that is longer than tau's; 0: tau alone, "
-        "as in [L] and with --gamma [D]", low=0, high=1, old=0.0,
+        0.05, "the targets' half-life grows to this share of the steps so far; 0: it stays tau's, as in [L] and with "
+        "--gamma [D]", low=0, high=1, old=0.0,
     )  # fmt: skip
     lambda_generator: float = parameter(
         0.0, "what G_a and G ascend: 0 their critic [M], 1 the return itself, without a critic", low=0, high=1
@@ -102,9 +102,13 @@ class Config:
     replay_fraction: float = parameter(0.25, "share of a batch that is replayed [D]", low=0, high=0.9)
     seed: int = parameter(0, "seed of everything random", low=0, high=2**63 - 1)
     device: str = parameter("auto", "auto, cpu, cuda or cuda:N")
-    threads: str = parameter("auto", "threads on the CPU; auto: the fastest number, by the first steps", old="auto")
+    threads: str = parameter(
+        "auto", "threads on the CPU; auto: the fastest number in a trial before a new run", old="auto"
+    )
     precision: str = parameter(
-        "auto", "of the convolutions; auto: bf16 where it is fast, else fp32", choices=("auto", "fp32", "bf16", "fp16")
+        "auto",
+        "of the convolutions; auto: on a CPU the fastest in a trial, on a GPU bf16 from Ampere on, else fp32",
+        choices=("auto", "fp32", "bf16", "fp16"),
     )
     cuda_graphs: str = parameter(
         "auto", "auto: on a GPU the step is recorded as CUDA graphs, which launch faster; off: it is not",

@@ -38,8 +38,8 @@ from magnet.support.distributed import all_gather_rows, all_reduce_mean, local_r
 from magnet.support.errors import UserError
 from magnet.support.random_streams import derived_seed, stream
 
-MEASURE_EVERY = 5  # steps between two with all metrics; no multiple of R1's 8, whose steps have larger gradients
-TARGETS_EVERY = 8  # steps between two moves of the targets, each as far as eight of one step
+MEASURE_EVERY = 5  # every fifth step computes all metrics; it shares no factor with R1's 8, whose gradients are larger
+TARGETS_EVERY = 8  # the targets move in every eighth step, as far as in eight single steps
 
 
 def new_agents(config, device: torch.device) -> tuple[list[GeneratorAgent], list[DiscriminatorAgent]]:
@@ -148,7 +148,7 @@ class MADDPG:
         recurrent = torch.cat([local_rows(self.recurrent), replayed["recurrent"]])
         r1 = 0.0 if self.steps % self.config.r1_every else self.config.r1 * self.config.r1_every
         real.requires_grad_(r1 > 0)
-        measured = self.steps % MEASURE_EVERY == 0
+        measured = self.steps % MEASURE_EVERY == 0 or self.config.precision == "fp16"  # shows which steps are skipped
         return Batch(self.new_rows, replayed, state, real, r1, measured, recurrent, replayed["image"], rewarded)
 
     def complete_rewards(self) -> None:

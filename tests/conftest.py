@@ -196,7 +196,7 @@ def step_and_batch(trainer):
 def nothing_measured(monkeypatch, request):
     """A run takes PyTorch's threads and the precision that devices.py selects, so that two runs do the same."""
     if request.path.name != "test_tuning.py":
-        monkeypatch.setattr(tuning, "measure", lambda config, settings: {})
+        monkeypatch.setattr(tuning, "tune", lambda config, asked: config)
 
 
 @pytest.fixture

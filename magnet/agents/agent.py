@@ -59,7 +59,7 @@ class Agent:
         return {key: torch.optim.Adam(net.parameters(), **settings) for key, net in self.networks.items()}
 
     def parameters(self, *keys: str) -> list[Tensor]:
-        """Of the networks with these names. Taken from the optimizers: a module takes 0.2 ms to list its own."""
+        """Those of the networks `keys`. The optimizers hold them as lists; a module takes 0.2 ms to list its own."""
         return [p for key in keys for p in self.optimizers[key].param_groups[0]["params"]]
 
     @functools.cached_property
@@ -104,9 +104,9 @@ class Agent:
     def update_targets(self, steps: int = 1, made: int = 0) -> None:
         """Every target moves as far as tau takes it in `steps` steps: the last line of Algorithm 1.
 
-        It moves less once `made` steps, all so far, make config.average of them longer than the half-life by tau: the
+        The half-life is the longer of tau's and config.average * made, where `made` is the number of steps so far: the
         average lengthens with the training (compare Karras et al. 2024, EDM2, arXiv 2312.02696, section 3.1). With
-        gamma > 0 it does not: critics bootstrap on the targets, which must follow.
+        gamma > 0 it stays tau's: critics bootstrap on the targets, which must follow.
         """
         tau, half_life = self.config.tau, 0 if self.config.gamma else self.config.average * made
         if half_life:

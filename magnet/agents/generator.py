@@ -16,8 +16,8 @@ from magnet.support.distributed import all_gather_rows
 def image_logits(outputs: list[list[Discrimination]], index: int) -> Tensor:
     """What G_c values of generator `index`'s images: the actions of all M discriminators on them, their logits (B, M).
 
-    MADDPG's critic knows the other agents' actions (Lowe et al. 2017, eq. 6), and nothing else of an image enters the
-    reward. From D_a's features of the image G_c learns that too late (docs/results.md).
+    MADDPG's critic knows the other agents' actions (Lowe et al. 2017, eq. 6). The reward depends on the image through
+    these logits alone. A G_c on D_a's features learned the reward's gradient too slowly (docs/results.md).
 
     outputs: of each discriminator those on the real images, then on each generator's.
     """
@@ -98,11 +98,11 @@ class GeneratorAgent(Agent):
         outputs = [discriminator.discriminate(batch.images[self.index]) for discriminator in discriminators]
         _, logits, classes = zip(*outputs, strict=True)
         share = config.lambda_generator if self.critic else 1.0
+        beside = None  # the logits of D_a, which has learned meanwhile, on the real images
+        if kind.paired:
+            with torch.no_grad():
+                beside = torch.stack([discriminator(batch.real) for discriminator in discriminators])
         if share or batch.measured:
-            beside = None  # the logits of D_a, which has learned meanwhile, on the real images
-            if kind.paired:
-                with torch.no_grad():
-                    beside = torch.stack([discriminator(batch.real) for discriminator in discriminators])
             objective = reward = kind.generator(torch.stack(logits), beside).mean(dim=0)
         if self.critic:
             action = torch.stack(logits, dim=1)

@@ -179,11 +179,12 @@ def networks_fault(saved, config, exported: int = 0) -> str | None:
     return first_fault(saved.get("agents"), agents, "trainer.agents")
 
 
-def restored_config(path: Path, found: dict) -> Config:
+def restored_config(path: Path, found: dict, told: bool = False) -> Config:
     """The config of `found`, the parameters in a checkpoint or in a config.json, read from `path`.
 
-    A parameter that it lacks has the `old` value that the field declares. Raises UserError if there is none, if it has
-    parameters that are no more, or if a value cannot be.
+    A parameter that it lacks has the `old` value that the field declares; with `told` a line says so.
+
+    Raises UserError if there is none, if it has parameters that are no more, or if a value cannot be.
     """
     fields = {field.name: field for field in dataclasses.fields(Config)}
     added = {name: field.metadata["old"] for name, field in fields.items() if name not in found}
@@ -194,8 +195,9 @@ def restored_config(path: Path, found: dict) -> Config:
             f"(git_commit in the run's environment.json)."
         )
     unlike_new = {name: value for name, value in added.items() if value != fields[name].default}
-    if told := {name: value for name, value in unlike_new.items() if name not in FREE_ON_RESUME}:  # those of the game
-        values = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in told.items())
+    of_game = {name: value for name, value in unlike_new.items() if name not in FREE_ON_RESUME}
+    if told and of_game:
+        values = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in of_game.items())
         print(f"{path} is older than {values}: with these values it does what it did.")
     config = Config(**convert(found), **added)
     try:

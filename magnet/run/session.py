@@ -26,7 +26,6 @@ from magnet.support.distributed import all_reduce_max, first_on_machine
 from magnet.support.errors import UserError
 
 LONGEST_TRIAL = 20  # seconds
-ON_RESUME_AS_BEFORE = (("precision", "auto"), ("threads", "auto"))
 
 
 def resumed(run: Path, named: Path | None, given: dict) -> tuple[Config, Path, dict]:
@@ -35,8 +34,10 @@ def resumed(run: Path, named: Path | None, given: dict) -> tuple[Config, Path, d
     Raises UserError if `given` asks for another game.
     """
     path, saved = (named, checkpoint.load_named(named)) if named else checkpoint.latest(run / "checkpoints")
-    config = restored_config(path, saved["config"])
-    given = {key: value for key, value in given.items() if (key, value) not in ON_RESUME_AS_BEFORE}
+    config = restored_config(path, saved["config"], told=True)
+    given = {key: value for key, value in given.items() if value != "auto" or key not in ("precision", "threads")}
+    if "OMP_NUM_THREADS" in os.environ or int(config.threads) > (os.cpu_count() or 1):  # torchrun; another machine
+        config = dataclasses.replace(config, threads="auto")
     changed = sorted(k for k, v in given.items() if k not in FREE_ON_RESUME and v != getattr(config, k))
     if bool(given.get("extra_reward", config.extra_reward)) != bool(config.extra_reward):
         changed.append("extra_reward")
@@ -55,7 +56,7 @@ def parameters_of(path: Path) -> dict:
         raise UserError(f"{path} cannot be read as a config.json ({error}); give that of a run in models/.") from error
     if not isinstance(found, dict):
         raise UserError(f"{path} holds no parameters; give the config.json of a run in models/.")
-    return dataclasses.asdict(restored_config(path, found)) | {"name": ""}
+    return dataclasses.asdict(restored_config(path, found, told=True)) | {"name": "", "threads": "auto"}
 
 
 def find_run(run: Path, models_dir: str) -> tuple[Path, Path | None]:

@@ -28,7 +28,7 @@ def networks(size, width, dtype=torch.float32):
     return {
         "G_a": GeneratorActor(*image_stack(size, width, dtype), NZ),
         "G": Generator(size, width, NZ, dtype),
-        "G_c": Critic(NZ, 2 * features),
+        "G_c": Critic(NZ, 2),
         "D_a": DiscriminatorActor(stack, features, classes=2),
         "D_c": Critic(features, 2),
     }
@@ -42,7 +42,7 @@ def test_shapes_dtypes_and_ranges(size):
     images = five["G"](z)
     features, logits, classes = five["D_a"].discriminate(images)
     values = (
-        five["G_c"](seen, torch.cat([features, features], dim=1)),
+        five["G_c"](seen, torch.stack([logits, logits], dim=1)),
         five["D_c"](features, torch.stack([logits, torch.ones(B)], dim=1)),
     )
 

@@ -12,6 +12,7 @@ import export
 import magnet
 import sample
 import train
+from magnet import maddpg
 
 REWARD = """
 from pathlib import Path
@@ -32,8 +33,9 @@ def executed():
 
 
 @pytest.fixture
-def run(place):
+def run(place, monkeypatch):
     """A run with a reward of its own in my_reward.py, of 6 steps."""
+    monkeypatch.setattr(maddpg, "TARGETS_EVERY", 1)  # else six steps leave them as they were
     Path("my_reward.py").write_text(REWARD)
     arguments = [*TINY, "--extra-reward", "my_reward.py", "--name", "mine", "--hold-out", "0.2"]
     assert train.main([*arguments, "--steps", "6"]) == 0 and executed()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import time
 
 import pytest
@@ -22,9 +23,9 @@ def measured(monkeypatch):
     """A machine of four cores with bfloat16, with the times above: a list of what was asked."""
     asked = []
 
-    def measure(config, settings):
-        asked.append(settings)
-        return {setting: SECONDS[setting] for setting in settings}
+    def measure(config, counts, precisions):
+        asked.append(len(counts) * len(precisions))
+        return {(count, precision): SECONDS[count, precision] for count in counts for precision in precisions}
 
     monkeypatch.setattr(tuning, "measure", measure)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -47,7 +48,7 @@ def test_the_fastest_setting_is_taken_of_those_left_open_and_named(measured, cap
     found = tuning.tune(config, asked)
     assert (found.threads, found.precision) == fastest
     assert dataclasses.replace(found, threads="", precision="") == dataclasses.replace(config, threads="", precision="")
-    assert [len(settings) for settings in measured] == [count] * (count > 0)
+    assert measured == [count] * (count > 0)
     said = capsys.readouterr().out
     assert said.count("\n") == (count > 0) and (f"--threads {fastest[0]} --precision {fastest[1]}" in said or not count)
 
@@ -65,15 +66,19 @@ def test_omp_num_threads_and_a_gpu_leave_the_threads_as_they_are(measured, monke
 @pytest.mark.parametrize("changes", [{"extra_reward": "resemble"}, {"data": "gaussians-8"}], ids=["faces", "points"])
 def test_steps_of_the_game_are_measured_and_no_longer_than_said(changes, monkeypatch):
     config = small_config(threads="1", device="cpu", **changes)
-    settings = [(1, "fp32")] if config.points else [(1, "fp32"), (1, "bf16")]
-    since = time.perf_counter()
-    found = tuning.measure(config, settings)
-    assert list(found) == settings and all(0 < seconds < time.perf_counter() - since for seconds in found.values())
+    precisions = ["fp32"] if config.points else ["fp32", "bf16"]
+    threads, since = torch.get_num_threads(), time.perf_counter()
+    found = tuning.measure(config, [2, 1], precisions)
+    assert set(found) == {(count, precision) for count in (2, 1) for precision in precisions}
+    assert all(0 < seconds < time.perf_counter() - since for seconds in found.values())
     monkeypatch.setattr(tuning, "LONGEST", 0.0)
-    assert tuning.measure(config, settings) == {} and tuning.tune(config, Config(device="cpu")) == config
+    assert set(tuning.measure(config, [2, 1], precisions)) == {(2, precision) for precision in precisions}
+    torch.set_num_threads(threads)
 
 
-def test_a_run_keeps_its_threads_when_it_goes_on_and_takes_others_if_told(place):
+def test_a_run_keeps_its_threads_when_it_goes_on_and_takes_others_if_told(place, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     threads = torch.get_num_threads()
     try:
         assert train.main([*TINY, "--threads", "2", "--steps", "1", "--name", "run"]) == 0
@@ -84,6 +89,11 @@ def test_a_run_keeps_its_threads_when_it_goes_on_and_takes_others_if_told(place)
         assert train.main(["--resume", "models/run", "--threads", "1", "--steps", "3"]) == 0
         assert torch.get_num_threads() == 1
         assert json.loads((place / "models" / "run" / "config.json").read_text())["threads"] == "1"
+        monkeypatch.setattr(os, "cpu_count", lambda: 1)  # another machine
+        assert train.main(["--resume", "models/run", "--threads", "2", "--steps", "4"]) == 0
+        torch.set_num_threads(1)
+        assert train.main(["--resume", "models/run", "--steps", "5"]) == 0
+        assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(threads)
 

@@ -178,9 +178,10 @@ def test_targets_move_in_every_eighth_step_as_far_as_in_eight(monkeypatch):
             torch.testing.assert_close(after[f"{name} target"], expected)
 
 
-@pytest.mark.parametrize("changes", [{}, {"returns": "relativistic", "r2": 0.1}, {"lambda_generator": 0.3}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"returns": "relativistic", "spectral_norm": True}, {"lambda_generator": 0.3}], ids=str
+)
 def test_metrics_that_take_time_are_of_every_fifth_step_and_change_no_weight(monkeypatch, changes):
-    """Of D_a's BatchNorm the relativistic reward moves the statistics, which nothing reads."""
     always, at_times = (new_trainer(**FULL | changes) for _ in range(2))
     expected = run(always, 7)
     monkeypatch.setattr(maddpg, "MEASURE_EVERY", 5)
