@@ -63,6 +63,7 @@ def train_magnet(job: dict, seen: list[int]) -> Callable:
     """train.py's game, without its grids and checkpoints."""
     config = devices.settle(complete(job["flags"] | {"seed": job["seed"]}))
     trainer, _ = session.build(config, session.load_pixels(config))
+    _ = [agent.optimizers for agent in trainer.agents]  # their import takes seconds
     signal.setitimer(signal.ITIMER_PROF, job["seconds"], 1.0)
     repeat(trainer.step)
     seen.append(trainer.images_seen)

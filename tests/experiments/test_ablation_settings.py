@@ -59,7 +59,7 @@ def test_the_deaf_generator_agent_cannot_learn_by_its_critic():
 def test_the_base_is_the_preset_with_the_flags_of_all_runs():
     options, base = ablation.parse(["--only", "gan", "--nz", "7", "--seeds", "3"])
     assert (options.only, options.seeds) == (["gan"], [3])
-    assert base == PRESETS["cpu"] | {"checkpoint_every": 5, "nz": 7}
+    assert base == PRESETS["cpu"] | {"precision": "fp32", "checkpoint_every": 5, "nz": 7}
     assert "image_size" not in ablation.parse(["--preset", "default"])[1]
 
 

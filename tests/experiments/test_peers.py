@@ -106,17 +106,17 @@ def test_failures_are_told_and_tried_again(place, capsys):
     pytest.importorskip("torchvision")
     words = [*TINY, *FEW, "--only", "dcgan", "gan", "--dcgan", "dcgan"]
     (place / "dcgan" / "main.py").write_text("raise ValueError('no | luck')\n")
-    assert peers.main([*words, "--seconds", "1"]) == 0
+    assert peers.main([*words, "--seconds", "3"]) == 0
     assert [line.get("failed") for line in lines(place / "peers.jsonl")] == ["ValueError: no | luck", None]
     (place / "dcgan" / "main.py").write_text("import sys\nsys.exit('no such word')\n")
-    assert peers.main([*words, "--seconds", "1"]) == 0
+    assert peers.main([*words, "--seconds", "3"]) == 0
     (place / "dcgan" / "main.py").write_text(DCGAN.replace("SLOW", "True"))
-    assert peers.main([*words, "--seconds", "1"]) == 0
+    assert peers.main([*words, "--seconds", "3"]) == 0
     found = lines(place / "peers.jsonl")
     assert len(found) == 4 and found[2]["failed"] == "no such word"
-    assert "Its first step did not end within 1 seconds" in found[3]["failed"]
+    assert "Its first step did not end within 3 seconds" in found[3]["failed"]
     assert peers.main(["--table", "peers.jsonl"]) == 0
-    assert "| dcgan | 1 | 0 | failed: Its first step did not end" in capsys.readouterr().out
+    assert "| dcgan | 3 | 0 | failed: Its first step did not end" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
