@@ -32,17 +32,18 @@ def start(given: dict, commands: argparse.Namespace, owned: ExitStack) -> int:
     owned: where the run's lock is held.
     """
     from magnet.run.session import build, follow, load_pixels, load_reward, trial
-    from magnet.run.summary import summary
+    from magnet.run.summary import changed, summary
     from magnet.run.timing import described, shorter, total_steps
+    from magnet.run.tuning import prepare_cpu
     from magnet.support import distributed
 
-    # Settings
-    config, path, saved = settings(given, commands, owned)
+    config, asked, path, saved = settings(given, commands, owned)
     flags = None if commands.resume or commands.config or commands.preset != "default" else given
 
     # Data
     extra, pixels = load_reward(config, PARAMETERS | given, saved), load_pixels(config)
-    print(summary(config, len(pixels)))
+    config = prepare_cpu(config, asked, new=not saved)
+    print(changed(config), summary(config, len(pixels)), sep="\n")
     if commands.dry_run:
         print(trial(config, pixels, saved["trainer"]["steps"] if saved else 0, flags, extra))
         return 0
@@ -67,15 +68,12 @@ def start(given: dict, commands: argparse.Namespace, owned: ExitStack) -> int:
     return lead(config, commands.resume, trainer, evaluation, total, less, owned)
 
 
-def settings(given: dict, commands: argparse.Namespace, owned: ExitStack) -> tuple[Config, Path | None, dict | None]:
-    """The config of the run; of one that goes on also its last checkpoint's path and contents. Raises UserError."""
-    import torch
-
+def settings(given: dict, commands: argparse.Namespace, owned: ExitStack) -> tuple:
+    """The run's Config, and as asked for, with auto; its checkpoint's path and contents or None. Raises UserError."""
     from magnet.run.initial_networks import with_sizes_of_init
     from magnet.run.logger import sole_owner
     from magnet.run.session import find_run, parameters_of, resumed
-    from magnet.run.summary import changed, refuse_too_large, without_effect
-    from magnet.run.tuning import tune
+    from magnet.run.summary import refuse_too_large, without_effect
     from magnet.support import devices, distributed
 
     run, path, saved = commands.resume, None, None
@@ -94,13 +92,9 @@ def settings(given: dict, commands: argparse.Namespace, owned: ExitStack) -> tup
     distributed.refuse_uneven(config)
     distributed.refuse_differing(settings=dataclasses.asdict(config) | {"threads": ""}, dry_run=commands.dry_run)
     refuse_too_large(config)
-    if not run and distributed.world_size() == 1:
-        config = tune(config, asked)
-    torch.set_num_threads(int(config.threads))
     if idle := sorted(given.keys() & without_effect(config)):
         print("Without effect in this game: --" + ", --".join(idle).replace("_", "-"))
-    print(changed(config))
-    return config, path, saved
+    return config, asked, path, saved
 
 
 def train(config: Config, run: Path, trainer, evaluation, total: int, less: str, stop) -> None:

@@ -12,6 +12,7 @@ from magnet.data.gaussians import PointDataset, draw_points
 from magnet.data.image_dataset import ImageDataset
 from magnet.game.environment import new_environment
 from magnet.maddpg import MADDPG
+from magnet.support.distributed import world_size
 
 LONGEST = 3.0  # seconds, about; large networks take longer, and fewer settings of them are measured
 TIMED = 5  # steps with one setting, at most, after one that does not count
@@ -71,3 +72,11 @@ def tune(config: Config, asked: Config) -> Config:
     times = ", ".join(f"{n} x {one} {1000 * seconds:.1f} ms" for (n, one), seconds in found.items())
     print(f"Fastest here: --threads {threads} --precision {precision} (a step with threads x precision: {times})")
     return dataclasses.replace(config, threads=str(threads), precision=precision)
+
+
+def prepare_cpu(config: Config, asked: Config, new: bool) -> Config:
+    """`config`, tuned if the run is new and has one process; and PyTorch computes with its threads from here on."""
+    if new and world_size() == 1:
+        config = tune(config, asked)
+    torch.set_num_threads(int(config.threads))
+    return config

@@ -32,7 +32,7 @@ def test_the_buffer_holds_the_rewards_of_its_images_beside_their_states():
     states = to_uint8(trainer.faces.batch(stored["state"]))
     for i in range(2):
         assert torch.equal(stored["extra"][:, i], trainer.environment.extra(states, stored["image"][:, i]))
-    assert len(stored["extra"].unique()) > 35
+    assert len(stored["extra"].unique()) > 35, "they vary; two of 40 may round to one number"
 
 
 def test_the_reward_critic_learns_the_last_step_and_replayed_rows_in_deviations(monkeypatch):
