@@ -100,7 +100,7 @@ def evaluate(options: argparse.Namespace) -> dict:
         log(options, step, scores, strange=kind_of_reference.startswith("not"))
     protocol = {
         "checkpoint": str(path), "step": step, "images_seen": step * config.batch_size,
-        "algorithm": config.algorithm, "returns": config.returns, "generators": config.generators,
+        "algorithm": config.algorithm, "reward_function": config.reward_function, "generators": config.generators,
         "samples": f"of the running average, seed {options.seed}" + f", SWD of {MOST:,}" * (count > MOST),
         "size": f"{config.image_size}x{config.image_size}",
         "crop": "short side resized to the size (bilinear), centre cut out, not mirrored",
@@ -227,11 +227,11 @@ def remarks(scores: dict[str, dict[str, float]], different: int, shown: int, pic
     return found
 
 
-def at_equilibrium(key: str, returns: str) -> str:
+def at_equilibrium(key: str, rewards: str) -> str:
     """A remark: which value a number of the equilibrium report has there, if it has one."""
-    from magnet.game.returns import return_of
+    from magnet.game.rewards import reward_function
 
-    expected = {"accuracy": 0.5, "value": return_of(returns).equilibrium, "from": 0.0, "calibration": 0.0}
+    expected = {"accuracy": 0.5, "value": reward_function(rewards).equilibrium, "from": 0.0, "calibration": 0.0}
     kind = key.removeprefix("fresh_").split("_")[0]
     return f"   ({expected[kind]:.3f} at equilibrium)" if kind in expected else ""
 
@@ -293,7 +293,9 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         print(table(report["scores"]) + "\n")
         for key, value in report.get("equilibrium", {}).items():
-            print(f"{key.replace('_', ' '):<32}{value:>7.3f}{at_equilibrium(key, report['protocol']['returns'])}")
+            print(
+                f"{key.replace('_', ' '):<32}{value:>7.3f}{at_equilibrium(key, report['protocol']['reward_function'])}"
+            )
         for key, value in report.get("extra_reward", {}).items():
             number = f"{value:>9.3f}" if isinstance(value, float) else value
             print(f"{f'extra reward, {key}'.replace('_', ' '):<30}{number}")

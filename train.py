@@ -51,7 +51,7 @@ def start(given: dict, commands: argparse.Namespace, owned: ExitStack) -> int:
     # Trainer
     trainer, evaluation = build(config, pixels, path, saved, extra)
     del saved  # as large as the trainer
-    distributed.refuse_differing(images=trainer.faces.fingerprint, checkpoint=trainer.steps)
+    distributed.refuse_differing(images=trainer.dataset.fingerprint, checkpoint=trainer.steps)
     total = total_steps(config, trainer.steps_per_epoch)
     if trainer.steps >= total:
         print(f"Nothing to do: {commands.resume} is at step {trainer.steps} of {total}; give more --steps or --epochs.")

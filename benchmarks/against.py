@@ -65,7 +65,7 @@ def program(config: Config, pixels, run: Path, owned: ExitStack, clock) -> tuple
     trainer = build(config, pixels, extra=load_reward(config, {}))[0]
     run = new_run(run)
     logger = owned.enter_context(RunLogger(run, 0, config.batch_size))
-    grids = FixedGrids(trainer.generators, trainer.faces, config.seed)
+    grids = FixedGrids(trainer.generators, trainer.dataset, config.seed)
 
     def steps() -> None:
         for _ in range(period(config)):

@@ -58,7 +58,7 @@ def time_step(config: Config, in_memory: bool, seconds: float, cpu_time: bool) -
     return {
         "seconds": timed(clock, lambda: steps(trainer), times) / period(config),
         "graphs": bool(trainer.graphs and trainer.graphs.recorded),
-        "place": "GPU" if trainer.faces._pixels.device.type == "cuda" else "memory",
+        "place": "GPU" if trainer.dataset._pixels.device.type == "cuda" else "memory",
         "peak": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
     }
 
@@ -85,7 +85,7 @@ def resume(config: Config, count: int) -> dict[str, float]:
         whole.step()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "checkpoint.pt")
-        state = {"config": dataclasses.asdict(config), "faces": whole.faces.fingerprint}
+        state = {"config": dataclasses.asdict(config), "faces": whole.dataset.fingerprint}
         checkpoint.save(path, state | {"trainer": whole.state_dict(), "best": evaluation.best})
         resumed, _ = new_trainer(config, path, checkpoint.load(path))
     for trainer, left in ((whole, count), (resumed, count), (again, 2 * count)):

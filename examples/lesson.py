@@ -64,12 +64,12 @@ class Lesson:
         config = dataclasses.replace(
             config, init=str(run), name="", steps=0, evaluate_every=0, patience=0, device=device, gamma=0.0,
             cuda_graphs="off",  # the page may use the GPU while one is recorded
-            lambda_generator=1.0, lambda_discriminator=1.0, epsilon=0.0,
+            critics="none", epsilon=0.0,
             extra_reward=self.extra.name, extra_weight=float(weight), extra_to="both",
         )  # fmt: skip
         check(config)
         self.trainer, self.evaluation = build(settle(config), load_pixels(config), extra=self.extra)
-        self.states = to_uint8(self.trainer.faces.batch(torch.arange(min(COMPARED, len(self.trainer.faces))))).cpu()
+        self.states = to_uint8(self.trainer.dataset.batch(torch.arange(min(COMPARED, len(self.trainer.dataset))))).cpu()
 
     def train(self, seconds: float, steps: int = 10**9) -> Iterator[float]:
         """Trains for so many seconds or steps, and gives the seconds so far about once each. Raises UserError."""
@@ -87,7 +87,7 @@ class Lesson:
 
         Both uint8 (N, 3, S, S); the noise and the states are the same before and after the training.
         """
-        samplers = [Sampler(agent, self.trainer.faces, seed) for agent in self.trainer.generators]
+        samplers = [Sampler(agent, self.trainer.dataset, seed) for agent in self.trainer.generators]
         return draw(samplers, "prior", COMPARED)[0], samplers[0].answer(self.states)
 
     def save(self, models_dir: Path, name: str = "") -> Path:

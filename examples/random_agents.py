@@ -23,11 +23,11 @@ def make_env(seed: int):
     """The game on 512 synthetic faces of 32x32: states of 16, episodes of 25 states."""
     from magnet.data.image_dataset import ImageDataset
     from magnet.data.synthetic import draw_faces
-    from magnet.game.environment import FaceEnv
-    from magnet.game.parallel_env import ParallelFaceEnv
+    from magnet.game.environment import Environment
+    from magnet.game.parallel_env import ParallelEnvironment
 
     faces = ImageDataset(draw_faces(512, 32, seed)[0], "cpu")
-    env = ParallelFaceEnv(FaceEnv(faces, 16, 25, ["generator"], ["discriminator"]))
+    env = ParallelEnvironment(Environment(faces, 16, 25, ["generator"], ["discriminator"]))
     env.reset(seed=seed)
     env.action_space("generator").seed(seed)
     return env

@@ -31,16 +31,15 @@ from magnet.support.paths import user_path  # noqa: E402
 BASE = ["--preset", "cpu", "--precision", "fp32", "--checkpoint-every", "5"]
 OF_IMAGES = ("data", "skip_bad_images", "hold_out", "image_size")
 IMAGES = 598_400  # 50 epochs of the base over 9,000 faces
-BY_RETURN = {"lambda_generator": 1.0, "lambda_discriminator": 1.0}
 GAN = {"algorithm": "gan"}
 
 # name: the question, and the flags that differ from the base. Adam does not see the scale of a loss: in "deaf" G_a's
 # gradient from its critic is nothing beside that of the diversity, so it is the control of whether G_a learns by it.
 SETTINGS = {
     "default": ("what the others are compared with", {}),
-    "lambda-1": ("do actors learn as well by critics as by the return itself?", BY_RETURN),
-    "lambda-g-1": ("does the generator agent alone?", {"lambda_generator": 1.0}),
-    "lambda-d-1": ("does the discriminator agent alone?", {"lambda_discriminator": 1.0}),
+    "no-critics": ("do actors learn as well by critics as by the reward itself?", {"critics": "none"}),
+    "no-generator-critic": ("does the generator agent alone?", {"critics": "discriminator"}),
+    "no-discriminator-critic": ("does the discriminator agent alone?", {"critics": "generator"}),
     "deaf": ("does G_a learn by its critic? (here it cannot)", {"diversity_weight": 1e6}),
     "gan": ("is the game worth its price?", GAN),
     "gan-plain": ("and beside a GAN without R1 and replay?", GAN | {"r1": 0.0, "replay_fraction": 0.0}),

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draws the curves of experiments/ablation.py's results, and prints their table in Markdown.
 
-    python3 experiments/figures.py results.jsonl --out docs/ --draw default lambda-1 gan
+    python3 experiments/figures.py results.jsonl --out docs/ --draw default no-critics gan
     python3 experiments/figures.py results.jsonl --out docs/ --images 239360      the table at up to so many images
 
 scores-over-images.png and scores-over-minutes.png: Frechet distance and recall, the mean over the seeds and the band

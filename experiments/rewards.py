@@ -182,7 +182,7 @@ def measure(options: argparse.Namespace, base: dict) -> None:
             pixels, extra = load_pixels(config), load_reward(config, base)
             trainer, _ = build(config, pixels, extra=extra)
             held_out = ImageDataset(load_pixels(config, held_out=True), config.device)
-            scorer = Scorer(trainer.faces, held_out, extra, options.features, options.count)
+            scorer = Scorer(trainer.dataset, held_out, extra, options.features, options.count)
             if change:
                 change(trainer)
             write(setting, seed, flags, train_and_score(trainer, scorer, options.steps))
@@ -191,7 +191,7 @@ def measure(options: argparse.Namespace, base: dict) -> None:
                     write(f"best of {tries}", seed, flags, scorer.best_of(trainer, tries))
                 write("nearest real face", seed, flags, scorer.nearest_real())
             if options.keep:
-                state = {"config": vars(config), "faces": trainer.faces.fingerprint, "best": None}
+                state = {"config": vars(config), "faces": trainer.dataset.fingerprint, "best": None}
                 name = f"{setting}-{config.extra_reward}-{config.extra_weight}-{seed}.pt".replace(" ", "-")
                 checkpoint.save(options.keep / name, state | {"trainer": trainer.state_dict()})
 

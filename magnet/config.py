@@ -16,12 +16,15 @@ GAUSSIANS = ("gaussians-8", "gaussians-25")  # see gaussians.py
 MANY = 10**12  # more than anything that is counted here
 
 
-def parameter(default, about: str, low: float = -math.inf, high: float = MANY, choices: tuple = (), old=None):
-    """A field of Config: its default, what the command line says of it, the values that it may take.
+def parameter(
+    default, about: str, low: float = -math.inf, high: float = MANY, choices: tuple = (), old=None, group: str = ""
+):
+    """A field of Config: its default, its help text, the values that it may take.
 
     old: for a field that is added, the value that does what the program did before; None: older runs are refused.
+    group: the title of a group in --help, which begins with this field.
     """
-    metadata = {"about": about, "low": low, "high": high, "choices": choices, "old": old}
+    metadata = {"about": about, "low": low, "high": high, "choices": choices, "old": old, "group": group}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -33,36 +36,45 @@ class Config:
     """
 
     data: str = parameter(
-        "data/celeba",
-        "folder or .zip of images, or a word: synthetic, faces drawn by the program; gaussians-8, gaussians-25, points "
-        "in the plane",
-    )
+        "data/celeba", "folder or .zip of images, or a word: synthetic, faces drawn by the program; gaussians-8, "
+        "gaussians-25, points in the plane", group="data",
+    )  # fmt: skip
     skip_bad_images: bool = parameter(False, "leave out files that are no images, up to 1 %% of them")
     hold_out: float = parameter(
         0.0, "share of the images that training never sees, chosen by their names [D]", low=0, high=0.5
     )
-    init: str = parameter(
-        "", "begin with the networks of a run, a checkpoint or exported weights, as models/celeba-64.pt, with their "
-        "image size, width and nz; all else is new", old="",
-    )  # fmt: skip
-    algorithm: str = parameter("magnet", "magnet, or gan: G and D_a alone, z from noise", choices=("magnet", "gan"))
-    generators: int = parameter(1, "N, generator agents, which all act on the same states", low=1, high=64)
-    discriminators: int = parameter(1, "M, discriminator agents, which all classify all images", low=1, high=64)
-    returns: str = parameter(
-        "log", "the players' rewards (magnet/game/returns.py)",
-        choices=("log", "minimax", "hinge", "least-squares", "wasserstein", "relativistic"),
-    )  # fmt: skip
+    image_size: int = parameter(64, "S, side of all images in pixels; points have none [M]", choices=(32, 64, 128))
     extra_reward: str = parameter(
         "", "what the generators earn beside log D_a: resemble, jpeg, incompressible, smile, or a file with a function "
-        "reward(states, images), which is executed (magnet/game/extra_rewards.py)", old="",
+        "reward(states, images), which is executed (magnet/game/extra_rewards.py)", old="", group="extra reward",
     )  # fmt: skip
     extra_weight: float = parameter(1.0, "weight of the extra reward, in its deviations", low=0, high=1e6, old=1.0)
     extra_to: str = parameter(
         "both", "who follows the extra reward: both G_a and G, or the policy G_a alone", choices=("both", "policy"),
         old="both",
     )  # fmt: skip
-    specialise: float = parameter(0.0, "weight of the generators' return for being classified rightly", low=0, high=1e6)
-    image_size: int = parameter(64, "S, side of all images in pixels; points have none [M]", choices=(32, 64, 128))
+    algorithm: str = parameter(
+        "magnet", "magnet, or gan: G and D_a alone, z from noise", choices=("magnet", "gan"), group="game"
+    )
+    reward_function: str = parameter(
+        "log", "the players' rewards (magnet/game/rewards.py)",
+        choices=("log", "minimax", "hinge", "least-squares", "wasserstein", "relativistic"),
+    )  # fmt: skip
+    critics: str = parameter(
+        "both", "which agents' actors follow a critic [M]; the others follow the gradient of the reward itself",
+        choices=("both", "generator", "discriminator", "none"),
+    )  # fmt: skip
+    gamma: float = parameter(0.0, "discount of later rewards [D]; 0.95 in [M]", low=0, high=0.999)
+    episode_length: int = parameter(25, "T, states in an episode [L]", low=1)
+    exploration: float = parameter(0.1, "sigma of the noise in z [M]", low=0, high=1)
+    epsilon: float = parameter(0.1, "chance that an action z is random, N(0, I) [M]", low=0, high=1)
+    diversity_weight: float = parameter(
+        1.0, "weight of the objective for uncorrelated z [D]; 0 in [M]", low=0, high=1e6
+    )
+    init: str = parameter(
+        "", "begin with the networks of a run, a checkpoint or exported weights, as models/celeba-64.pt, with their "
+        "image size, width and nz; all else is new", old="", group="learning",
+    )  # fmt: skip
     epochs: int = parameter(50, "passes over the images [M]", low=1)
     steps: int = parameter(0, "steps of the trainer, if these end before the epochs; 0: no limit", low=0)
     batch_size: int = parameter(16, "B, images a step [M]", low=4, high=65536)
@@ -70,11 +82,9 @@ class Config:
         64, "feature maps of the first convolution [M]; for points, of every layer", low=4, high=4096
     )
     nz: int = parameter(100, "size of the generator's action z [M]", low=2, high=65536)
-    episode_length: int = parameter(25, "T, states in an episode [L]", low=1)
     lr: float = parameter(2e-4, "learning rate of every Adam [M]", low=1e-8, high=1)
     beta1: float = parameter(0.5, "Adam's decay of the mean gradient [M]", low=0, high=0.9999)
     beta2: float = parameter(0.999, "Adam's decay of the mean squared gradient [M]", low=0, high=0.999999)
-    gamma: float = parameter(0.0, "discount of later returns [D]; 0.95 in [M]", low=0, high=0.999)
     tau: float = parameter(
         0.003, "share of the new weights that every target takes for each step [D]; 0.01 in [L]", low=1e-6, high=1
     )
@@ -82,26 +92,27 @@ class Config:
         0.05, "the targets' half-life grows to this share of the steps so far; 0: it stays tau's, as in [L] and with "
         "--gamma [D]", low=0, high=1, old=0.0,
     )  # fmt: skip
-    lambda_generator: float = parameter(
-        0.0, "what G_a and G ascend: 0 their critic [M], 1 the return itself, without a critic", low=0, high=1
-    )
-    lambda_discriminator: float = parameter(
-        0.0, "what D_a ascends: 0 its critic [M], 1 the return itself, without a critic", low=0, high=1
-    )
-    diversity_weight: float = parameter(1.0, "weight of the return for uncorrelated z [D]; 0 in [M]", low=0, high=1e6)
-    exploration: float = parameter(0.1, "sigma of the noise in z [M]", low=0, high=1)
-    epsilon: float = parameter(0.1, "chance that an action z is random, N(0, I) [M]", low=0, high=1)
-    r1: float = parameter(0.1, "weight gamma of R1, the penalty on D_a's gradients at real images [D]", low=0, high=1e6)
-    r1_every: int = parameter(8, "k: every k-th step has R1, with k times the weight [D]", low=1, high=1000)
-    r2: float = parameter(0.0, "weight of R2, the same penalty at the generators' images", low=0, high=1e6)
-    gradient_penalty: float = parameter(
-        0.0, "weight of D_a's gradient penalty between real and fake images; 10 in WGAN-GP", low=0, high=1e6
-    )
-    spectral_norm: bool = parameter(False, "spectral normalisation of D_a, in place of its BatchNorm")
     replay_size: int = parameter(8192, "transitions in the replay buffer [D]", low=1)
     replay_fraction: float = parameter(0.25, "share of a batch that is replayed [D]", low=0, high=0.9)
     seed: int = parameter(0, "seed of everything random", low=0, high=2**63 - 1)
-    device: str = parameter("auto", "auto, cpu, cuda or cuda:N")
+    r1: float = parameter(
+        0.1, "weight gamma of R1, the penalty on D_a's gradients at real images [D]", low=0, high=1e6,
+        group="regularisers of D_a",
+    )  # fmt: skip
+    r1_every: int = parameter(8, "k: every k-th step has R1, with k times the weight [D]", low=1, high=1000)
+    r2: float = parameter(0.0, "weight of R2, the same penalty at the generators' images", low=0, high=1e6)
+    gradient_penalty: float = parameter(
+        0.0, "weight of D_a's gradient penalty between real and generated images; 10 in WGAN-GP", low=0, high=1e6
+    )
+    spectral_norm: bool = parameter(False, "spectral normalisation of D_a, in place of its BatchNorm")
+    generators: int = parameter(
+        1, "N, generator agents, which all act on the same states", low=1, high=64, group="several agents"
+    )
+    discriminators: int = parameter(1, "M, discriminator agents, which all classify all images", low=1, high=64)
+    specialise: float = parameter(
+        0.0, "weight of the generators' reward for being recognised by a classifier", low=0, high=1e6
+    )
+    device: str = parameter("auto", "auto, cpu, cuda or cuda:N", group="run")
     threads: str = parameter(
         "auto", "threads on the CPU; auto: the fastest number in a trial before a new run", old="auto"
     )
@@ -114,15 +125,11 @@ class Config:
         "auto", "auto: on a GPU the step is recorded as CUDA graphs, which launch faster; off: it is not",
         choices=("auto", "off"), old="auto",
     )  # fmt: skip
-    deterministic: bool = parameter(
-        False, "on a GPU, ask PyTorch for deterministic algorithms, which are slower", old=False
-    )
+    deterministic: bool = parameter(False, "on a GPU, use deterministic algorithms, which are slower", old=False)
     sample_every: int = parameter(500, "steps between two grids", low=1)
     checkpoint_every: int = parameter(2, "epochs between two checkpoints [M]", low=1)
     keep: int = parameter(3, "checkpoints that stay", low=1)
-    evaluate_every: int = parameter(
-        0, "steps between two scores of the samples, the best of which is kept as best.pt; 0: never", low=0
-    )
+    evaluate_every: int = parameter(0, "steps between two scores, whose best is kept as best.pt; 0: never", low=0)
     patience: int = parameter(0, "scores in a row, none a new best, that end the run; 0: no limit", low=0)
     models_dir: str = parameter("models", "folder of the runs")
     name: str = parameter("", "name of the run's folder; empty: the time")
@@ -142,12 +149,12 @@ class Config:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one picture, or of one point."""
+        """The shape of one picture, or of one point."""
         return (2,) if self.points else (3, self.image_size, self.image_size)
 
 
 def agent_names(config) -> tuple[list[str], list[str]]:
-    """Of the generators and of the discriminators: generator, or generator_0, generator_1, ... of several."""
+    """The names of the generators and of the discriminators: generator, or generator_0, generator_1, ... if several."""
 
     def names(kind: str, count: int) -> list[str]:
         return [kind] if count == 1 else [f"{kind}_{i}" for i in range(count)]
@@ -174,7 +181,7 @@ PRESETS = {
     },
 }  # fmt: skip
 
-WITH_RETURNS = {  # what --returns asks for, unless flags beside it say otherwise
+REWARD_FUNCTION_DEFAULTS = {  # what --reward-function asks for, unless flags beside it say otherwise
     "wasserstein": {"gradient_penalty": 10.0, "r1": 0.0},
     "relativistic": {"r2": 0.1},
 }  # fmt: skip
@@ -182,8 +189,8 @@ PATHS = {"data", "init", "extra_reward", "models_dir"}
 
 
 def complete(flags: dict, base: dict | None = None) -> Config:
-    """The Config of `base`, of what the kind of returns in `flags` asks for, and of `flags`; the later win."""
-    return Config(**convert((base or {}) | WITH_RETURNS.get(flags.get("returns"), {}) | flags))
+    """The Config of `base`, of what the reward function in `flags` asks for, and of `flags`; the later win."""
+    return Config(**convert((base or {}) | REWARD_FUNCTION_DEFAULTS.get(flags.get("reward_function"), {}) | flags))
 
 
 def convert(values: dict) -> dict:
@@ -224,7 +231,7 @@ def check(config: Config) -> None:
         raise UserError(f"--threads is {config.threads!r:.80}, but must be auto or a number from 1 to 9999.")
     if config.name and not re.fullmatch(r"(?!\.+$)[A-Za-z0-9._-]{1,64}", config.name):
         raise UserError(f"--name is {config.name!r}, but must be 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-'.")
-    if config.gamma and (config.algorithm == "gan" or config.lambda_generator == config.lambda_discriminator == 1):
+    if config.gamma and (config.algorithm == "gan" or config.critics == "none"):
         raise UserError(f"--gamma {config.gamma:g} is for critics, and this game has none: give --gamma 0.")
     if config.extra_reward and config.algorithm == "gan":
         raise UserError("--extra-reward is for a critic and a policy, which a plain GAN lacks: drop --algorithm gan.")
@@ -232,8 +239,10 @@ def check(config: Config) -> None:
         raise UserError(f"--extra-reward judges pictures, and --data {config.data} has none: drop one of the two.")
     if config.generators == 1 and config.specialise:
         raise UserError(f"--specialise {config.specialise:g} is for several generators: give --generators 2 or more.")
-    if config.returns == "wasserstein" and not (config.gradient_penalty or config.spectral_norm):
-        raise UserError("--returns wasserstein needs bounded gradients of D: --gradient-penalty 10 or --spectral-norm.")
+    if config.reward_function == "wasserstein" and not (config.gradient_penalty or config.spectral_norm):
+        raise UserError(
+            "--reward-function wasserstein needs bounded gradients of D: --gradient-penalty 10 or --spectral-norm."
+        )
     if config.points and (config.hold_out or config.skip_bad_images):
         raise UserError(f"--data {config.data} has no files to leave out: drop --hold-out and --skip-bad-images.")
     if config.points and config.precision in ("bf16", "fp16"):

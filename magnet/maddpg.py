@@ -10,7 +10,7 @@
      6-8   execute the actions; store the transition; the new state                   play
      9-10  for each agent: a minibatch from the replay buffer                         collect; its rows act anew in act
      11    the TD target y = r + gamma Q'(x', a')                                     next_values: Q'; td_target in
-                                                                                      game/returns.py: y
+                                                                                      agents/losses.py: y
      12    the critic by the squared TD error                                         update_critic in agents/agent.py
      13    the actor by the gradient of its critic                                    update in agents/generator.py and
                                                                                       agents/discriminator.py
@@ -54,12 +54,12 @@ def new_agents(config, device: torch.device) -> tuple[list[GeneratorAgent], list
 class MADDPG:
     """Generator agents and discriminator agents, their game, and the replay buffer.
 
-    environment: a FaceEnv, or another class with its methods. Of several processes (distributed.py) each acts and
+    environment: a Environment, or another class with its methods. Of several processes (distributed.py) each acts and
     learns on its rows; the game, the buffer, the recurrent states and the metrics are those of all.
     """
 
     def __init__(self, config, environment, device: torch.device):
-        self.config, self.environment, self.device, self.faces = config, environment, device, environment.faces
+        self.config, self.environment, self.device, self.dataset = config, environment, device, environment.dataset
         self.generators, self.discriminators = new_agents(config, device)
         self.agents = [*self.generators, *self.discriminators]
         self.new_rows = environment.batch // world_size()  # rows played in a step, this process's share
@@ -69,7 +69,7 @@ class MADDPG:
             config.replay_size if self.replayed_rows or config.extra_reward else 0,
             environment.fields | {
                 "recurrent": ((config.generators, *recurrent), torch.float32),
-                "image": ((config.generators, *config.shape), self.faces.stored),
+                "image": ((config.generators, *config.shape), self.dataset.stored),
             },
             device, stream(config.seed, "replay", device),
         )  # fmt: skip
@@ -96,7 +96,7 @@ class MADDPG:
     @property
     def steps_per_epoch(self) -> int:
         """Steps in one pass over the faces, at least 1."""
-        return max(1, len(self.faces) // self.environment.batch)
+        return max(1, len(self.dataset) // self.environment.batch)
 
     def step(self) -> Metrics:
         """One pass through the box of Algorithm 1. Returns detached scalars by name, on the device."""
@@ -137,7 +137,7 @@ class MADDPG:
         if self.config.extra_reward and len(self.replay):
             extra = drawn["extra"][count:]
             rewarded = {
-                "state": state[count:], "image": self.faces.unpack(drawn["image"][count:]),
+                "state": state[count:], "image": self.dataset.unpack(drawn["image"][count:]),
                 "extra": extra, "reward": self.environment.normaliser.standardise(extra),
             }  # fmt: skip
             if self.config.gamma:
@@ -166,17 +166,19 @@ class MADDPG:
             act = agent.act(batch.state, batch.recurrent[:, i])
             images = agent.networks["generator"](act.action)
             batch.acts.append(act)
-            batch.images.append(images)
-            batch.fakes.append(torch.cat([images.detach()[: batch.new], self.faces.unpack(batch.replayed[:, i])]))
+            batch.policy_images.append(images)
+            batch.played_images.append(
+                torch.cat([images.detach()[: batch.new], self.dataset.unpack(batch.replayed[:, i])])
+            )
         for agent in self.discriminators:
-            batch.outputs.append([agent.networks["actor"].discriminate(x) for x in (batch.real, *batch.fakes)])
+            batch.outputs.append([agent.networks["actor"].discriminate(x) for x in (batch.real, *batch.played_images)])
 
     def play(self, batch: Batch) -> Metrics:
         """Lines 6 to 8: executes this step's actions, stores the transitions. Returns the mean rewards, for the log.
 
         What outlives the step is copied: a CUDA graph writes to the same memory again.
         """
-        images = torch.stack([fakes[: batch.new] for fakes in batch.fakes], dim=1)
+        images = torch.stack([played[: batch.new] for played in batch.played_images], dim=1)
         actions = {agent.name: images[:, i] for i, agent in enumerate(self.generators)}
         for agent, outputs in zip(self.discriminators, batch.outputs, strict=True):
             actions[agent.name] = torch.stack([one.logits.detach()[: batch.new] for one in outputs])
@@ -188,7 +190,7 @@ class MADDPG:
         if self.config.gamma:
             batch.following = self.environment.following(batch.transitions)
         if self.replay.capacity:
-            images = all_gather_rows(self.faces.pack(images))
+            images = all_gather_rows(self.dataset.pack(images))
             self.replay.add(transitions | {"recurrent": self.recurrent, "image": images})
         if all(truncated.values()):
             self.begin_episode(self.environment.reset())

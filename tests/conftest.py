@@ -46,7 +46,7 @@ TINY = {
     "gamma": 0.0, "tau": 0.1, "replay_fraction": 0.0, "replay_size": 20, "r1": 0.0,
 }  # fmt: skip
 # All that a trainer can save matters with these: targets, the replay buffer, critics.
-FULL = {"gamma": 0.9, "replay_fraction": 0.25, "lambda_generator": 0.5, "lambda_discriminator": 0.5}
+FULL = {"gamma": 0.9, "replay_fraction": 0.25}
 PRECISIONS = pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 
 

@@ -31,7 +31,7 @@ def on(device, config) -> MADDPG:
 
 def going_on(trainer: MADDPG, device, path) -> MADDPG:
     """A new trainer on `device` that goes on where `trainer` stands, by way of a file and its checks."""
-    state = {"config": {}, "faces": trainer.faces.fingerprint, "trainer": trainer.state_dict(), "best": None}
+    state = {"config": {}, "faces": trainer.dataset.fingerprint, "trainer": trainer.state_dict(), "best": None}
     checkpoint.save(path, state)
     saved = checkpoint.load(path)["trainer"]
     other = on(device, trainer.config)

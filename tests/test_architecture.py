@@ -1,14 +1,12 @@
 """How the code is laid out: imports run downwards, programs are not imported, files and functions stay short."""
 
 import ast
-import dataclasses
 from pathlib import Path
 
 import pytest
 
 import train
-from magnet.config import Config
-from magnet.run.command_line import GROUPS, parse
+from magnet.run.command_line import parse
 
 ROOT = Path(train.__file__).parent
 ROOMS = ["run", "evaluation", "maddpg", "agents", "game", "data", "config", "support"]  # from above to below
@@ -65,11 +63,6 @@ def test_train_reads_from_top_to_bottom():
     functions = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
     assert all(node.end_lineno - node.lineno < 40 for node in functions)
     assert text.index("PARAMETERS = {}") < text.index("import ")
-
-
-def test_every_parameter_stands_in_one_group_of_the_help():
-    names = [name for group in GROUPS.values() for name in group.split()]
-    assert sorted(names) == sorted(field.name for field in dataclasses.fields(Config))
 
 
 def test_an_unknown_parameter_in_the_program_is_refused(capsys):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from magnet.game import returns
+from magnet.agents import losses
 from magnet.support.distributed import all_reduce_mean, local_rows, world_size
 from magnet.support.random_streams import derived_seed, restore, stream
 
@@ -69,7 +69,7 @@ class Agent:
 
     @property
     def critic(self) -> nn.Module | None:
-        """The critic; None where the actor follows the return itself (lambda 1, a plain GAN)."""
+        """The critic; None where the actor follows the reward itself (--critics, a plain GAN)."""
         return self.networks.get("critic")
 
     def drawn(self, how: Callable[..., Tensor], rows: int, *shape: int) -> Tensor:
@@ -124,7 +124,7 @@ class Agent:
         if gamma = 0: all without a graph. fresh: so many of the last rows, which no earlier step has learned from; as
         rewards have variance 1, R^2 on them is a metric. measured: as in `descend`.
         """
-        target = returns.td_target(reward, next_value, self.config.gamma)  # line 11
+        target = losses.td_target(reward, next_value, self.config.gamma)  # line 11
         errors = (self.networks[key](observation, action) - target).square()
         loss = errors.mean()
         self.scaler.scale(loss).backward()

@@ -46,8 +46,8 @@ class Batch:
     rewarded: dict[str, Tensor] = field(default_factory=dict)
     following: tuple[Tensor, Tensor] | None = None  # s_{t+1} and x_{t+1} (B, 3, S, S), once played; None if gamma = 0
     acts: list[Act] = field(default_factory=list)  # G_a's, by the present policy
-    images: list[Tensor] = field(default_factory=list)  # G(z) of these actions (B, 3, S, S)
-    fakes: list[Tensor] = field(default_factory=list)  # the new rows of images, detached; then the replayed images
-    outputs: list[list[Discrimination]] = field(default_factory=list)  # on real, then on each of fakes
+    policy_images: list[Tensor] = field(default_factory=list)  # G(z) of these actions (B, 3, S, S)
+    played_images: list[Tensor] = field(default_factory=list)  # their new rows, detached; then the replayed images
+    outputs: list[list[Discrimination]] = field(default_factory=list)  # on real, then on each of played_images
     rewards: dict[str, Tensor] = field(default_factory=dict)  # by agent (B,), before any agent learns; for G_c
     next_values: dict[str, Tensor | None] = field(default_factory=dict)  # by agent Q'(s', a'); None if none is needed

@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
+from magnet.agents import losses
 from magnet.agents.agent import Agent, Metrics
 from magnet.agents.batch import Batch, Discrimination
 from magnet.agents.networks import discriminator_networks
-from magnet.game import returns
+from magnet.game.rewards import classification_reward, reward_function
 from magnet.support.distributed import all_gather_rows
 
 
@@ -28,7 +29,7 @@ def critic_inputs(outputs: list[Discrimination]) -> tuple[Tensor, Tensor]:
 def sum_of_means(values: Tensor, real: int) -> Tensor:
     """The mean of the first `real` values, which are of real images, plus that of the others: a scalar.
 
-    The discriminator's return is such a sum, whatever the number of generators.
+    The discriminator's reward is such a sum, whatever the number of generators.
     """
     return values[:real].mean() + values[real:].mean()
 
@@ -40,14 +41,13 @@ class DiscriminatorAgent(Agent):
 
     def update(self, batch: Batch) -> Metrics:
         """Critic, then actor, on real and generated images."""
-        config, metrics, kind = self.config, {}, returns.return_of(self.config.returns)
+        config, metrics, rewards = self.config, {}, reward_function(self.config.reward_function)
         outputs, real = batch.outputs[self.index], batch.real
         _, logits, classes = zip(*outputs, strict=True)
         real_logits, fake_logits = logits[0], torch.stack(logits[1:])
-        share = config.lambda_discriminator if self.critic else 1.0
-        if share:
-            objective = kind.discriminator(real_logits, fake_logits).mean()
-        if self.critic:
+        if not self.critic:
+            objective = rewards.discriminator(real_logits, fake_logits).mean()
+        else:
             features, actions = critic_inputs(outputs)
             if batch.measured:
                 actions.retain_grad()
@@ -56,8 +56,8 @@ class DiscriminatorAgent(Agent):
                 """The rewards of logits of the right class, ((1 + N) B,) each, with all others as D_a gave them."""
                 logits = actions[:, 1].detach() * right
                 real, fake = logits[: len(real_logits)], logits[len(real_logits) :].view_as(fake_logits)
-                on_real = kind.real(real.expand_as(fake), fake_logits.detach()).mean(dim=0)
-                return torch.cat([on_real, kind.fake(fake, real_logits.detach()).flatten()])
+                on_real = rewards.real(real.expand_as(fake), fake_logits.detach()).mean(dim=0)
+                return torch.cat([on_real, rewards.fake(fake, real_logits.detach()).flatten()])
 
             # Exploration: D_c learns the rewards of logits around D_a's own, and so the gradient there.
             explored = actions.detach().clone()
@@ -65,39 +65,38 @@ class DiscriminatorAgent(Agent):
             next_value = batch.next_values[self.name]
             reward_explored = reward(explored[:, 0])
             metrics = self.update_critic(features, explored, reward_explored, next_value, measured=batch.measured)
-            value = sum_of_means(self.critic(features, actions), len(real))
-            objective = share * objective + (1 - share) * value if share else value
+            objective = sum_of_means(self.critic(features, actions), len(real))
         loss = -objective
         if config.specialise:
-            named = [returns.classification_return(c, i) for i, c in enumerate(classes[1:])]
+            named = [classification_reward(c, i) for i, c in enumerate(classes[1:])]
             loss = loss - config.specialise * torch.stack(named).mean()
             accuracy = [(c.argmax(dim=1) == i).float().mean() for i, c in enumerate(classes[1:])]
             metrics["classifier_accuracy"] = torch.stack(accuracy).mean()
         if batch.r1:  # of D_a's forward pass on the real images, which is not made again
             (gradient,) = torch.autograd.grad(real_logits.sum(), real, create_graph=True)
-            penalty = returns.gradient_penalty(gradient, 0.0)
+            penalty = losses.gradient_penalty(gradient, 0.0)
             loss = loss + batch.r1 / 2 * penalty
             metrics["r1"] = penalty.detach()
         inputs = [*self.parameters("actor"), *([actions] if self.critic and batch.measured else [])]
         self.scaler.scale(loss).backward(inputs=inputs)  # Alg. 1, line 13
         real = real.detach()
         if config.r2:
-            metrics["r2"] = self.penalise(batch.fakes, 0.0, config.r2 / 2)
+            metrics["r2"] = self.penalise(batch.played_images, 0.0, config.r2 / 2)
         if config.gradient_penalty:
             place = self.drawn(torch.rand, len(real), *[1] * (real.ndim - 1))
-            between = torch.cat([torch.lerp(real, fake, place) for fake in batch.fakes])
+            between = torch.cat([torch.lerp(real, fake, place) for fake in batch.played_images])
             metrics["gradient_penalty"] = self.penalise([between], 1.0, config.gradient_penalty)
         metrics |= self.descend("actor", batch.measured)
         self.scaler.update()
         if self.critic and batch.measured:
             leaf = actions[:, 0].detach().requires_grad_()
             (gradient,) = torch.autograd.grad(sum_of_means(reward(leaf), len(real)), leaf)
-            by_critic, by_return = all_gather_rows(-actions.grad[:, 0]), all_gather_rows(gradient)
-            metrics["gradient_cosine"] = returns.gradient_cosine(by_critic, by_return)
+            by_critic, by_reward = all_gather_rows(-actions.grad[:, 0]), all_gather_rows(gradient)
+            metrics["gradient_cosine"] = losses.gradient_cosine(by_critic, by_reward)
         # Accuracies are of the game as it was played.
         real_logits = all_gather_rows(real_logits.detach()[: batch.new])
         fake_logits = all_gather_rows(fake_logits.detach().T[: batch.new]).T
-        border = kind.border(real_logits, fake_logits)
+        border = rewards.border(real_logits, fake_logits)
         return metrics | {
             "accuracy_real": (real_logits > border).mean(dtype=torch.float32),
             "accuracy_fake": (fake_logits <= border).mean(dtype=torch.float32),
@@ -113,7 +112,7 @@ class DiscriminatorAgent(Agent):
         for images in batches:
             images = images.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(self.networks["actor"](images).sum(), images, create_graph=True)
-            penalty = returns.gradient_penalty(gradient, norm)
+            penalty = losses.gradient_penalty(gradient, norm)
             loss = self.scaler.scale(weight / len(batches) * penalty)
             loss.backward(inputs=self.parameters("actor"))
             penalties.append(penalty.detach())

@@ -6,10 +6,11 @@ With an extra reward a second critic, Q_r, learns that one.
 import torch
 from torch import Tensor, nn
 
+from magnet.agents import losses
 from magnet.agents.agent import Agent, Metrics
 from magnet.agents.batch import Act, Batch, Discrimination
 from magnet.agents.networks import generator_networks
-from magnet.game import returns
+from magnet.game.rewards import classification_reward, reward_function
 from magnet.support.distributed import all_gather_rows
 
 
@@ -50,7 +51,7 @@ class GeneratorAgent(Agent):
         if "actor" not in self.networks:
             return Act(noise, None, recurrent, None)
         policy, recurrent, embedding = self.networks["actor"].act(state, recurrent)
-        explored = returns.explore(policy, sigma=self.config.exploration, noise=noise)
+        explored = losses.explore(policy, sigma=self.config.exploration, noise=noise)
         random = self.drawn(torch.rand, len(state), 1) < self.config.epsilon
         return Act(torch.where(random, noise, explored), policy, recurrent.detach(), embedding.detach(), random)
 
@@ -69,7 +70,7 @@ class GeneratorAgent(Agent):
 
     def extra_value(self, batch: Batch) -> Tensor:
         """Q_r at this step's images beside their states: (B,), with the graph of the images."""
-        return self.reward_critic(batch.state, batch.images[self.index])
+        return self.reward_critic(batch.state, batch.policy_images[self.index])
 
     def extra_objective(self, batch: Batch) -> Tensor:
         """The mean of Q_r, 0 in rows with random actions: a scalar that G_a and G ascend, or G_a alone."""
@@ -82,12 +83,12 @@ class GeneratorAgent(Agent):
         return (gradient / self.scaler.scale(torch.ones_like(value)) * act.action).sum()
 
     def update(self, batch: Batch, discriminators: list[nn.Module]) -> Metrics:
-        """Critics, then actor: G_a and G ascend Q, and Q_r, at the explored actions (at lambda > 0 the return as well).
+        """Critics, then actor: G_a and G ascend Q, or without a critic the reward, at the explored actions, and Q_r.
 
         Rows with random actions train G alone, with log D_a: their images do not depend on the state. discriminators:
         the M D_a's, which have learned from `batch`.
         """
-        config, metrics, kind = self.config, {}, returns.return_of(self.config.returns)
+        config, metrics, rewards = self.config, {}, reward_function(self.config.reward_function)
         policy, embedding = batch.acts[self.index].policy, batch.acts[self.index].embedding
         if self.critic:
             played = image_logits(batch.outputs, self.index).detach()
@@ -95,32 +96,30 @@ class GeneratorAgent(Agent):
             metrics = self.update_critic(embedding, played, reward, next_value, measured=batch.measured)
         if batch.rewarded:
             metrics |= self.update_reward_critic(batch)
-        outputs = [discriminator.discriminate(batch.images[self.index]) for discriminator in discriminators]
+        outputs = [discriminator.discriminate(batch.policy_images[self.index]) for discriminator in discriminators]
         _, logits, classes = zip(*outputs, strict=True)
-        share = config.lambda_generator if self.critic else 1.0
-        beside = None  # the logits of D_a, which has learned meanwhile, on the real images
-        if kind.paired:
+        real_logits = None  # by D_a, which has learned meanwhile
+        if rewards.paired:
             with torch.no_grad():
-                beside = torch.stack([discriminator(batch.real) for discriminator in discriminators])
-        if share or batch.measured:
-            objective = reward = kind.generator(torch.stack(logits), beside).mean(dim=0)
+                real_logits = torch.stack([discriminator(batch.real) for discriminator in discriminators])
+        if not self.critic or batch.measured:
+            objective = reward = rewards.generator(torch.stack(logits), real_logits).mean(dim=0)
         if self.critic:
             action = torch.stack(logits, dim=1)
             if batch.measured:
                 action.retain_grad()
                 gradients = torch.autograd.grad(reward.sum(), logits, retain_graph=True)
-            value = self.critic(embedding, action)
-            objective = share * reward + (1 - share) * value if share else value
+            objective = self.critic(embedding, action)
         loss = -objective.mean()
         if config.specialise:
-            classified = torch.stack([returns.classification_return(c, self.index) for c in classes]).mean()
+            classified = torch.stack([classification_reward(c, self.index) for c in classes]).mean()
             loss = loss - config.specialise * classified
             metrics["classification"] = classified.detach()
         if self.reward_critic and config.extra_weight:
             loss = loss - config.extra_weight * self.extra_objective(batch)
         if policy is not None:
             policy = all_gather_rows(policy)
-            diversity = returns.diversity_return(policy)
+            diversity = losses.diversity_objective(policy)
             loss = loss - config.diversity_weight * diversity
         inputs = self.parameters(*(key for key in ("generator", "actor") if key in self.networks))
         inputs += [action] if self.critic and batch.measured else []
@@ -133,14 +132,14 @@ class GeneratorAgent(Agent):
             return metrics
         if self.critic:
             gradient = torch.stack(gradients, dim=1)
-            metrics["gradient_cosine"] = returns.gradient_cosine(
+            metrics["gradient_cosine"] = losses.gradient_cosine(
                 all_gather_rows(-action.grad), all_gather_rows(gradient)
             )
         if policy is None:
             return metrics
         policy = policy.detach()
         return metrics | {
-            "z_correlation": returns.mean_correlation(policy),
+            "z_correlation": losses.mean_correlation(policy),
             # Normalised, z always has unit deviation: a collapse shows in the deviation before.
             "z_deviation": self.networks["actor"].normalise.running_var.sqrt().mean(),
         }

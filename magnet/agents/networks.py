@@ -193,7 +193,7 @@ def encoder(config, width: int, batch_norm: bool = True) -> tuple[nn.Module, int
 
 
 def generator_networks(config) -> dict[str, Callable[[], nn.Module]]:
-    """What makes G_a, G and G_c; at lambda 1 no G_c, of a plain GAN G alone; Q_r where there is an extra reward."""
+    """What makes G_a, G and, as --critics says, G_c; in a plain GAN G alone; Q_r where there is an extra reward."""
     if config.points:
         networks = {"generator": lambda: PointGenerator(config.width, config.nz)}
     else:
@@ -202,7 +202,7 @@ def generator_networks(config) -> dict[str, Callable[[], nn.Module]]:
     if config.algorithm == "gan":
         return networks
     networks["actor"] = lambda: GeneratorActor(*encoder(config, config.width // 2), config.nz)
-    if config.lambda_generator < 1:
+    if config.critics in ("both", "generator"):
         networks["critic"] = lambda: Critic(config.nz, config.discriminators)
     if config.extra_reward:
         # In float32: it is so small that half precision saves less than its conversions cost.
@@ -212,13 +212,13 @@ def generator_networks(config) -> dict[str, Callable[[], nn.Module]]:
 
 
 def discriminator_networks(config) -> dict[str, Callable[[], nn.Module]]:
-    """What makes D_a and D_c; at lambda 1, and of a plain GAN, D_a alone."""
+    """What makes D_a and, as --critics says, D_c; in a plain GAN D_a alone."""
 
     def actor() -> nn.Module:
         # Spectral normalisation takes the place of BatchNorm, whose gains would undo it.
         stack, features = encoder(config, config.width, batch_norm=not config.spectral_norm)
         return DiscriminatorActor(stack, features, config.spectral_norm, config.generators if config.specialise else 0)
 
-    if config.algorithm == "gan" or config.lambda_discriminator == 1:
+    if config.algorithm == "gan" or config.critics in ("generator", "none"):
         return {"actor": actor}
     return {"actor": actor, "critic": lambda: Critic(config.features, 2)}

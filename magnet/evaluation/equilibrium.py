@@ -17,7 +17,7 @@ from torch import Tensor
 from magnet.agents.batch import Batch
 from magnet.agents.discriminator import DiscriminatorAgent
 from magnet.data.image_dataset import ImageDataset, from_uint8, to_uint8
-from magnet.game.returns import Return, return_of
+from magnet.game.rewards import RewardFunction, reward_function
 from magnet.support.random_streams import stream
 
 BINS = 10  # of p, for its calibration
@@ -37,7 +37,7 @@ def equilibrium_report(
     as there are fakes are classified, in random order and half of them mirrored, as the game shows them.
 
     accuracy_real, accuracy_fake, accuracy_held_out: the share that D_a classifies rightly.
-    value, from_equilibrium: V(D, G) and its distance from -log 4 (of other returns than log see `equilibrium`);
+    value, from_equilibrium: V(D, G) and its distance from -log 4, or from `equilibrium` of the reward function;
     value_held_out, from_equilibrium_held_out: the same on the held-out images. Much below the first, D_a
     overfits the training images.
     calibration_error: see there; on equally many training images and fakes; absent where sigmoid(l) is no chance.
@@ -47,16 +47,16 @@ def equilibrium_report(
     random = stream(seed, "equilibrium")
     real = _shown(training, torch.randperm(len(training), generator=random)[: len(fakes)], random)
     real_logits, fake_logits = d_a(discriminator, real), d_a(discriminator, fakes)
-    returns = return_of(discriminator.config.returns)
-    border = returns.border(real_logits, fake_logits)
+    rewards = reward_function(discriminator.config.reward_function)
+    border = rewards.border(real_logits, fake_logits)
     report = {
         "accuracy_real": _share(real_logits > border), "accuracy_fake": _share(fake_logits <= border),
-        "value": _value(real_logits, fake_logits, returns),
+        "value": _value(real_logits, fake_logits, rewards),
     }  # fmt: skip
-    report["from_equilibrium"] = report["value"] - returns.equilibrium
+    report["from_equilibrium"] = report["value"] - rewards.equilibrium
     pairs = min(len(real), len(fakes))
     logits, is_real = torch.cat([real_logits[:pairs], fake_logits[:pairs]]), torch.arange(2 * pairs) < pairs
-    if returns.probability:
+    if rewards.probability:
         report["calibration_error"] = calibration_error(logits, is_real)
     taught = torch.randperm(len(training), generator=random)
     if held_out is None:
@@ -66,13 +66,13 @@ def equilibrium_report(
         unseen = _shown(held_out, torch.randperm(len(held_out), generator=random)[: len(fakes)], random)
         unseen_logits = d_a(discriminator, unseen)
         report["accuracy_held_out"] = _share(unseen_logits > border)
-        report["value_held_out"] = _value(unseen_logits, fake_logits, returns)
-        report["from_equilibrium_held_out"] = report["value_held_out"] - returns.equilibrium
+        report["value_held_out"] = _value(unseen_logits, fake_logits, rewards)
+        report["from_equilibrium_held_out"] = report["value_held_out"] - rewards.equilibrium
     fresh = fresh_discriminator(discriminator, draw=draw, real=training, taught=taught, steps=steps, seed=seed)
     real_logits, fake_logits = d_a(fresh, unseen), d_a(fresh, fakes[: len(unseen)])
-    border = returns.border(real_logits, fake_logits)
+    border = rewards.border(real_logits, fake_logits)
     report["fresh_accuracy"] = (_share(real_logits > border) + _share(fake_logits <= border)) / 2
-    report["fresh_value"] = _value(real_logits, fake_logits, returns)
+    report["fresh_value"] = _value(real_logits, fake_logits, rewards)
     return report
 
 
@@ -80,13 +80,13 @@ def _share(right: Tensor) -> float:
     return right.float().mean().item()
 
 
-def _value(real_logits: Tensor, fake_logits: Tensor, returns: Return) -> float:
+def _value(real_logits: Tensor, fake_logits: Tensor, rewards: RewardFunction) -> float:
     """V(D, G) (Goodfellow et al. 2014, eq. 1), of any number of logits on either side."""
-    if returns.paired:
+    if rewards.paired:
         pairs = min(len(real_logits), len(fake_logits))
-        return returns.discriminator(real_logits[:pairs], fake_logits[:pairs]).mean().item()
+        return rewards.discriminator(real_logits[:pairs], fake_logits[:pairs]).mean().item()
     # Neither reward depends on the logit beside it.
-    return (returns.real(real_logits, real_logits).mean() + returns.fake(fake_logits, fake_logits).mean()).item()
+    return (rewards.real(real_logits, real_logits).mean() + rewards.fake(fake_logits, fake_logits).mean()).item()
 
 
 def _shown(faces: ImageDataset, indices: Tensor, random: torch.Generator) -> Tensor:
@@ -129,7 +129,7 @@ def fresh_discriminator(
     discriminator: DiscriminatorAgent, *, draw: Callable[[int], Tensor], real: ImageDataset, taught: Tensor,
     steps: int, seed: int,
 ) -> DiscriminatorAgent:  # fmt: skip
-    """A new D_a with the architecture and Adam of `discriminator`'s, taught by the return for `steps`.
+    """A new D_a with the architecture and Adam of `discriminator`'s, taught by the reward for `steps`.
 
     Each step shows it BATCH images from `draw`, and BATCH of `real` with the indices `taught` (n,) int64, half of them
     mirrored. Weights and order follow `seed`; torch's own generator is left as it was.

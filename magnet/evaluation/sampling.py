@@ -59,17 +59,17 @@ class Sampler:
     """G and G_a of one agent, as they stand now, ready to be sampled. Draws nothing from the run's own generators."""
 
     def __init__(
-        self, agent: GeneratorAgent, faces: ImageDataset | None, seed: int = 0, averaged: bool = True,
+        self, agent: GeneratorAgent, dataset: ImageDataset | None, seed: int = 0, averaged: bool = True,
         batch: int = BATCH,
     ):  # fmt: skip
-        """faces: whose images are G_a's states; None if only prior samples are wanted, or there is no G_a (a plain
+        """dataset: whose images are G_a's states; None if only prior samples are wanted, or there is no G_a (a plain
         GAN).
 
         averaged: sample the targets, running averages of the trained networks; else these themselves. batch: inputs in
         each of the batches over which the statistics are taken.
         """
         self.batch, self.index = batch, agent.index
-        self.config, self.device, self.faces = agent.config, agent.device, faces
+        self.config, self.device, self.dataset = agent.config, agent.device, dataset
         networks = agent.targets if averaged else agent.networks
         if agent.mid_episode is not None:  # exported weights: their BatchNorms hold the statistics already
             self.generator, self.mid_episode = in_float32(networks["generator"]).eval(), agent.mid_episode
@@ -77,7 +77,7 @@ class Sampler:
         else:
             self.reseed(0, "statistics")
             self.generator = with_own_statistics(networks["generator"], self._show_noise)
-            if faces:
+            if dataset:
                 # The recurrent state in the middle of an episode (batch, 2, layers, hidden), as in training.
                 self.mid_episode = self._recurrent_after_warm_up(in_float32(networks["actor"]), batch)
                 self.actor = with_own_statistics(networks["actor"], self._show_states)
@@ -123,9 +123,9 @@ class Sampler:
         return torch.randn(count, self.config.nz, generator=self.random, device=self.device)
 
     def state(self, count: int) -> Tensor:
-        """Real images (count, 3, S, S), drawn from the faces and their mirror images."""
-        indices = torch.randint(2 * len(self.faces), (count,), generator=self.random, device=self.device)
-        return self.faces.batch(indices)
+        """Real images (count, 3, S, S), drawn from the dataset and their mirror images."""
+        indices = torch.randint(2 * len(self.dataset), (count,), generator=self.random, device=self.device)
+        return self.dataset.batch(indices)
 
     @torch.no_grad()
     def prior(self, z: Tensor) -> Tensor:
@@ -188,21 +188,21 @@ class FixedGrids:
     into 64, or one.
     """
 
-    def __init__(self, agents: list[GeneratorAgent], faces: ImageDataset, seed: int):
-        self.agents, self.faces = agents, faces
-        draw, count = stream(seed, "grid"), max(8, faces.grid_size // len(agents) // 8 * 8)
-        z = torch.randn(faces.grid_size, agents[0].config.nz, generator=draw)
-        state = faces.batch(torch.randperm(len(faces), generator=draw)[: faces.grid_size // 2].to(faces.device))
+    def __init__(self, agents: list[GeneratorAgent], dataset: ImageDataset, seed: int):
+        self.agents, self.dataset = agents, dataset
+        draw, count = stream(seed, "grid"), max(8, dataset.grid_size // len(agents) // 8 * 8)
+        z = torch.randn(dataset.grid_size, agents[0].config.nz, generator=draw)
+        state = dataset.batch(torch.randperm(len(dataset), generator=draw)[: dataset.grid_size // 2].to(dataset.device))
         self.z, self.state = z[:count].to(agents[0].device), state[: count // 2]
 
     def draw(self) -> dict[str, Tensor]:
         """The grids of the present networks by name, "prior" and "policy": (N, 3, S, S) in [-1, 1] each."""
         has_policy = "actor" in self.agents[0].networks
-        faces = self.faces if has_policy else None
-        samplers = [Sampler(agent, faces, batch=max(GRID_BATCH, len(self.state))) for agent in self.agents]
-        grids = {"prior": torch.cat([self.faces.grid(sampler.prior(self.z)) for sampler in samplers])}
+        dataset = self.dataset if has_policy else None
+        samplers = [Sampler(agent, dataset, batch=max(GRID_BATCH, len(self.state))) for agent in self.agents]
+        grids = {"prior": torch.cat([self.dataset.grid(sampler.prior(self.z)) for sampler in samplers])}
         if has_policy:
             count = len(self.state)
             generated = [sampler.policy(self.state, sampler.mid_episode[:count])[0] for sampler in samplers]
-            grids["policy"] = torch.cat([self.faces.grid(images, self.state) for images in generated])
+            grids["policy"] = torch.cat([self.dataset.grid(images, self.state) for images in generated])
         return grids

@@ -12,7 +12,7 @@ from magnet.data.gaussians import SHOWN, count_modes
 from magnet.data.image_dataset import ImageDataset
 from magnet.evaluation.metrics import sliced_wasserstein
 from magnet.evaluation.sampling import BATCH, Sampler
-from magnet.game.returns import return_of
+from magnet.game.rewards import reward_function
 from magnet.support.random_streams import stream
 
 IMAGES = 2000  # on either side, if there are as many to train on
@@ -23,22 +23,22 @@ class Evaluation:
 
     Pictures by the sliced Wasserstein distance ("swd"), points by how many modes they cover and how evenly ("kl").
 
-    faces: the images or points to compare with, held-out ones if there are some.
+    dataset: the images or points to compare with, held-out ones if there are some.
 
     The samples are of the averaged G (of several a share each) from the same noise each time, and real images and
     projections are the same too: differences are the network's. Draws nothing from the run's own generators.
     """
 
-    def __init__(self, agents: list[GeneratorAgent], faces: ImageDataset, config):
-        self.agents, self.faces, self.config = agents, faces, config
+    def __init__(self, agents: list[GeneratorAgent], dataset: ImageDataset, config):
+        self.agents, self.dataset, self.config = agents, dataset, config
         self.score = "kl" if config.points else "swd"  # whose lowest value is the best
         # What checkpoints hold, and a resumed run puts back. The last: evaluations, not steps.
         self.best = {self.score: math.inf, "step": 0, "worse_since": 0}
         if config.evaluate_every:
-            random, count = stream(config.seed, "evaluation"), SHOWN if config.points else min(IMAGES, len(faces))
+            random, count = stream(config.seed, "evaluation"), SHOWN if config.points else min(IMAGES, len(dataset))
             self.z = torch.randn(count, config.nz, generator=random)
             if not config.points:
-                self.real = faces.pack(faces.batch(torch.randperm(2 * len(faces), generator=random)[:count]))
+                self.real = dataset.pack(dataset.batch(torch.randperm(2 * len(dataset), generator=random)[:count]))
 
     def after(self, step: int) -> dict[str, float]:
         """The scores after `step`, by name, if it is time for them; else {}.
@@ -50,7 +50,7 @@ class Evaluation:
         fakes = []
         for agent, share in zip(self.agents, self.z.tensor_split(len(self.agents)), strict=True):
             sampler = Sampler(agent, None)
-            fakes += [self.faces.pack(sampler.prior(z.to(agent.device))) for z in share.split(BATCH)]
+            fakes += [self.dataset.pack(sampler.prior(z.to(agent.device))) for z in share.split(BATCH)]
         fakes = torch.cat(fakes)
         if self.config.points:
             scores = count_modes(fakes, self.config.data)
@@ -75,7 +75,7 @@ class Evaluation:
         return (
             f"no better score in {self.best['worse_since']} evaluations than {self.best[self.score]:.2f} at step "
             f"{self.best['step']} (checkpoints/best.pt); at the end V(D, G) was {value:.2f}, at "
-            f"equilibrium {return_of(self.config.returns).equilibrium:.2f}, and D was right on "
+            f"equilibrium {reward_function(self.config.reward_function).equilibrium:.2f}, and D was right on "
             f"{line[f'{discriminator}/accuracy_real']:.0%} of the real and "
             f"{line[f'{discriminator}/accuracy_fake']:.0%} of the fake images, at equilibrium 50%"
         )

@@ -1,1 +1,1 @@
-"""The game: environment, returns, replay buffer."""
+"""The game: environment, reward functions, replay buffer."""

@@ -1,10 +1,10 @@
 """The game: states are random sets of real images, and an episode is T of them.
 
 At each step a generator observes the state s_t, and its action makes images, its guess of the next state. A
-discriminator observes the real next state x_t = s_{t+1} and the generated images; its actions are logits. Rewards are
-the two returns (returns.py); generators may earn an extra reward beside theirs (extra_rewards.py). The next state is
-drawn whatever the agents did. `reset` and `step` have the shape of PettingZoo's parallel games: dicts keyed by the
-agents' names (parallel_env.py makes it one of them).
+discriminator observes the real next state x_t = s_{t+1} and the generated images; its actions are logits. The reward
+function (rewards.py) pays both; generators may earn an extra reward as well (extra_rewards.py). The next state does not
+depend on the actions. `reset` and `step` have the form of PettingZoo's parallel games: dicts keyed by the agents' names
+(parallel_env.py makes it one of them).
 """
 
 import torch
@@ -13,19 +13,20 @@ from torch import Tensor
 from magnet.config import agent_names
 from magnet.data.image_dataset import ImageDataset, to_uint8
 from magnet.game.extra_rewards import ExtraReward, HostCopy, RewardNormaliser
-from magnet.game.returns import return_of
+from magnet.game.rewards import reward_function
 from magnet.support.distributed import all_gather_rows, local_rows, uneven
 from magnet.support.errors import UserError
 
 
-class FaceEnv:
-    """An endless supply of episodes over `faces`.
+class Environment:
+    """An endless supply of episodes over `dataset`.
 
     A state is `batch` indices in [0, 2N): i < N is image i, i >= N is image i - N mirrored (ImageDataset.batch).
     States come from a shuffled order of all the images: one pass over the data (an epoch) is N // batch states, and no
-    image stands in two consecutive states. kind: see `returns.py`. Of several processes (distributed.py) each observes
-    its own rows; the indices are those of all. Raises ValueError if there are too few images for two states.
+    image stands in two consecutive states. With several processes (distributed.py) each one observes its own rows; the
+    indices are those of all. Raises ValueError if there are too few images for two states.
 
+    reward: the name of a reward function (rewards.py).
     extra: a second reward of the generators. `step` standardises it and adds `extra_weight` times that to log D_a.
     """
 
@@ -33,18 +34,18 @@ class FaceEnv:
     fields = dict.fromkeys(("state", "real", "next_real"), ((), torch.int64))
 
     def __init__(
-        self, faces: ImageDataset, batch: int, episode_length: int, generators: list[str], discriminators: list[str],
-        kind: str = "log", extra: ExtraReward | None = None, extra_weight: float = 1.0,
+        self, dataset: ImageDataset, batch: int, episode_length: int, generators: list[str], discriminators: list[str],
+        reward: str = "log", extra: ExtraReward | None = None, extra_weight: float = 1.0,
     ):  # fmt: skip
-        if len(faces) < 2 * batch:
-            raise ValueError(f"{len(faces)} images are too few for two states of {batch} different images")
-        self.faces, self.batch, self.episode_length = faces, batch, episode_length
-        self.generators, self.discriminators, self.returns = generators, discriminators, return_of(kind)
+        if len(dataset) < 2 * batch:
+            raise ValueError(f"{len(dataset)} images are too few for two states of {batch} different images")
+        self.dataset, self.batch, self.episode_length = dataset, batch, episode_length
+        self.generators, self.discriminators, self.reward_function = generators, discriminators, reward_function(reward)
         self.random = torch.Generator()
         self.extra, self.extra_weight, self.normaliser, self.pending_images = extra, extra_weight, None, None
         if extra:  # of each generator's image, as the function gave it
             self.fields = self.fields | {"extra": ((len(generators),), torch.float32)}
-            self.normaliser = RewardNormaliser(faces.device)
+            self.normaliser = RewardNormaliser(dataset.device)
 
     def reset(self, seed: int | None = None) -> dict[str, Tensor]:
         """Begins an episode; with a seed (needed the first time), all episodes anew. Returns the first observations.
@@ -97,8 +98,8 @@ class FaceEnv:
         the mean over the discriminators, a discriminator's fake term the mean over the generators.
         """
         real, fake = logits[:, :1], logits[:, 1:]
-        generators = self.returns.generator(fake, real).mean(dim=0)
-        discriminators = self.returns.discriminator(real, fake).mean(dim=1)
+        generators = self.reward_function.generator(fake, real).mean(dim=0)
+        discriminators = self.reward_function.discriminator(real, fake).mean(dim=1)
         return dict(zip(self.generators, generators, strict=True)) | dict(
             zip(self.discriminators, discriminators, strict=True)
         )
@@ -113,7 +114,7 @@ class FaceEnv:
         states, images = map(to_uint8, self.pending_images.wait())
         self.pending_images = None
         rewards = torch.stack([self.extra(states, of_one) for of_one in images.unbind(dim=1)], dim=1)
-        rewards = all_gather_rows(rewards.to(self.faces.device, non_blocking=True))
+        rewards = all_gather_rows(rewards.to(self.dataset.device, non_blocking=True))
         self.normaliser.update(rewards)
         return rewards
 
@@ -135,14 +136,14 @@ class FaceEnv:
 
     def _images(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """The images of two sets of indices (B,): (B, 3, S, S) each, gathered at once."""
-        return self.faces.batch(torch.cat([first, second])).chunk(2)
+        return self.dataset.batch(torch.cat([first, second])).chunk(2)
 
     def _draw(self) -> Tensor:
-        """The indices (B,) of a new state, on the faces' device."""
+        """The indices (B,) of a new state, on the data set's device."""
         if self.cursor + self.batch > len(self.order):
-            order = torch.randperm(len(self.faces), generator=self.random)
+            order = torch.randperm(len(self.dataset), generator=self.random)
             # The images of the latest state go to the end, so that none of them is drawn again at once.
-            latest = torch.isin(order, self.order[max(0, self.cursor - self.batch) : self.cursor] % len(self.faces))
+            latest = torch.isin(order, self.order[max(0, self.cursor - self.batch) : self.cursor] % len(self.dataset))
             order = torch.cat([order[~latest], order[latest]])
             mirrored = torch.randint(2, order.shape, generator=self.random)
             self._take_order(order + mirrored * len(order))
@@ -151,10 +152,10 @@ class FaceEnv:
         return self._indices[self.cursor - self.batch : self.cursor]
 
     def _take_order(self, order: Tensor) -> None:
-        """Keeps a shuffled order (N,) on the CPU, and a copy on the faces' device, which nothing waits for."""
+        """Keeps a shuffled order (N,) on the CPU, and a copy on the data set's device, which nothing waits for."""
         self.order = order.cpu()
-        pinned = self.order.pin_memory() if self.faces.device.type == "cuda" else self.order
-        self._indices = pinned.to(self.faces.device, non_blocking=True)
+        pinned = self.order.pin_memory() if self.dataset.device.type == "cuda" else self.order
+        self._indices = pinned.to(self.dataset.device, non_blocking=True)
 
     def state_dict(self) -> dict:
         """All that the coming episodes depend on, tensors and plain types."""
@@ -168,7 +169,7 @@ class FaceEnv:
         self.random.set_state(saved["random"].cpu())
         self._take_order(saved["order"])
         for name in ("state", "real"):
-            setattr(self, name, saved[name].to(self.faces.device))
+            setattr(self, name, saved[name].to(self.dataset.device))
         self.cursor, self.t, self.pending_images = saved["cursor"], saved["t"], None
         if self.extra:
             self.normaliser.load_state_dict(saved["normaliser"])
@@ -199,7 +200,7 @@ def refuse_too_few(config, images: int) -> None:
     raise UserError(f"{config.data}: {images} images are too few for {reason}: give {remedy}.")
 
 
-def new_environment(config, faces: ImageDataset, extra: ExtraReward | None = None) -> FaceEnv:
+def new_environment(config, dataset: ImageDataset, extra: ExtraReward | None = None) -> Environment:
     """The game of `config`; its states are the rows of a batch that are not replayed.
 
     extra: the reward that config.extra_reward names, which nothing here executes. Raises ValueError.
@@ -208,6 +209,7 @@ def new_environment(config, faces: ImageDataset, extra: ExtraReward | None = Non
         raise ValueError(f"the config names the extra reward {config.extra_reward!r}, but the function is {extra}")
     batch = new_rows(config, config.batch_size)
     names = agent_names(config)
-    return FaceEnv(
-        faces, batch, config.episode_length, *names, config.returns, extra=extra, extra_weight=config.extra_weight
-    )
+    return Environment(
+        dataset, batch, config.episode_length, *names, reward=config.reward_function, extra=extra,
+        extra_weight=config.extra_weight,
+    )  # fmt: skip

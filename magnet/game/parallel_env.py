@@ -1,7 +1,7 @@
 """The game for other multi-agent libraries: a ParallelEnv of PettingZoo (Terry et al. 2021, arXiv 2009.14471).
 
-    game = FaceEnv(faces, batch=16, episode_length=25, generators=["generator"], discriminators=["discriminator"])
-    env = ParallelFaceEnv(game)
+    game = Environment(faces, batch=16, episode_length=25, generators=["generator"], discriminators=["discriminator"])
+    env = ParallelEnvironment(game)
     observations, infos = env.reset(seed=0)
 
 In PettingZoo all agents act at once, on what they observed. A discriminator must have observed the images that it
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from magnet.game.environment import FaceEnv
+from magnet.game.environment import Environment
 from magnet.support.errors import UserError
 
 try:
@@ -22,7 +22,7 @@ except ImportError:
     raise UserError("magnet/game/parallel_env.py needs PettingZoo: `pip3 install pettingzoo` gets it.") from None
 
 
-class ParallelFaceEnv(ParallelEnv):
+class ParallelEnvironment(ParallelEnv):
     """`game` as PettingZoo wants it: observations and actions are float32 arrays, rewards floats.
 
     A generator observes the state (B, 3, S, S) in [-1, 1]; its action is as many generated images. A discriminator
@@ -35,7 +35,7 @@ class ParallelFaceEnv(ParallelEnv):
     metadata = {"name": "magnet_faces_v0", "render_modes": []}
     render_mode = None
 
-    def __init__(self, game: FaceEnv):
+    def __init__(self, game: Environment):
         """game: to be played through this object alone. It starts from a random seed, until `reset` is given one."""
         self.game, self.agents, self.possible_agents = game, [], game.generators + game.discriminators
         images = tuple(game.reset(seed=game.random.seed())[game.generators[0]].shape)
@@ -67,7 +67,7 @@ class ParallelFaceEnv(ParallelEnv):
 
         rewards: means over the batch, a discriminator's for these logits, a generator's for its images of the step
         before; 0 in an episode's first step. infos, empty after the first step: "rewards" (B,) float32, the agent's by
-        image, and (B,) int64 the indices that `FaceEnv.step` gives: the "state" of the generated images, the "real"
+        image, and (B,) int64 the indices that `Environment.step` gives: the "state" of the generated images, the "real"
         images beside them, and "next_real". Nothing terminates, the last step truncates. Raises ValueError if the
         actions are not of all agents, each in its action space, or if the episode has ended.
         """

@@ -119,7 +119,7 @@ def within(low: float, high: float) -> Callable:
 
 def trainer_fault(saved, trainer: MADDPG) -> str | None:
     """What is wrong first with `saved`, a trainer's state, if `trainer`, which has made no step, cannot go on there."""
-    example, below = trainer.state_dict(), 2 * len(trainer.faces)
+    example, below = trainer.state_dict(), 2 * len(trainer.dataset)
     steps = saved.get("steps") if isinstance(saved, dict) else 0
 
     def has_learned(key: str) -> bool:
@@ -179,6 +179,19 @@ def networks_fault(saved, config, exported: int = 0) -> str | None:
     return first_fault(saved.get("agents"), agents, "trainer.agents")
 
 
+def with_present_names(found: dict) -> dict:
+    """The parameters `found` of an older run, under the names that Config has now."""
+    found = dict(found)
+    if "returns" in found:
+        found["reward_function"] = found.pop("returns")
+    weights = [found.get(f"lambda_{kind}") for kind in ("generator", "discriminator")]  # 1: the actor has no critic
+    if all(type(weight) in (int, float) and weight in (0, 1) for weight in weights):
+        del found["lambda_generator"], found["lambda_discriminator"]
+        critics = {(0, 0): "both", (0, 1): "generator", (1, 0): "discriminator", (1, 1): "none"}
+        found["critics"] = critics[tuple(weights)]
+    return found
+
+
 def restored_config(path: Path, found: dict, told: bool = False) -> Config:
     """The config of `found`, the parameters in a checkpoint or in a config.json, read from `path`.
 
@@ -186,6 +199,7 @@ def restored_config(path: Path, found: dict, told: bool = False) -> Config:
 
     Raises UserError if there is none, if it has parameters that are no more, or if a value cannot be.
     """
+    found = with_present_names(found)
     fields = {field.name: field for field in dataclasses.fields(Config)}
     added = {name: field.metadata["old"] for name, field in fields.items() if name not in found}
     differing = sorted(map(str, (found.keys() - fields.keys()) | {name for name in added if added[name] is None}))

@@ -7,18 +7,6 @@ from magnet.config import PRESETS, Config, convert
 from magnet.data.cache import add_cache_flag
 from magnet.support.paths import user_path
 
-GROUPS = {
-    "data": "data skip_bad_images hold_out image_size",
-    "extra reward": "extra_reward extra_weight extra_to",
-    "game": "algorithm returns gamma episode_length exploration epsilon diversity_weight lambda_generator "
-    "lambda_discriminator",
-    "learning": "init epochs steps batch_size width nz lr beta1 beta2 tau average replay_size replay_fraction seed",
-    "regularisers of D_a": "r1 r1_every r2 gradient_penalty spectral_norm",
-    "several agents": "generators discriminators specialise",
-    "run": "device threads precision cuda_graphs deterministic sample_every checkpoint_every keep evaluate_every "
-    "patience models_dir name",
-}
-
 
 def presets() -> str:
     """The sources, and each preset with what it sets, for the help."""
@@ -52,19 +40,18 @@ def parse(
         help="print the settings, the time and the memory that a run takes, by some steps, and stop",
     )
     fields = {field.name: field for field in dataclasses.fields(Config)}
-    for title, names in GROUPS.items():
-        group = parser.add_argument_group(title)
-        for field in map(fields.get, names.split()):
-            flag, about = f"--{field.name.replace('_', '-')}", field.metadata["about"]
-            if field.type is bool:
-                action = argparse.BooleanOptionalAction
-                group.add_argument(flag, action=action, default=argparse.SUPPRESS, help=about)
-            else:
-                about = f"{about} (default {field.default!r})"
-                choices = field.metadata["choices"] or None
-                group.add_argument(flag, type=field.type, choices=choices, default=argparse.SUPPRESS, help=about)
-        if title == "data":
-            add_cache_flag(group)
+    for field in fields.values():
+        if title := field.metadata["group"]:
+            group = parser.add_argument_group(title)
+            if title == "data":
+                add_cache_flag(group)
+        flag, about = f"--{field.name.replace('_', '-')}", field.metadata["about"]
+        if field.type is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=about)
+        else:
+            about = f"{about} (default {field.default!r})"
+            choices = field.metadata["choices"] or None
+            group.add_argument(flag, type=field.type, choices=choices, default=argparse.SUPPRESS, help=about)
     if unknown := sorted((parameters or {}).keys() - fields.keys()):
         parser.error(f"PARAMETERS in train.py has no such parameters as {', '.join(unknown)}; --help lists them")
     given = parser.parse_args(arguments)

@@ -19,7 +19,7 @@ class Recorder:
         """evaluation: the scores so far; total: the step at which the run ends; less: flags that make it shorter."""
         self.run, self.trainer, self.evaluation, self.config = run, trainer, evaluation, trainer.config
         self.total, self.less, self.grid_seconds = total, less, 0.0
-        self.grids = FixedGrids(trainer.generators, trainer.faces, self.config.seed)
+        self.grids = FixedGrids(trainer.generators, trainer.dataset, self.config.seed)
         self.clock = StepClock(trainer.device)
         self.logger = RunLogger(run, trainer.steps, self.config.batch_size, clock=self.clock)
         self.logger.tensorboard.add_custom_scalars(charts(self.config))
@@ -46,7 +46,7 @@ class Recorder:
         if self.config.extra_reward and self.trainer.steps % self.config.sample_every == 0:
             extra = self.trainer.environment.extra
             with self.clock.paused():
-                scores |= log_answers(self.trainer.generators, self.trainer.faces, self.grids.state, extra)
+                scores |= log_answers(self.trainer.generators, self.trainer.dataset, self.grids.state, extra)
         self.progress.show(self.logger.add(metrics, scores))
         self.progress.advance()
         return scores
@@ -72,7 +72,7 @@ class Recorder:
         with self.clock.paused():
             # TensorBoard writes in a thread, and what goes on from this checkpoint does not write it again.
             self.logger.tensorboard.flush()
-            state = {"config": dataclasses.asdict(self.config), "faces": self.trainer.faces.fingerprint}
+            state = {"config": dataclasses.asdict(self.config), "faces": self.trainer.dataset.fingerprint}
             state |= {"trainer": self.trainer.state_dict(), "best": self.evaluation.best}
             checkpoint.save(self.run / "checkpoints" / (name or f"{self.trainer.steps:06d}.pt"), state)
             checkpoint.prune(self.run / "checkpoints", self.config.keep)

@@ -134,12 +134,12 @@ def build(
     saved: the contents of the checkpoint `path`. extra: as `load_reward` gives it. Raises UserError.
     """
     prepare_device(config)  # before anything is on the device
-    faces = PointDataset(pixels, config.device) if config.points else ImageDataset(pixels, config.device)
-    if saved and saved["faces"] != faces.fingerprint:
+    dataset = PointDataset(pixels, config.device) if config.points else ImageDataset(pixels, config.device)
+    if saved and saved["faces"] != dataset.fingerprint:
         raise UserError(f"The images in {config.data} are not those that the run learned from; give these with --data.")
-    refuse_too_few(config, len(faces))
-    trainer = MADDPG(config, new_environment(config, faces, extra), torch.device(config.device))
-    reference = trainer.faces
+    refuse_too_few(config, len(dataset))
+    trainer = MADDPG(config, new_environment(config, dataset, extra), torch.device(config.device))
+    reference = trainer.dataset
     if config.evaluate_every and config.hold_out:  # the best checkpoint is chosen on images that training never sees
         reference = ImageDataset(load_pixels(config, held_out=True), config.device)
     evaluation = Evaluation(trainer.generators, reference, config)
@@ -170,7 +170,7 @@ def trial(config: Config, pixels, first: int, flags: dict | None, extra: ExtraRe
         trainer.step()
         pace.note(trainer.steps)
         (spent,) = all_reduce_max(int(clock() - began))  # several processes make the same steps
-    grid = clock.seconds(FixedGrids(trainer.generators, trainer.faces, config.seed).draw)
+    grid = clock.seconds(FixedGrids(trainer.generators, trainer.dataset, config.seed).draw)
     score = clock.seconds(lambda: evaluation.after(0)) if config.evaluate_every else 0.0
     per_epoch, total = trainer.steps_per_epoch, max(first, total_steps(config, trainer.steps_per_epoch))
     time_left = estimate(config, pace.seconds(first, total, grid, score), shorter(config, flags, per_epoch, first))

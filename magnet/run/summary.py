@@ -21,7 +21,7 @@ def without_effect(config: Config) -> set[str]:
     """The parameters that change nothing in this combination."""
     idle = set()
     if config.algorithm == "gan":
-        idle |= {"lambda_generator", "lambda_discriminator", "exploration", "epsilon", "diversity_weight"}
+        idle |= {"critics", "exploration", "epsilon", "diversity_weight"}
         idle.add("episode_length")
     if not config.r1:
         idle.add("r1_every")

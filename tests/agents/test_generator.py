@@ -12,7 +12,7 @@ from magnet.agents.generator import GeneratorAgent
 from magnet.support.random_streams import stream
 
 B, NZ = 8, 6
-LAMBDAS = pytest.mark.parametrize("lam", [0.0, 0.5, 1.0])
+CRITICS = pytest.mark.parametrize("critics", ["both", "none"])
 DISCRIMINATORS = pytest.mark.parametrize("discriminators", [1, 2])
 STATE, PLAYED, REAL = 0, 5, 9  # seeds: the states, the images that were played, the real images beside them
 REWARD = torch.linspace(-2, 1, B)  # what the critic is told, unlike what the present images earn
@@ -50,7 +50,7 @@ def batch_of(act, agent, discriminators, next_value=None):
     outputs = [[actor.discriminate(real), *before, actor.discriminate(played)] for actor in discriminators]
     return Batch(
         new=B, transitions={}, state=pictures(STATE), real=real, r1=0.0, acts=[*before, act],
-        images=[*before, agent.networks["generator"](act.action)], outputs=outputs,
+        policy_images=[*before, agent.networks["generator"](act.action)], outputs=outputs,
         rewards={agent.name: REWARD}, next_values={agent.name: next_value},
     )  # fmt: skip
 
@@ -75,13 +75,15 @@ def expected_actors_step(agent, discriminators):
     features = [one.stack(images) for one in discriminators]
     logits = [one.logit(f).squeeze(1) for one, f in zip(discriminators, features, strict=True)]
     reals = [one(pictures(REAL)).detach() for one in discriminators]
-    reward = sum(REWARDS[config.returns](*pair) for pair in zip(logits, reals, strict=True)) / len(discriminators)
-    objective = config.lambda_generator * reward.mean()
+    reward = sum(REWARDS[config.reward_function](*pair) for pair in zip(logits, reals, strict=True)) / len(
+        discriminators
+    )
+    objective = reward.mean()
     found = {}
-    if config.lambda_generator < 1:
+    if agent.critic:
         seen = actor.embed(actor.stack(pictures(STATE))).detach()
         value = agent.networks["critic"](seen, torch.stack(logits, dim=1))
-        objective = objective + (1 - config.lambda_generator) * value.mean()
+        objective = value.mean()
         gradients = [torch.stack(torch.autograd.grad(v.sum(), logits, retain_graph=True)) for v in (value, reward)]
         found["gradient_cosine"] = cosine_similarity(gradients[0].flatten(), gradients[1].flatten(), dim=0)
     if config.specialise:
@@ -152,7 +154,7 @@ def test_memory_and_what_the_actor_sees_come_without_their_graph():
 
 
 def test_a_generators_update_changes_its_own_three_networks_alone_and_leaves_no_gradient():
-    config = small_config(lambda_generator=0.5, discriminators=2, generators=2, specialise=1.0)
+    config = small_config(discriminators=2, generators=2, specialise=1.0)
     agents = new_agents(GeneratorAgent, ["g_0", "g_1"], config) + new_agents(DiscriminatorAgent, ["d_0", "d_1"], config)
     discriminators = [agent.networks["actor"] for agent in agents[2:]]
     before = weights(agents)
@@ -177,33 +179,33 @@ def test_g_c_learns_by_its_td_error_at_the_features_of_the_played_images(gamma, 
     assert metrics["critic_gradient"].item() == pytest.approx(expected.norm().item(), rel=1e-4)
 
 
-@LAMBDAS
+@CRITICS
 @DISCRIMINATORS
 @pytest.mark.parametrize("diversity_weight", [0.0, 10.0])
-def test_g_and_g_a_ascend_lambda_of_the_return_and_the_rest_of_q_and_diversity(lam, discriminators, diversity_weight):
-    metrics = check_update(discriminators, lambda_generator=lam, diversity_weight=diversity_weight)
-    assert ("gradient_cosine" in metrics) == (lam < 1)
+def test_g_and_g_a_ascend_q_or_else_the_reward_and_diversity(critics, discriminators, diversity_weight):
+    metrics = check_update(discriminators, critics=critics, diversity_weight=diversity_weight)
+    assert ("gradient_cosine" in metrics) == (critics == "both")
 
 
-@LAMBDAS
+@CRITICS
 @DISCRIMINATORS
 @pytest.mark.parametrize("kind", REWARDS)
-def test_every_kind_of_return_reaches_g_and_g_a(lam, discriminators, kind):
-    check_update(discriminators, lambda_generator=lam, returns=kind)
+def test_every_reward_function_reaches_g_and_g_a(critics, discriminators, kind):
+    check_update(discriminators, critics=critics, reward_function=kind)
 
 
-@LAMBDAS
+@CRITICS
 @DISCRIMINATORS
-def test_generators_ascend_the_chance_that_their_images_are_said_to_be_theirs(lam, discriminators):
-    metrics = check_update(discriminators, index=1, lambda_generator=lam, generators=3, specialise=2.0)
+def test_generators_ascend_the_log_probability_that_the_classifier_names_them(critics, discriminators):
+    metrics = check_update(discriminators, index=1, critics=critics, generators=3, specialise=2.0)
     assert metrics["classification"] < 0
 
 
-def test_at_lambda_0_the_actor_follows_the_critic_and_not_the_return():
-    """Other kinds of return, told to nobody: neither reward nor critic change, nor do the steps of G and G_a."""
+def test_with_a_critic_the_actor_follows_it_and_not_the_reward_function():
+    """Another reward function for the actor alone: neither rewards nor critic change, nor do the steps of G and G_a."""
     steps = []
     for kind in ("log", "hinge"):
-        agent = new_generator(returns=kind)
+        agent = new_generator(reward_function=kind)
         steps.append(watch_steps(agent))
         update_generator(agent, new_discriminators(1))
     for key in ("critic", "generator", "actor"):
@@ -226,8 +228,8 @@ def test_z_correlation_and_z_deviation_by_hand():
 
 
 @DISCRIMINATORS
-def test_at_lambda_1_there_is_no_critic_anywhere(discriminators):
-    agent = new_generator(lambda_generator=1.0, discriminators=discriminators)
+def test_without_a_critic_there_is_none_anywhere(discriminators):
+    agent = new_generator(critics="discriminator", discriminators=discriminators)
     assert agent.critic is None
     for part in (agent.networks, agent.targets, agent.optimizers):
         assert set(part) == {"generator", "actor"}
@@ -239,7 +241,7 @@ def test_at_lambda_1_there_is_no_critic_anywhere(discriminators):
 @pytest.mark.parametrize("kind", REWARDS)
 @DISCRIMINATORS
 def test_in_a_plain_gan_g_alone_ascends_the_return_of_images_of_noise(kind, discriminators):
-    agent, actors = new_generator(algorithm="gan", returns=kind), new_discriminators(discriminators)
+    agent, actors = new_generator(algorithm="gan", reward_function=kind), new_discriminators(discriminators)
     assert set(agent.networks) == set(agent.targets) == set(agent.optimizers) == {"generator"}
     z = torch.randn(B, NZ, generator=stream(agent.config.seed, agent.name))
     act = agent.act(pictures(STATE), agent.initial_recurrent_state(B))

@@ -39,11 +39,10 @@ def convolutions(work):
         {"algorithm": "gan"},
         {"gamma": 0.9},
         {"algorithm": "gan", "replay_fraction": 0.0},
-        {"lambda_generator": 1.0, "lambda_discriminator": 1.0},
-        {"lambda_generator": 0.5, "lambda_discriminator": 0.3, "gamma": 0.9},
+        {"critics": "none"},
         {"generators": 2, "discriminators": 3, "gamma": 0.9, "specialise": 1.0},
         {"spectral_norm": True, "r2": 0.1, "gradient_penalty": 10.0},
-        {"returns": "relativistic", "replay_fraction": 0.0},
+        {"reward_function": "relativistic", "replay_fraction": 0.0},
         {"precision": "bf16"},
     ],
     ids=str,
@@ -211,8 +210,8 @@ def test_mistakes_are_told_in_a_sentence(words, sentence, capsys):
 
 
 def test_a_team_is_the_same_game_with_other_numbers():
-    assert step.sized(small_config(returns="hinge"), "3x2") == small_config(
-        returns="hinge", generators=3, discriminators=2
+    assert step.sized(small_config(reward_function="hinge"), "3x2") == small_config(
+        reward_function="hinge", generators=3, discriminators=2
     )
 
 

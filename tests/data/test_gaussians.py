@@ -20,7 +20,7 @@ from magnet.evaluation.scores import Evaluation
 from magnet.run import checkpoint
 
 NAMES = pytest.mark.parametrize(("name", "modes"), [("gaussians-8", 8), ("gaussians-25", 25)])
-FULL = {"gamma": 0.9, "replay_fraction": 0.25, "lambda_generator": 0.5, "lambda_discriminator": 0.5}
+FULL = {"gamma": 0.9, "replay_fraction": 0.25}
 PENALTIES = {"r1": 0.1, "r1_every": 2, "gradient_penalty": 10.0}
 
 
@@ -136,7 +136,7 @@ def test_the_gradient_penalty_lies_between_each_real_point_and_its_fake(monkeypa
     note = lambda agent, batches, *rest: seen.extend(batches) or penalise(agent, batches, *rest)  # noqa: E731
     monkeypatch.setattr(DiscriminatorAgent, "penalise", note)
     _, batch = step_and_batch(new_trainer(gradient_penalty=1.0))
-    (between,), real, fake = seen, batch.real, batch.fakes[0]
+    (between,), real, fake = seen, batch.real, batch.played_images[0]
     share = (between - real) / (fake - real)
     assert between.shape == real.shape == (8, 2) and ((share > 0) & (share < 1)).all()
     torch.testing.assert_close(share[:, 0], share[:, 1], rtol=1e-3, atol=1e-4)  # on the line from one to the other
@@ -146,9 +146,9 @@ def test_the_gradient_penalty_lies_between_each_real_point_and_its_fake(monkeypa
 def test_the_ring_keeps_points_to_the_last_bit():
     trainer = new_trainer(replay_fraction=0.25)
     shown, play = [], trainer.play
-    trainer.play = lambda batch: shown.append(batch.fakes[0][:6].clone()) or play(batch)
+    trainer.play = lambda batch: shown.append(batch.played_images[0][:6].clone()) or play(batch)
     trainer.step()
-    assert torch.equal(trainer.faces.unpack(trainer.replay.storage["image"][:6, 0]), shown[0])
+    assert torch.equal(trainer.dataset.unpack(trainer.replay.storage["image"][:6, 0]), shown[0])
     old = trainer.replay.sample(50)
     assert {tuple(point) for point in old["image"][:, 0].tolist()} <= {tuple(point) for point in shown[0].tolist()}
 
@@ -158,7 +158,7 @@ def test_grids_are_pictures_of_many_points_and_draw_nothing_from_the_run():
     for agent in (trainer.generators[0], other.generators[0]):
         with torch.no_grad():
             agent.targets["generator"].layers[-1].weight.mul_(50)  # or all its points lie on few pixels
-    grids = FixedGrids(trainer.generators, trainer.faces, seed=0)
+    grids = FixedGrids(trainer.generators, trainer.dataset, seed=0)
     pictures = grids.draw()
     assert {kind: tuple(picture.shape) for kind, picture in pictures.items()} == dict.fromkeys(
         ("prior", "policy"), (1, 3, 256, 256)
@@ -172,7 +172,7 @@ def test_grids_are_pictures_of_many_points_and_draw_nothing_from_the_run():
 
 def test_scores_are_the_modes_of_the_averaged_generators_samples():
     trainer = new_trainer(evaluate_every=1)
-    scoring = Evaluation(trainer.generators, trainer.faces, trainer.config)
+    scoring = Evaluation(trainer.generators, trainer.dataset, trainer.config)
     with torch.no_grad():
         for network in (trainer.generators[0].networks["generator"], trainer.generators[0].targets["generator"]):
             network.layers[-1].weight.zero_()

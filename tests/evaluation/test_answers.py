@@ -48,8 +48,8 @@ def test_the_reward_with_a_gradient_is_the_one_without():
 def test_a_critic_that_is_the_truth_points_as_the_truth_does():
     trainer = new_trainer(extra_reward="resemble")
     run(trainer, 3)
-    agent, shown = trainer.generators[0], trainer.faces.batch(torch.arange(16))
-    memory = Sampler(agent, trainer.faces).mid_episode[:16]
+    agent, shown = trainer.generators[0], trainer.dataset.batch(torch.arange(16))
+    memory = Sampler(agent, trainer.dataset).mid_episode[:16]
     found = critic_cosines(agent, shown, memory)
     assert all(-1 <= value < 0.999 for value in found.values())
     critic = agent.networks["reward_critic"]

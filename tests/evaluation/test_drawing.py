@@ -32,7 +32,7 @@ def trainer():
 
 
 def drawn(trainer, kind, count, of=pieces):
-    sampler = Sampler(trainer.generators[0], trainer.faces if kind == "policy" else None)
+    sampler = Sampler(trainer.generators[0], trainer.dataset if kind == "policy" else None)
     return of([sampler], kind, count, Guide(trainer.discriminators))
 
 

@@ -87,7 +87,7 @@ def test_reports_of_other_returns(kind, value, at_equilibrium):
     """Logits 1 and -1 (11 and -9 if shifted): real images are white in 3 of 4 cases, fakes in 1 of 4."""
     actor = Bright(1.0) if kind == "hinge" else Shifted(1.0)
     report = equilibrium_report(
-        agent({"returns": kind}, actor=actor), fakes=kinds(30, 90), draw=lambda n: kinds(n, 0),
+        agent({"reward_function": kind}, actor=actor), fakes=kinds(30, 90), draw=lambda n: kinds(n, 0),
         training=real(kinds(90, 30)), steps=1,
     )  # fmt: skip
     assert report["accuracy_real"] == report["accuracy_fake"] == 0.75
@@ -224,8 +224,8 @@ def test_a_fresh_judge_is_the_same_for_every_way_of_learning_so_that_runs_compar
         return torch.cat([p.detach().flatten() for p in fresh.networks["actor"].parameters()])
 
     as_a_gan = learned(algorithm="gan")
-    assert torch.equal(learned(lambda_discriminator=0.0, batch_size=16), as_a_gan)
-    assert torch.equal(learned(lambda_discriminator=1.0, r1_every=3), as_a_gan)
+    assert torch.equal(learned(critics="both", batch_size=16), as_a_gan)
+    assert torch.equal(learned(critics="generator", r1_every=3), as_a_gan)
     assert torch.equal(learned(seed=5), as_a_gan), "its first weights follow the report's seed, not the run's"
     assert not torch.equal(learned(lr=0.01), as_a_gan)
     assert not torch.equal(learned(r1=10.0), as_a_gan)

@@ -71,7 +71,7 @@ def test_a_run_in_half_precision_is_sampled_in_float32(precision):
 
 
 def test_samples_have_a_range_and_depend_on_what_they_should(trainer):
-    sampler = Sampler(trainer.generators[0], trainer.faces)
+    sampler = Sampler(trainer.generators[0], trainer.dataset)
     z = sampler.noise(6)
     images = sampler.prior(z)
     assert images.shape == (6, 3, 32, 32) and images.dtype == torch.float32 and images.abs().max() <= 1
@@ -143,7 +143,7 @@ def test_policy_samples_are_spread_as_those_that_g_learned_from():
     trainer = new_trainer(lr=0.01, episode_length=25)
     for _ in range(5):
         trainer.step()
-    sampler = Sampler(trainer.generators[0], trainer.faces)
+    sampler = Sampler(trainer.generators[0], trainer.dataset)
     memory, actions = sampler.recurrent_state(400), []
     sampler.actor.register_forward_hook(lambda module, inputs, outputs: actions.append(outputs[0]))
     for _ in range(25 - WARM_UP):
@@ -169,7 +169,7 @@ def test_the_averaged_networks_are_sampled_unless_said_otherwise(trainer):
 def test_drawing_grids_changes_nothing_of_the_run():
     def run(drawing):
         trainer = trainer_on(small_config(gamma=0.5), small_faces(40))
-        grids = FixedGrids(trainer.generators, trainer.faces, seed=0)
+        grids = FixedGrids(trainer.generators, trainer.dataset, seed=0)
         for _ in range(4):
             if drawing:
                 assert [grid.shape for grid in grids.draw().values()] == [(64, 3, 32, 32)] * 2
@@ -275,7 +275,7 @@ def test_words_that_do_not_go_together_are_refused_before_any_work(flags, capsys
 def test_the_statistics_are_of_as_many_inputs_as_the_batches_hold(trainer):
     for batch in (4, 6):
         with inputs_of(trainer, "generator") as noise, inputs_of(trainer, "actor") as states:
-            sampler = Sampler(trainer.generators[0], trainer.faces, batch=batch)
+            sampler = Sampler(trainer.generators[0], trainer.dataset, batch=batch)
         assert {len(inputs[0]) for inputs in noise + states} == {batch}
         for network in (sampler.generator, sampler.actor):
             counts = {int(value) for key, value in network.state_dict().items() if "num_batches" in key}
@@ -285,7 +285,7 @@ def test_the_statistics_are_of_as_many_inputs_as_the_batches_hold(trainer):
 @pytest.mark.parametrize("length", [1, 6, 25])
 def test_the_generator_agent_is_sampled_in_the_middle_of_an_episode(length):
     trainer = trainer_on(small_config(episode_length=length), small_faces())
-    grids = FixedGrids(trainer.generators, trainer.faces, 0)
+    grids = FixedGrids(trainer.generators, trainer.dataset, 0)
     with inputs_of(trainer, "actor") as passes:
         grids.draw()
     memories, before = [memory for _, memory in passes], min(WARM_UP, length - 1)
@@ -299,7 +299,7 @@ def test_the_generator_agent_is_sampled_in_the_middle_of_an_episode(length):
 
 def test_generators_of_a_team_are_sampled_with_noise_and_states_of_their_own():
     trainer = trainer_on(small_config(generators=3), small_faces())
-    samplers = [Sampler(agent, trainer.faces, seed=1) for agent in trainer.generators]
+    samplers = [Sampler(agent, trainer.dataset, seed=1) for agent in trainer.generators]
     noise, states = [sampler.noise(4) for sampler in samplers], [sampler.state(8) for sampler in samplers]
     for first, second in ((0, 1), (0, 2), (1, 2)):
         assert not torch.equal(noise[first], noise[second]) and not torch.equal(states[first], states[second])
@@ -307,7 +307,7 @@ def test_generators_of_a_team_are_sampled_with_noise_and_states_of_their_own():
 
 def test_policy_samples_do_not_run_past_an_episode():
     trainer = trainer_on(small_config(episode_length=WARM_UP + 3), small_faces())
-    sampler = Sampler(trainer.generators[0], trainer.faces)
+    sampler = Sampler(trainer.generators[0], trainer.dataset)
     began, recurrent_state = [], sampler.recurrent_state
     sampler.recurrent_state = lambda count: began.append(count) or recurrent_state(count)
     draw([sampler], "policy", 8 * trainer.config.batch_size)

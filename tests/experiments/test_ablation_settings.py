@@ -25,7 +25,13 @@ def test_the_controls_are_games_without_critics_or_without_what_is_asked_about()
         name: [key for key, made in (("G", generator_networks), ("D", discriminator_networks)) if "critic" in made(one)]
         for name, one in games.items()
     }
-    without = {"lambda-1": [], "lambda-g-1": ["D"], "lambda-d-1": ["G"], "gan": [], "gan-plain": []}
+    without = {
+        "no-critics": [],
+        "no-generator-critic": ["D"],
+        "no-discriminator-critic": ["G"],
+        "gan": [],
+        "gan-plain": [],
+    }
     assert critics == dict.fromkeys(games, ["G", "D"]) | without
     same = {"r1", "r1_every", "replay_fraction", "batch_size", "tau"}
     assert all(getattr(games["gan"], name) == getattr(games["default"], name) for name in same)

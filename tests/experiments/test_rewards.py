@@ -23,7 +23,7 @@ def test_the_true_gradient_is_that_of_the_reward_in_deviations():
     assert not trainer.generators[0].extra_value(batch).any()
     trainer.steps = rewards.TRUTH_FROM
     value = trainer.generators[0].extra_value(batch)
-    paid = trainer.environment.extra(to_uint8(batch.state), to_uint8(batch.images[0]))
+    paid = trainer.environment.extra(to_uint8(batch.state), to_uint8(batch.policy_images[0]))
     torch.testing.assert_close(
         value, trainer.environment.normaliser.standardise(paid), atol=0.05, rtol=0.05
     )  # grey levels
@@ -39,7 +39,7 @@ def test_the_score_function_is_the_reward_times_the_gradient_of_the_actions_log_
     trainer.act(batch)
     act = batch.acts[0]
     density = torch.distributions.Normal((1 - 0.3**2) ** 0.5 * act.policy, 0.3).log_prob(act.action.detach()).sum(dim=1)
-    paid = trainer.environment.extra(to_uint8(batch.state[:6]), to_uint8(batch.images[0][:6]))
+    paid = trainer.environment.extra(to_uint8(batch.state[:6]), to_uint8(batch.policy_images[0][:6]))
     earned = torch.cat([trainer.environment.normaliser.standardise(paid), torch.zeros(2)])  # of replayed rows nothing
     expected, found = (
         torch.autograd.grad(value.sum(), act.policy, retain_graph=True)[0]

@@ -145,7 +145,7 @@ def a_run(folder, data, **changes):
 
 def save(folder, trainer):
     """Writes the trainer's checkpoint as train.py does."""
-    state = {"config": dataclasses.asdict(trainer.config), "faces": trainer.faces.fingerprint, "best": None}
+    state = {"config": dataclasses.asdict(trainer.config), "faces": trainer.dataset.fingerprint, "best": None}
     checkpoint.save(folder / "checkpoints" / "000000.pt", state | {"trainer": trainer.state_dict()})
 
 

@@ -11,7 +11,7 @@ from conftest import pictures, small_config, small_faces
 from magnet.config import check
 from magnet.data.image_dataset import to_uint8
 from magnet.game import environment
-from magnet.game.environment import FaceEnv, refuse_too_few
+from magnet.game.environment import Environment, refuse_too_few
 from magnet.game.extra_rewards import ExtraReward
 from magnet.support import distributed
 from magnet.support.errors import UserError
@@ -22,7 +22,7 @@ FOREVER = 10**9
 
 
 def new_environment(count=20, batch=B, episode_length=T, names=ONE, kind="log"):
-    return FaceEnv(small_faces(count), batch, episode_length, *names, kind)
+    return Environment(small_faces(count), batch, episode_length, *names, kind)
 
 
 def answer(game, logit=0.0):
@@ -95,9 +95,9 @@ def test_orders_are_shuffled_anew():
 def test_the_indices_in_info_are_those_of_the_observations():
     game = new_environment()
     for info in play(game, steps=7):
-        assert torch.equal(info["seen"]["generator"], game.faces.batch(info["state"]))
-        assert torch.equal(info["seen"]["discriminator"], game.faces.batch(info["real"]))
-        assert torch.equal(info["next"]["discriminator"], game.faces.batch(info["next_real"]))
+        assert torch.equal(info["seen"]["generator"], game.dataset.batch(info["state"]))
+        assert torch.equal(info["seen"]["discriminator"], game.dataset.batch(info["real"]))
+        assert torch.equal(info["next"]["discriminator"], game.dataset.batch(info["next_real"]))
 
 
 def test_the_real_next_state_is_the_next_state():
@@ -191,7 +191,7 @@ def test_a_step_pays_the_rewards_of_its_logits_for_any_number_of_rows(kind):
 
 
 def test_a_game_of_an_unknown_kind_of_returns_is_refused():
-    with pytest.raises(ValueError, match="there are no returns of the kind 'logg'"):
+    with pytest.raises(ValueError, match="there is no reward function 'logg'"):
         new_environment(kind="logg").rewards(torch.zeros(1, 2, B))
 
 
@@ -236,8 +236,8 @@ def test_a_restored_game_goes_on_identically(steps):
     restored.reset(seed=99)
     saved = game.state_dict()
     observations = restored.load_state_dict(saved)
-    assert torch.equal(observations["generator"], game.faces.batch(game.state))
-    assert torch.equal(observations["discriminator"], game.faces.batch(game.real))
+    assert torch.equal(observations["generator"], game.dataset.batch(game.state))
+    assert torch.equal(observations["discriminator"], game.dataset.batch(game.real))
     for _ in range(10):
         results = [one.step(answer(one)) for one in (game, restored)]
         (_, _, _, truncated, info), (_, _, _, truncated_too, info_too) = results
@@ -315,7 +315,8 @@ def brightness(states, images):
 
 def test_the_extra_reward_is_paid_beside_log_d_in_deviations_of_all_before():
     games = [
-        FaceEnv(small_faces(), 4, T, *TWO, extra=ExtraReward("b", brightness, "b"), extra_weight=0.5) for _ in range(2)
+        Environment(small_faces(), 4, T, *TWO, extra=ExtraReward("b", brightness, "b"), extra_weight=0.5)
+        for _ in range(2)
     ]
     plain = new_environment(batch=4, names=TWO)
     for game in (*games, plain):
@@ -324,7 +325,7 @@ def test_the_extra_reward_is_paid_beside_log_d_in_deviations_of_all_before():
     logits = dict.fromkeys(TWO[1], torch.randn(3, 4, generator=torch.Generator().manual_seed(0)))
     given = []
     for _ in range(3):
-        states = to_uint8(plain.faces.batch(plain.state)).numpy()
+        states = to_uint8(plain.dataset.batch(plain.state)).numpy()
         _, paid, _, _, info = games[0].step(images | logits)
         _, late, _, _, lacking = games[1].step(images | logits, wait=False)
         _, without, *_ = plain.step(images | logits)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import small_faces
 
-from magnet.game.environment import FaceEnv
+from magnet.game.environment import Environment
 from magnet.game.extra_rewards import load_extra_reward
 from magnet.support.errors import UserError
 
@@ -18,14 +18,14 @@ both = pytest.mark.parametrize("names", [ONE, TWO], ids=["1x1", "2x2"])
 
 
 def new_environment(names=ONE, episode_length=T):
-    return FaceEnv(small_faces(), B, episode_length, *names)
+    return Environment(small_faces(), B, episode_length, *names)
 
 
 def new_env(names=ONE, episode_length=T):
     pytest.importorskip("pettingzoo")
-    from magnet.game.parallel_env import ParallelFaceEnv
+    from magnet.game.parallel_env import ParallelEnvironment
 
-    return ParallelFaceEnv(new_environment(names, episode_length))
+    return ParallelEnvironment(new_environment(names, episode_length))
 
 
 def sampled(env):
@@ -113,7 +113,7 @@ def test_discriminators_see_what_they_judge(names):
             np.testing.assert_array_equal(seen[name][0], seen[names[0][0]])
             np.testing.assert_array_equal(seen[name][1:], images)
             if images is not grey:
-                real = env.game.faces.batch(torch.from_numpy(infos[name]["real"])).numpy()
+                real = env.game.dataset.batch(torch.from_numpy(infos[name]["real"])).numpy()
                 np.testing.assert_array_equal(seen[name][0], real)
 
 
@@ -136,7 +136,7 @@ def test_generators_see_the_state_that_they_answer(names):
     results = episode(env)
     for (seen, *_), (*_, infos) in zip(results, results[1:], strict=False):
         for name in names[0]:
-            state = env.game.faces.batch(torch.from_numpy(infos[name]["state"])).numpy()
+            state = env.game.dataset.batch(torch.from_numpy(infos[name]["state"])).numpy()
             np.testing.assert_array_equal(seen[name], state)
 
 
@@ -219,10 +219,10 @@ def test_the_trainer_does_not_need_pettingzoo():
 
 def test_an_extra_reward_is_part_of_what_generators_earn():
     pytest.importorskip("pettingzoo")
-    from magnet.game.parallel_env import ParallelFaceEnv
+    from magnet.game.parallel_env import ParallelEnvironment
 
-    games = [FaceEnv(small_faces(), B, T, *ONE, extra=extra) for extra in (None, load_extra_reward("resemble"))]
-    plain, extra = (episode(seeded(ParallelFaceEnv(game))) for game in games)
+    games = [Environment(small_faces(), B, T, *ONE, extra=extra) for extra in (None, load_extra_reward("resemble"))]
+    plain, extra = (episode(seeded(ParallelEnvironment(game))) for game in games)
     for (*_, infos), (*_, others) in zip(plain[1:], extra[1:], strict=True):
         assert others["generator"]["extra"].shape == (B, 1) and "extra" not in infos["generator"]
         shift = others["generator"]["rewards"] - infos["generator"]["rewards"]

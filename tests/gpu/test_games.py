@@ -19,12 +19,12 @@ GAMES = {
     "default": {}, "fp32": {"precision": "fp32"}, "fp16": {"precision": "fp16"}, "gan": {"algorithm": "gan"},
     "2x2": TEAM,
     "original": {"gamma": 0.95, "tau": 0.01, "diversity_weight": 0.0, "replay_fraction": 0.5, "r1": 0.0},
-    "2x2 gamma half": TEAM | {"gamma": 0.95, "lambda_generator": 0.5, "lambda_discriminator": 0.5},
-    "2x2 specialised": TEAM | {"specialise": 1.0}, "no critics": {"lambda_generator": 1.0, "lambda_discriminator": 1.0},
-    "gamma": {"gamma": 0.95}, "minimax": {"returns": "minimax"}, "hinge": {"returns": "hinge"},
-    "least-squares": {"returns": "least-squares"},
-    "wasserstein": {"returns": "wasserstein", "gradient_penalty": 10.0, "r1": 0.0},
-    "relativistic": {"returns": "relativistic", "r2": 0.1}, "no replay": {"replay_fraction": 0.0},
+    "2x2 gamma half": TEAM | {"gamma": 0.95},
+    "2x2 specialised": TEAM | {"specialise": 1.0}, "no critics": {"critics": "none"},
+    "gamma": {"gamma": 0.95}, "minimax": {"reward_function": "minimax"}, "hinge": {"reward_function": "hinge"},
+    "least-squares": {"reward_function": "least-squares"},
+    "wasserstein": {"reward_function": "wasserstein", "gradient_penalty": 10.0, "r1": 0.0},
+    "relativistic": {"reward_function": "relativistic", "r2": 0.1}, "no replay": {"replay_fraction": 0.0},
     "spectral norm": {"spectral_norm": True, "r1": 0.0},
     "points": {"data": "gaussians-8", "precision": "fp32", "width": 8, "nz": 2, "batch_size": 16},
     "points gan": {"data": "gaussians-25", "precision": "fp32", "width": 8, "nz": 2, "algorithm": "gan"},
@@ -38,8 +38,8 @@ def test_a_game_is_played_and_goes_on_from_gpu_to_gpu_and_cpu_and_back(name, tmp
         warnings.simplefilter("error")
         trainer = on("cuda", config)
         grids, evaluation = (
-            FixedGrids(trainer.generators, trainer.faces, 0),
-            Evaluation(trainer.generators, trainer.faces, config),
+            FixedGrids(trainer.generators, trainer.dataset, 0),
+            Evaluation(trainer.generators, trainer.dataset, config),
         )
         for _ in range(2):
             trainer.step()
@@ -51,7 +51,7 @@ def test_a_game_is_played_and_goes_on_from_gpu_to_gpu_and_cpu_and_back(name, tmp
         assert all(images.isfinite().all() for images in grids.draw().values())
         assert evaluation.after(2)
         if not config.points:
-            faces = None if config.algorithm == "gan" else trainer.faces
+            faces = None if config.algorithm == "gan" else trainer.dataset
             samplers = [Sampler(agent, faces) for agent in trainer.generators]
             for kind in ["prior", "guided", "interpolation"] + ["policy"] * (faces is not None):
                 draw(samplers, kind, 9, Guide(trainer.discriminators))
@@ -68,14 +68,14 @@ def test_images_that_do_not_fit_on_the_gpu_stay_in_pinned_memory(algorithm):
     with PretendedGPU(free=1000) as gpu:
         trainer = on("cuda", small_config(**DEFAULT, device="cuda", algorithm=algorithm))
         pinned = [step(trainer) for _ in range(6)]
-        assert trainer.faces._pixels.device.type == "cpu"
+        assert trainer.dataset._pixels.device.type == "cpu"
         gpu.forget()
         trainer.step()
         assert sum(gpu.waits.values()) == 2  # for the indices of replayed and of new images
     with PretendedGPU():
         trainer = on("cuda", small_config(**DEFAULT, device="cuda", algorithm=algorithm))
         assert [step(trainer) for _ in range(6)] == pinned
-        assert trainer.faces._pixels.device.type == "cuda"
+        assert trainer.dataset._pixels.device.type == "cuda"
 
 
 def test_the_equilibrium_report_on_a_gpu_is_that_on_the_cpu():
@@ -88,7 +88,7 @@ def test_the_equilibrium_report_on_a_gpu_is_that_on_the_cpu():
         on_cpu.load_state_dict(trainer.state_dict())
         for one in (trainer, on_cpu):
             report = equilibrium_report(
-                one.discriminators[0], fakes=fakes, draw=lambda n: fakes[torch.arange(n) % 48], training=one.faces,
+                one.discriminators[0], fakes=fakes, draw=lambda n: fakes[torch.arange(n) % 48], training=one.dataset,
                 held_out=data(config, one.device, 20), steps=2,
             )  # fmt: skip
             reports.append(report)

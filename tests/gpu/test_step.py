@@ -88,7 +88,12 @@ def test_recorded_steps_train_bit_for_bit_as_others_do(name, monkeypatch):
                 assert len(recorded) == 2 and all(graph.replays > 2 for one in recorded for graph in one.graphs)
                 for one in recorded:  # no autograd graph is kept
                     outputs = [tensor for outputs in one.batch.outputs for parts in outputs for tensor in parts]
-                    kept = [*one.metrics.values(), *one.batch.fakes, *outputs, *(x for a in one.batch.acts for x in a)]
+                    kept = [
+                        *one.metrics.values(),
+                        *one.batch.played_images,
+                        *outputs,
+                        *(x for a in one.batch.acts for x in a),
+                    ]
                     assert not any(tensor.grad_fn for tensor in kept if tensor is not None)
     assert found["auto"][0] == found["off"][0]
     assert same(found["auto"][1], found["off"][1])

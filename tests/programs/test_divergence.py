@@ -11,8 +11,9 @@ from conftest import SEED, cases
 from test_train import TINY
 
 import train
+from magnet.agents import generator, losses
 from magnet.evaluation.sampling import FixedGrids
-from magnet.game import returns
+from magnet.game.rewards import REWARD_FUNCTIONS
 from magnet.maddpg import MADDPG
 from magnet.run import checkpoint
 from magnet.run.logger import RunLogger
@@ -27,7 +28,7 @@ NETWORKS = [
 ]  # fmt: skip
 PARTS = ["weight", "target", "gradient", "exp_avg", "exp_avg_sq"]
 LOSSES = [
-    "real", "fake", "generator", "classification_return", "td_target", "diversity_return", "gradient_penalty",
+    "real", "fake", "generator", "classification_reward", "td_target", "diversity_objective", "gradient_penalty",
     "explore",
 ]  # fmt: skip
 PLACES = [(part, *network) for part in PARTS for network in NETWORKS] + [("loss", loss, None) for loss in LOSSES]
@@ -37,13 +38,14 @@ def strike(trainer, place: tuple, number: float, monkeypatch) -> None:
     """Puts `number` into one part of `trainer`; into a gradient or a loss at the next step."""
     part, kind, net = place
     if part == "loss":
-        if hasattr(record := returns.RETURNS["log"], kind):
+        if hasattr(record := REWARD_FUNCTIONS["log"], kind):
             reward = getattr(record, kind)
             struck = dataclasses.replace(record, **{kind: lambda *logits: reward(*logits) * number})
-            monkeypatch.setitem(returns.RETURNS, "log", struck)
+            monkeypatch.setitem(REWARD_FUNCTIONS, "log", struck)
             return
-        honest = getattr(returns, kind)
-        monkeypatch.setattr(returns, kind, lambda *args, **kwargs: honest(*args, **kwargs) * number)
+        module = losses if hasattr(losses, kind) else generator
+        honest = getattr(module, kind)
+        monkeypatch.setattr(module, kind, lambda *args, **kwargs: honest(*args, **kwargs) * number)
         return
     agent = trainer.generators[-1] if kind == "generator" else trainer.discriminators[-1]
     weight = list(agent.networks[net].parameters())[-1]
@@ -78,7 +80,7 @@ def without_grids(monkeypatch):
 def test_what_is_not_finite_stops_the_run_and_its_last_checkpoint_goes_on(place, capsys, without_grids, team, count):
     every = [(where, number) for where in PLACES for number in NUMBERS]
     for i, (where, number) in enumerate(random.Random(SEED).sample(every, count)):
-        if where[1] == "classification_return" and not team:
+        if where[1] == "classification_reward" and not team:
             continue
         run = place / "models" / f"run{i}"
         with pytest.MonkeyPatch.context() as monkeypatch:

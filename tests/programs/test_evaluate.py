@@ -33,7 +33,7 @@ TINY = [
 KINDS = {
     "default": [], "original": ["--preset", "original"], "cpu": ["--preset", "cpu"], "gan": ["--algorithm", "gan"],
     "apart": ["--hold-out", "0.5"],
-    "team": ["--generators", "2", "--discriminators", "2", "--returns", "hinge"],
+    "team": ["--generators", "2", "--discriminators", "2", "--reward-function", "hinge"],
 }  # fmt: skip
 
 
@@ -297,7 +297,7 @@ def test_a_team_is_scored_together(place, thumbnail, capsys):
     assert found["scores"]["prior"]["swd"] == pytest.approx(expected, rel=1e-5)
     protocol = found["protocol"]
     assert (protocol["step"], protocol["images_seen"]) == (2, 16)
-    assert (protocol["returns"], protocol["generators"]) == ("hinge", 2)
+    assert (protocol["reward_function"], protocol["generators"]) == ("hinge", 2)
     equilibrium = found["equilibrium"]
     assert equilibrium["from_equilibrium"] == pytest.approx(equilibrium["value"] + 2, abs=1e-5)
     assert evaluate.main(["models/team", "--no-features", "--equilibrium", "--count", "40"]) == 0

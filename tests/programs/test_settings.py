@@ -150,14 +150,7 @@ def test_any_parameters_together_are_refused_or_train_and_go_on(count):
         ({}, set()),
         (
             {"algorithm": "gan"},
-            {
-                "lambda_generator",
-                "lambda_discriminator",
-                "exploration",
-                "epsilon",
-                "diversity_weight",
-                "episode_length",
-            },
+            {"critics", "exploration", "epsilon", "diversity_weight", "episode_length"},
         ),
         ({"r1": 0.0}, {"r1_every"}),
         ({"replay_fraction": 0.0}, {"replay_size"}),
@@ -179,7 +172,7 @@ def test_settings_without_effect_are_known_by_the_game(changes, idle):
         {"exploration": 0.2},
         {"epsilon": 0.2},
         {"diversity_weight": 3.0},
-        {"lambda_generator": 0.5},
+        {"critics": "generator"},
         {"episode_length": 2},
     ],
 )

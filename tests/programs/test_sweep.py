@@ -20,13 +20,13 @@ import sample
 import train
 from magnet.config import GAUSSIANS, check, complete
 from magnet.evaluation import equilibrium
-from magnet.game.returns import RETURNS
+from magnet.game.rewards import REWARD_FUNCTIONS
 from magnet.support.errors import UserError
 
 CHOICES = {
-    "algorithm": ["magnet", "magnet", "gan"], "returns": list(RETURNS),
+    "algorithm": ["magnet", "magnet", "gan"], "reward_function": list(REWARD_FUNCTIONS),
     "generators": [1, 1, 2], "discriminators": [1, 1, 2], "specialise": [0.0, 0.0, 0.5], "gamma": [0.0, 0.0, 0.9],
-    "lambda_generator": [0.0, 0.5, 1.0], "lambda_discriminator": [0.0, 0.5, 1.0], "diversity_weight": [0.0, 1.0],
+    "critics": ["both", "both", "generator", "discriminator", "none"], "diversity_weight": [0.0, 1.0],
     "exploration": [0.0, 0.1, 1.0], "epsilon": [0.0, 0.5, 1.0], "r1": [0.0, 0.1], "r1_every": [1, 2], "r2": [0.0, 0.1],
     "gradient_penalty": [0.0, 1.0], "spectral_norm": [False, True], "replay_fraction": [0.0, 0.25, 0.5],
     "batch_size": [4, 8, 10], "episode_length": [1, 2, 25], "hold_out": [0.0, 0.5], "evaluate_every": [0, 2],

@@ -40,7 +40,7 @@ def whole(request, tmp_path_factory):
     for _ in range(4):
         trainer.step()
     path = tmp_path_factory.mktemp("run") / "000004.pt"
-    state = {"config": dataclasses.asdict(config), "faces": trainer.faces.fingerprint}
+    state = {"config": dataclasses.asdict(config), "faces": trainer.dataset.fingerprint}
     best = {"swd": 3.5, "step": 2, "worse_since": 1}
     checkpoint.save(path, state | {"trainer": trainer.state_dict(), "best": best})
     return path.read_bytes()

@@ -27,14 +27,14 @@ from magnet.support.errors import UserError
 
 ROOT = Path(train.__file__).parent
 GAMES = {
-    "magnet": {}, "lambda 1": {"lambda_generator": 1.0, "lambda_discriminator": 1.0}, "gan": {"algorithm": "gan"},
+    "magnet": {}, "no critics": {"critics": "none"}, "gan": {"algorithm": "gan"},
     "a team": {"generators": 2, "discriminators": 2, "specialise": 1.0}, "spectral": {"spectral_norm": True},
 }  # fmt: skip
 
 
 def exported(trainer, path):
     """The agents that were written to `path` and read back."""
-    faces = None if trainer.config.algorithm == "gan" else trainer.faces
+    faces = None if trainer.config.algorithm == "gan" else trainer.dataset
     export_weights(path, trainer.generators, trainer.discriminators, faces, trainer.steps, faces and "f" or "g")
     return load_agents(path, checkpoint.load(path, (checkpoint.WEIGHTS,)), "cpu")
 
@@ -46,12 +46,12 @@ def test_they_sample_as_the_run_does_but_for_rounding(game, tmp_path):
         trainer.step()
     generators, discriminators, config = exported(trainer, tmp_path / "w.pt")
     for kind in ("prior", "interpolation", *["policy"] * (game != "gan")):
-        faces = trainer.faces if kind == "policy" else None
+        faces = trainer.dataset if kind == "policy" else None
         pairs = zip(trainer.generators, generators, strict=True)
         ours, theirs = zip(*[(Sampler(a, faces, seed=3), Sampler(b, faces, seed=3)) for a, b in pairs], strict=True)
         first, second = draw(list(ours), kind, 40)[0].float(), draw(list(theirs), kind, 40)[0].float()
         assert first.std() > 1 and (first - second).abs().max() <= 2
-    images = trainer.faces.batch(torch.arange(8))
+    images = trainer.dataset.batch(torch.arange(8))
     for ours, theirs in zip(trainer.discriminators, discriminators, strict=True):
         found = theirs.targets["actor"](images)
         assert torch.allclose(ours.targets["actor"](images), found, atol=0.02)

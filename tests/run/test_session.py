@@ -1,6 +1,8 @@
 """How a run begins: which algorithms PyTorch picks among on a GPU, and that older runs know nothing of the choice."""
 
+import dataclasses
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +11,11 @@ from test_train import TINY
 
 import sample
 import train
+from magnet.config import Config
 from magnet.run import checkpoint, session
+from magnet.run.checkpoint_validation import restored_config
 from magnet.run.session import prepare_device
+from magnet.support.errors import UserError
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
@@ -86,3 +91,19 @@ def test_a_run_from_before_the_choice_goes_on_with_it_without_a_word(place, caps
     output = capsys.readouterr().out
     assert "older than" not in output and "Without effect in this game: --deterministic" in output
     assert checkpoint.load(path.with_name("000004.pt"))["config"]["deterministic"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "critics"),
+    [((0.0, 0.0), "both"), ((0, 1), "generator"), ((1.0, 0.0), "discriminator"), ((1, 1), "none")],
+)
+def test_an_older_run_has_its_parameters_under_their_present_names(weights, critics):
+    older = dataclasses.asdict(Config(reward_function="hinge"))
+    older["returns"] = older.pop("reward_function")
+    del older["critics"]
+    older |= dict(zip(("lambda_generator", "lambda_discriminator"), weights, strict=True))
+    assert restored_config(Path("config.json"), older) == Config(reward_function="hinge", critics=critics)
+    with pytest.raises(
+        UserError, match="differs in lambda_discriminator, lambda_generator"
+    ):  # a mixture, since removed
+        restored_config(Path("config.json"), older | {"lambda_generator": 0.5})

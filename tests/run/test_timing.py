@@ -70,7 +70,7 @@ def test_where_no_late_step_has_r1_an_early_one_or_a_plain_one_stands_for_it(clo
 def test_the_rate_in_the_log_leaves_out_grids_scores_and_checkpoints(tmp_path, clock, monkeypatch):
     config = small_config(evaluate_every=10, sample_every=4)
     trainer = trainer_on(config, small_faces())
-    evaluation = Evaluation(trainer.generators, trainer.faces, config)
+    evaluation = Evaluation(trainer.generators, trainer.dataset, config)
     run = new_run(tmp_path, "run")
 
     def takes(seconds, result):

@@ -21,7 +21,7 @@ from magnet.support import distributed
 from magnet.support.errors import UserError
 
 FULL = {
-    "gamma": 0.9, "replay_fraction": 0.25, "lambda_generator": 0.5, "lambda_discriminator": 0.5, "r1": 0.1,
+    "gamma": 0.9, "replay_fraction": 0.25, "r1": 0.1,
     "r1_every": 2,
 }  # fmt: skip
 GAMES = {
@@ -29,11 +29,11 @@ GAMES = {
     "extra reward": FULL | {"extra_reward": "resemble"},
     "gan": {"algorithm": "gan", "replay_fraction": 0.25, "r1": 0.1, "r1_every": 2},
     "teams": FULL | {
-        "generators": 2, "discriminators": 2, "specialise": 1.0, "returns": "relativistic", "r2": 0.1,
-        "lambda_generator": 0.0, "lambda_discriminator": 0.0,
+        "generators": 2, "discriminators": 2, "specialise": 1.0, "reward_function": "relativistic", "r2": 0.1,
+        "critics": "both",
     },
     "wasserstein": FULL | {
-        "returns": "wasserstein", "spectral_norm": True, "gradient_penalty": 10.0, "lambda_generator": 1.0,
+        "reward_function": "wasserstein", "spectral_norm": True, "gradient_penalty": 10.0, "critics": "discriminator",
     },
 }  # fmt: skip
 BEFORE, AFTER = 4, 2  # steps, before and after a checkpoint: the first are longer than an episode

@@ -3,16 +3,16 @@
 import torch
 from conftest import CPU, run, small_config, small_faces, step_and_batch
 
-from magnet.game.environment import FaceEnv, new_environment
+from magnet.game.environment import Environment, new_environment
 from magnet.maddpg import MADDPG
 
 PIXELS = ((3, 32, 32), torch.float32)
 
 
-class OwnImages(FaceEnv):
+class OwnImages(Environment):
     """Its states are real images at first, then what the generator answered to the state before."""
 
-    fields = FaceEnv.fields | {"state": PIXELS, "next_state": PIXELS}
+    fields = Environment.fields | {"state": PIXELS, "next_state": PIXELS}
 
     def step(self, actions):
         before = self.seen
@@ -26,10 +26,10 @@ class OwnImages(FaceEnv):
         return self._observations()
 
     def recall(self, transitions):
-        return transitions["state"], self.faces.batch(transitions["real"])
+        return transitions["state"], self.dataset.batch(transitions["real"])
 
     def following(self, transitions):
-        return transitions["next_state"], self.faces.batch(transitions["next_real"])
+        return transitions["next_state"], self.dataset.batch(transitions["next_real"])
 
     def _observations(self):
         return super()._observations() | ({} if self.seen is None else {"generator": self.seen})
@@ -43,12 +43,12 @@ def test_a_game_whose_next_state_is_the_generators_action_is_played_and_learned(
     run(trainer, 2)
     (generator,), new = trainer.generators, trainer.new_rows
     answered = trainer.observations["generator"]
-    assert (trainer.faces.batch(game.real) != answered).any()
+    assert (trainer.dataset.batch(game.real) != answered).any()
     shown = []  # of the next states to the target policy, for the TD target
     generator.targets["actor"].stack.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[0].clone()))
     _, batch = step_and_batch(trainer)
     assert torch.equal(batch.state[:new], answered)
-    assert torch.equal(batch.transitions["next_state"][:new], batch.fakes[0][:new])
+    assert torch.equal(batch.transitions["next_state"][:new], batch.played_images[0][:new])
     assert torch.equal(shown[0], batch.transitions["next_state"])
     buffer = trainer.replay.storage["state"][: len(trainer.replay)]
     assert all((buffer == old).flatten(1).all(dim=1).any() for old in batch.state[new:])

@@ -20,7 +20,14 @@ def test_the_configured_share_of_a_batch_is_replayed(fraction, new, algorithm):
         _, batch = step_and_batch(trainer)
         rows = 8 if step else new  # the buffer is empty at first
         acts = [part for act in batch.acts for part in act if part is not None]
-        everything = (*acts, *batch.images, *batch.fakes, batch.state, batch.real, *batch.transitions.values())
+        everything = (
+            *acts,
+            *batch.policy_images,
+            *batch.played_images,
+            batch.state,
+            batch.real,
+            *batch.transitions.values(),
+        )
         assert {len(x) for x in everything} == {rows}
         assert [len(part) for one in batch.outputs[0] for part in one[:2]] == [rows] * 6
         assert len(trainer.replay) == (min(20, (step + 1) * new) if fraction else 0)
@@ -31,7 +38,7 @@ def test_what_was_played_is_stored_with_the_recurrent_state_from_before_the_acti
     run(trainer, 1)
     heard = memories_acted_on(trainer)
     _, batch = step_and_batch(trainer)
-    ring, faces = {name: ring[FRESH : 2 * FRESH] for name, ring in trainer.replay.storage.items()}, trainer.faces
+    ring, faces = {name: ring[FRESH : 2 * FRESH] for name, ring in trainer.replay.storage.items()}, trainer.dataset
     assert len(trainer.replay) == 2 * FRESH
     assert torch.equal(faces.batch(ring["state"]), batch.state[:FRESH])
     assert torch.equal(faces.batch(ring["real"]), batch.real[:FRESH])
@@ -40,15 +47,15 @@ def test_what_was_played_is_stored_with_the_recurrent_state_from_before_the_acti
         before = heard[i][0][:FRESH]
         assert torch.equal(ring["recurrent"][:, i], before) and before.any()
         assert not torch.allclose(before, batch.acts[i].recurrent[:FRESH], atol=1e-3)
-        assert torch.equal(batch.fakes[i][:FRESH], batch.images[i].detach()[:FRESH])
-        assert (ring["image"][:, i] - 127.5 * (batch.fakes[i][:FRESH] + 1)).abs().max() <= 0.5 + 1e-4
+        assert torch.equal(batch.played_images[i][:FRESH], batch.policy_images[i].detach()[:FRESH])
+        assert (ring["image"][:, i] - 127.5 * (batch.played_images[i][:FRESH] + 1)).abs().max() <= 0.5 + 1e-4
 
 
 def test_replayed_rows_are_transitions_of_the_buffer_on_which_the_present_policy_acts_anew():
     trainer = new_trainer(2, 1, exploration=0.0, epsilon=0.0, episode_length=10, **FULL)
     run(trainer, 3)
     ring = {name: ring[: len(trainer.replay)].clone() for name, ring in trainer.replay.storage.items()}
-    states, present, heard = trainer.faces.batch(ring["state"]), networks_of(trainer), memories_acted_on(trainer)
+    states, present, heard = trainer.dataset.batch(ring["state"]), networks_of(trainer), memories_acted_on(trainer)
     assert len(states) == 3 * FRESH
     _, batch = step_and_batch(trainer)
     for row in range(FRESH, 8):
@@ -56,10 +63,10 @@ def test_replayed_rows_are_transitions_of_the_buffer_on_which_the_present_policy
             ring["next_real"] == batch.transitions["next_real"][row]
         )
         (place,) = same.nonzero().flatten()
-        assert torch.equal(batch.real[row], trainer.faces.batch(ring["real"][place][None])[0])
+        assert torch.equal(batch.real[row], trainer.dataset.batch(ring["real"][place][None])[0])
         for i in range(2):
             assert torch.equal(heard[i][0][row], ring["recurrent"][place, i])
-            torch.testing.assert_close(batch.fakes[i][row], ring["image"][place, i] / 127.5 - 1)
+            torch.testing.assert_close(batch.played_images[i][row], ring["image"][place, i] / 127.5 - 1)
     assert heard[0][0][FRESH:].any(), "memories within an episode are not zero"
     for i, networks in enumerate(present[:2]):
         actor, memory = networks["actor"], heard[i][0]
@@ -67,8 +74,8 @@ def test_replayed_rows_are_transitions_of_the_buffer_on_which_the_present_policy
         torch.testing.assert_close(batch.acts[i].policy, policy)
         torch.testing.assert_close(batch.acts[i].recurrent, after)
         torch.testing.assert_close(batch.acts[i].embedding, actor.embed(actor.stack(batch.state)).detach())
-        torch.testing.assert_close(batch.images[i], networks["generator"](policy))
-        assert not torch.allclose(batch.images[i][FRESH:], batch.fakes[i][FRESH:], atol=1e-3)
+        torch.testing.assert_close(batch.policy_images[i], networks["generator"](policy))
+        assert not torch.allclose(batch.policy_images[i][FRESH:], batch.played_images[i][FRESH:], atol=1e-3)
 
 
 def test_the_policy_learns_on_all_rows_of_the_batch():
@@ -104,7 +111,7 @@ def test_rewards_of_replayed_transitions_are_those_of_the_present_networks():
         discriminated, taught = overhear(discriminator), overhear(generator)
         _, batch = step_and_batch(trainer)
 
-        torch.testing.assert_close(taught[0]["reward"], logsigmoid(d_a(batch.fakes[0])).detach())
+        torch.testing.assert_close(taught[0]["reward"], logsigmoid(d_a(batch.played_images[0])).detach())
         right, side = discriminated[0]["actions"].T  # label * logit, and the label
         assert side.tolist() == [1] * 8 + [-1] * 8
         torch.testing.assert_close(discriminated[0]["reward"], logsigmoid(right))

@@ -29,7 +29,7 @@ def test_the_buffer_holds_the_rewards_of_its_images_beside_their_states():
     run(trainer, 7)  # the ring of 20 has wrapped
     trainer.complete_rewards()
     stored = trainer.replay.storage
-    states = to_uint8(trainer.faces.batch(stored["state"]))
+    states = to_uint8(trainer.dataset.batch(stored["state"]))
     for i in range(2):
         assert torch.equal(stored["extra"][:, i], trainer.environment.extra(states, stored["image"][:, i]))
     assert len(stored["extra"].unique()) > 35, "they vary; two of 40 may round to one number"
@@ -50,7 +50,7 @@ def test_the_reward_critic_learns_the_last_step_and_replayed_rows_in_deviations(
     ((states, images, rewards, fresh),) = heard
     assert fresh == 6 and len(states) == 8 + 6  # a batch of replayed rows, and the last step's
     assert torch.equal(states[-6:], before.state[:6])
-    assert torch.equal(to_uint8(images[-6:]), to_uint8(before.images[0][:6]))
+    assert torch.equal(to_uint8(images[-6:]), to_uint8(before.policy_images[0][:6]))
     paid = trainer.environment.extra(to_uint8(states), to_uint8(images))
     scale = trainer.environment.normaliser
     torch.testing.assert_close(rewards, (paid - scale.mean) / scale.variance.sqrt())

@@ -11,10 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
 from magnet.agents import agent as agents
+from magnet.agents import losses
 from magnet.agents.layers import WideLinear
 from magnet.config import Config
 from magnet.evaluation.sampling import FixedGrids
-from magnet.game import returns
 from magnet.support.devices import settle
 
 pytestmark = pytest.mark.usefixtures("every_step")
@@ -145,8 +145,8 @@ def without_grids(monkeypatch):
 
 @pytest.mark.parametrize("loss", ["td_target", "gradient_penalty"])
 def test_a_loss_that_is_not_finite_ends_the_run(place, capsys, without_grids, monkeypatch, loss):
-    honest = getattr(returns, loss)
-    monkeypatch.setattr(returns, loss, lambda *args: honest(*args) * float("nan"))
+    honest = getattr(losses, loss)
+    monkeypatch.setattr(losses, loss, lambda *args: honest(*args) * float("nan"))
     assert train.main([*TINY, "--precision", "fp16", "--r1-every", "1", "--steps", "2"]) == 3
     assert "was nan" in capsys.readouterr().err
 
@@ -193,4 +193,4 @@ def test_the_convolutions_alone_compute_in_float16():
         (nn.ConvTranspose2d, half),
         *((kind, full) for kind in (nn.Linear, WideLinear, nn.LSTMCell)),
     }
-    assert batch.images[0].dtype == batch.outputs[0][0].logits.dtype == full
+    assert batch.policy_images[0].dtype == batch.outputs[0][0].logits.dtype == full

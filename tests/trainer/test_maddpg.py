@@ -96,7 +96,7 @@ def test_each_discriminator_judges_real_images_and_those_that_every_generator_pl
     d_as = networks_of(trainer)[2:]
     _, batch = step_and_batch(trainer)
     for d_a, outputs in zip(d_as, batch.outputs, strict=True):
-        for (features, logits, classes), images in zip(outputs, [batch.real, *batch.fakes], strict=True):
+        for (features, logits, classes), images in zip(outputs, [batch.real, *batch.played_images], strict=True):
             torch.testing.assert_close(features, d_a["actor"].stack(images))
             torch.testing.assert_close(logits, d_a["actor"](images))
             assert classes is None
@@ -109,20 +109,20 @@ def test_the_return_is_the_reward_of_the_states_played_now_before_any_agent_lear
     d_as, new = networks_of(trainer)[generators:], slice(6)
     metrics, batch = step_and_batch(trainer)
     real = [d_a["actor"](batch.real)[new] for d_a in d_as]
-    fake = [[d_a["actor"](images)[new] for images in batch.fakes] for d_a in d_as]
+    fake = [[d_a["actor"](images)[new] for images in batch.played_images] for d_a in d_as]
     for i, agent in enumerate(trainer.generators):
         expected = sum(logsigmoid(logits[i]).mean() for logits in fake) / discriminators
         assert metrics[f"{agent.name}/reward"].item() == pytest.approx(expected.item(), rel=1e-4)
-        now = sum(logsigmoid(a.networks["actor"](batch.fakes[i])[new]).mean() for a in trainer.discriminators)
+        now = sum(logsigmoid(a.networks["actor"](batch.played_images[i])[new]).mean() for a in trainer.discriminators)
         assert abs(now / discriminators - expected) > 0.01
     for j, agent in enumerate(trainer.discriminators):
         expected = logsigmoid(real[j]).mean() + sum(logsigmoid(-one).mean() for one in fake[j]) / generators
         assert metrics[f"{agent.name}/reward"].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("lam", [0.0, 0.3, 1.0])
-def test_generators_learn_from_discriminators_and_critics_that_have_made_this_step_on_all_rows(lam):
-    trainer = new_trainer(2, 2, lr=0.01, replay_fraction=0.25, lambda_generator=lam)
+@pytest.mark.parametrize("critics", ["both", "discriminator"])
+def test_generators_learn_from_discriminators_and_critics_that_have_made_this_step_on_all_rows(critics):
+    trainer = new_trainer(2, 2, lr=0.01, replay_fraction=0.25, critics=critics)
     run(trainer, 2)
     before, shown = networks_of(trainer), [[], []]
     for agent, z in zip(trainer.generators, shown, strict=True):
@@ -134,10 +134,9 @@ def test_generators_learn_from_discriminators_and_critics_that_have_made_this_st
         (z,), generator_network = shown[i], before[i]["generator"]
         assert len(z) == 8
         outputs = [networks["actor"].discriminate(generator_network(z)) for networks in discriminators]
-        objective = lam * sum(logsigmoid(logits) for _, logits, _ in outputs) / 2
+        objective = sum(logsigmoid(logits) for _, logits, _ in outputs) / 2
         if critic:
-            logits = torch.stack([one for _, one, _ in outputs], dim=1)
-            objective = objective + (1 - lam) * critic(batch.acts[i].embedding, logits)
+            objective = critic(batch.acts[i].embedding, torch.stack([one for _, one, _ in outputs], dim=1))
         return gradient(-objective.mean(), generator_network)
 
     learned = [agent.networks for agent in trainer.discriminators]
@@ -161,7 +160,7 @@ def test_a_discriminators_update_does_not_reach_the_generators():
     discriminator.update(batch)
     assert differing(before, weights(trainer.agents)) == {"discriminator/actor", "discriminator/critic"}
     assert all(p.grad is None for network in generator.networks.values() for p in network.parameters())
-    assert not any(images.requires_grad for images in batch.fakes)
+    assert not any(images.requires_grad for images in batch.played_images)
 
 
 def test_targets_move_in_every_eighth_step_as_far_as_in_eight(monkeypatch):
@@ -179,7 +178,12 @@ def test_targets_move_in_every_eighth_step_as_far_as_in_eight(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"returns": "relativistic", "spectral_norm": True}, {"lambda_generator": 0.3}], ids=str
+    "changes",
+    [
+        {},
+        {"reward_function": "relativistic", "spectral_norm": True},
+    ],
+    ids=str,
 )
 def test_metrics_that_take_time_are_of_every_fifth_step_and_change_no_weight(monkeypatch, changes):
     always, at_times = (new_trainer(**FULL | changes) for _ in range(2))
@@ -219,7 +223,7 @@ def test_critics_compute_in_float32_with_bf16_convolutions():
 
 @pytest.mark.parametrize("every", [1, 3])
 def test_r1_is_in_every_kth_step_alone_with_k_times_the_weight(every):
-    trainer = new_trainer(r1=0.5, r1_every=every, lambda_discriminator=1.0)
+    trainer = new_trainer(r1=0.5, r1_every=every, critics="generator")
     (discriminator,) = trainer.discriminators
     steps = watch_steps(discriminator)
     for t in range(5):
@@ -227,7 +231,7 @@ def test_r1_is_in_every_kth_step_alone_with_k_times_the_weight(every):
         metrics, batch = step_and_batch(trainer)
         real = batch.real.detach().requires_grad_()
         logits = d_a(real)
-        loss = -(logsigmoid(logits) + logsigmoid(-d_a(batch.fakes[0]))).mean()
+        loss = -(logsigmoid(logits) + logsigmoid(-d_a(batch.played_images[0]))).mean()
         assert ("discriminator/r1" in metrics) == (t % every == 0)
         if t % every == 0:
             (slope,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
@@ -259,7 +263,7 @@ def test_memory_is_zero_where_an_episode_starts_and_carried_on_inside(fraction):
 
 def test_a_step_plays_the_environments_state_and_real_next_state():
     trainer = new_trainer()
-    game, faces = trainer.environment, trainer.faces
+    game, faces = trainer.environment, trainer.dataset
     for t in range(7):
         state, real = faces.batch(game.state), faces.batch(game.real)
         _, batch = step_and_batch(trainer)

@@ -5,14 +5,14 @@ import torch
 from conftest import differing, new_trainer, overhear, run, same, saved, small_faces, step_and_batch, weights
 from test_maddpg import networks_of
 
-from magnet.config import PRESETS, WITH_RETURNS, Config, check, complete
+from magnet.config import PRESETS, REWARD_FUNCTION_DEFAULTS, Config, check, complete
 from magnet.data.image_dataset import to_uint8
 from magnet.evaluation.drawing import draw
 from magnet.evaluation.metrics import sliced_wasserstein
 from magnet.evaluation.sampling import GRID_BATCH, FixedGrids, Sampler
 from magnet.evaluation.scores import Evaluation
-from magnet.game.environment import FaceEnv
-from magnet.game.returns import RETURNS
+from magnet.game.environment import Environment
+from magnet.game.rewards import REWARD_FUNCTIONS
 from magnet.support.errors import UserError
 from magnet.support.random_streams import stream
 
@@ -21,10 +21,10 @@ pytestmark = pytest.mark.usefixtures("every_step")
 REPLAY = {"replay_fraction": 0.25}
 OPTIONS = {  # with two agents of each kind
     "specialised": {"specialise": 1.0},
-    "gamma, between critic and return": {"gamma": 0.9, "lambda_generator": 0.5, "lambda_discriminator": 0.5},
-    "relativistic, penalties": {"returns": "relativistic", "r1": 0.1, "r1_every": 2, "r2": 1.0},
-    "specialised without critics": {"specialise": 1.0, "lambda_generator": 1.0, "lambda_discriminator": 1.0},
-    "plain GANs": {"algorithm": "gan", "specialise": 1.0, "returns": "hinge"},
+    "gamma, between critic and return": {"gamma": 0.9},
+    "relativistic, penalties": {"reward_function": "relativistic", "r1": 0.1, "r1_every": 2, "r2": 1.0},
+    "specialised without critics": {"specialise": 1.0, "critics": "none"},
+    "plain GANs": {"algorithm": "gan", "specialise": 1.0, "reward_function": "hinge"},
 }
 EACH_OPTION = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 
@@ -59,7 +59,8 @@ def test_critics_see_the_features_of_the_discriminators_as_they_were_and_whose_a
     states = [agent.random.get_state() for agent in trainer.discriminators]
     _, batch = step_and_batch(trainer)
     shown = [
-        [networks["actor"].discriminate(images) for images in (batch.real, *batch.fakes)] for networks in before[3:]
+        [networks["actor"].discriminate(images) for images in (batch.real, *batch.played_images)]
+        for networks in before[3:]
     ]
     for i in range(3):
         (critic_batch,) = heard[i]
@@ -81,7 +82,7 @@ def test_each_generator_earns_by_the_class_that_is_its_own():
     d_as = [agent.networks["actor"] for agent in trainer.discriminators]  # they have learned before generators earn
     metrics, batch = step_and_batch(trainer)
     for i, agent in enumerate(trainer.generators):
-        chances = [d_a.classifier(d_a.stack(batch.images[i])).log_softmax(dim=1)[:, i].mean() for d_a in d_as]
+        chances = [d_a.classifier(d_a.stack(batch.policy_images[i])).log_softmax(dim=1)[:, i].mean() for d_a in d_as]
         assert metrics[f"{agent.name}/classification"].item() == pytest.approx(sum(chances).item() / 2, rel=1e-4)
 
 
@@ -91,19 +92,19 @@ def test_each_generator_earns_by_the_class_that_is_its_own():
 @pytest.mark.parametrize(("generators", "rows"), [(2, 4), (3, 2), (9, 1)])
 def test_grids_have_rows_for_each_generator_of_the_same_noise_and_states(generators, rows):
     trainer = new_trainer(generators)
-    grids = FixedGrids(trainer.generators, trainer.faces, 0)
+    grids = FixedGrids(trainer.generators, trainer.dataset, 0)
     drawn = grids.draw()
     assert len(drawn["prior"]) == len(drawn["policy"]) == generators * rows * 8
     for i, agent in enumerate(trainer.generators):
         mine = drawn["prior"][i * rows * 8 : (i + 1) * rows * 8]
-        assert torch.equal(mine, Sampler(agent, trainer.faces, batch=GRID_BATCH).prior(grids.z))
+        assert torch.equal(mine, Sampler(agent, trainer.dataset, batch=GRID_BATCH).prior(grids.z))
         assert torch.equal(drawn["policy"][i * rows * 8 :: 2][: rows * 4], grids.state)
 
 
 @pytest.mark.parametrize("kind", ["prior", "policy", "interpolation"])
 def test_every_generator_makes_its_share_of_the_samples(kind):
     trainer = new_trainer(3)
-    faces = trainer.faces if kind == "policy" else None
+    faces = trainer.dataset if kind == "policy" else None
     images, states = draw([Sampler(agent, faces) for agent in trainer.generators], kind, 8)
     alone = [draw([Sampler(agent, faces)], kind, n)[0] for agent, n in zip(trainer.generators, (3, 3, 2), strict=True)]
     assert torch.equal(images, torch.cat(alone))
@@ -112,7 +113,7 @@ def test_every_generator_makes_its_share_of_the_samples(kind):
 
 def test_scores_during_training_are_of_all_generators():
     trainer = new_trainer(2, evaluate_every=1)
-    evaluation = Evaluation(trainer.generators, trainer.faces, trainer.config)
+    evaluation = Evaluation(trainer.generators, trainer.dataset, trainer.config)
     halves = [Sampler(a, None).prior(z) for a, z in zip(trainer.generators, evaluation.z.chunk(2), strict=True)]
     expected = sliced_wasserstein(to_uint8(torch.cat(halves)), evaluation.real, stream(0, "projections"))
     assert evaluation.after(1)["swd"] == pytest.approx(expected["swd"], rel=1e-5)
@@ -126,8 +127,8 @@ def test_scores_during_training_are_of_all_generators():
     [
         ({"specialise": 1.0}, "--specialise 1 is for several"),
         ({"algorithm": "gan", "gamma": 0.5}, "this game has none: give --gamma 0"),
-        ({"lambda_generator": 1.0, "lambda_discriminator": 1.0, "gamma": 0.5}, "this game has none: give --gamma 0"),
-        ({"returns": "wasserstein", "gradient_penalty": 0.0}, "needs bounded"),
+        ({"critics": "none", "gamma": 0.5}, "this game has none: give --gamma 0"),
+        ({"reward_function": "wasserstein", "gradient_penalty": 0.0}, "needs bounded"),
     ],
 )
 def test_what_cannot_go_together_is_one_sentence(flags, sentence):
@@ -136,12 +137,12 @@ def test_what_cannot_go_together_is_one_sentence(flags, sentence):
 
 
 def test_returns_bring_what_they_ask_for_unless_flags_say_otherwise():
-    for kind, brought in WITH_RETURNS.items():
-        config = complete(PRESETS["cpu"] | {"returns": kind})
+    for kind, brought in REWARD_FUNCTION_DEFAULTS.items():
+        config = complete(PRESETS["cpu"] | {"reward_function": kind})
         check(config)
         assert {name: getattr(config, name) for name in brought} == brought
         name, value = next(iter(brought.items()))
-        assert getattr(complete({"returns": kind, name: value + 1}), name) == value + 1
+        assert getattr(complete({"reward_function": kind, name: value + 1}), name) == value + 1
     assert complete({}) == Config()
 
 
@@ -151,21 +152,21 @@ def test_returns_bring_what_they_ask_for_unless_flags_say_otherwise():
 @pytest.mark.parametrize("kind", ["log", "hinge", "relativistic"])
 def test_the_games_rewards_are_of_its_kind_and_means_over_the_others(kind):
     generators, discriminators = ["g_0", "g_1"], ["d_0", "d_1", "d_2"]
-    game = FaceEnv(small_faces(), 4, 3, generators, discriminators, kind)
+    game = Environment(small_faces(), 4, 3, generators, discriminators, kind)
     game.reset(0)
     logits = torch.randn(3, 3, 4, generator=torch.Generator().manual_seed(0))  # discriminators, real and fakes, B
     shown = dict.fromkeys(generators, torch.zeros(4, 3, 32, 32))
     _, rewards, *_ = game.step(shown | dict(zip(discriminators, logits, strict=True)))
     for i, name in enumerate(generators):
-        each = [RETURNS[kind].generator(logits[j, 1 + i], logits[j, 0]) for j in range(3)]
+        each = [REWARD_FUNCTIONS[kind].generator(logits[j, 1 + i], logits[j, 0]) for j in range(3)]
         torch.testing.assert_close(rewards[name], sum(each) / 3)
     for j, name in enumerate(discriminators):
-        each = [RETURNS[kind].discriminator(logits[j, 0], logits[j, 1 + i]) for i in range(2)]
+        each = [REWARD_FUNCTIONS[kind].discriminator(logits[j, 0], logits[j, 1 + i]) for i in range(2)]
         torch.testing.assert_close(rewards[name], sum(each) / 2)
 
 
 def test_what_the_log_calls_return_and_generators_critics_learn_from_is_what_the_game_pays():
-    trainer = new_trainer(2, 2, returns="relativistic", lr=0.01, **REPLAY)
+    trainer = new_trainer(2, 2, reward_function="relativistic", lr=0.01, **REPLAY)
     run(trainer, 1)
     paid, step = [], trainer.environment.step
     trainer.environment.step = lambda actions: paid.append(step(actions)) or paid[0]

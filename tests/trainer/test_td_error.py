@@ -12,14 +12,14 @@ GAMMA = FULL["gamma"]
 
 
 @pytest.mark.parametrize(("generators", "discriminators"), [(1, 1), (2, 1), (2, 2)])
-@pytest.mark.parametrize("returns", ["log", "relativistic"])
-def test_td_errors_by_hand_with_gamma(generators, discriminators, returns):
+@pytest.mark.parametrize("reward_function", ["log", "relativistic"])
+def test_td_errors_by_hand_with_gamma(generators, discriminators, reward_function):
     """td_error is the mean of (Q(s, a) - r - gamma Q'(s', a'))^2, of replayed rows too.
 
     Q of D_a's features as they were before this step. s' is x_t; a' is the target actor's at h_{t+1}, shown by the
     target G; Q' is of the target discriminator's features.
     """
-    trainer = new_trainer(generators, discriminators, lr=0.01, returns=returns, **FULL)
+    trainer = new_trainer(generators, discriminators, lr=0.01, reward_function=reward_function, **FULL)
     run(trainer, 4)
     heard, online = memories_acted_on(trainer), networks_of(trainer)
     targets = copy.deepcopy([agent.targets for agent in trainer.agents])
@@ -28,10 +28,10 @@ def test_td_errors_by_hand_with_gamma(generators, discriminators, returns):
         draw.set_state(agent.random.get_state())
     metrics, batch = step_and_batch(trainer)
     d_as, target_judges = online[generators:], targets[generators:]
-    images = [batch.real.detach(), *batch.fakes]
+    images = [batch.real.detach(), *batch.played_images]
     discriminated = [[d_a["actor"].discriminate(shown) for shown in images] for d_a in d_as]
 
-    next_images = [trainer.faces.batch(batch.transitions["next_real"])]
+    next_images = [trainer.dataset.batch(batch.transitions["next_real"])]
     next_seen = []
     for i in range(generators):
         actor, target = online[i]["actor"], targets[i]["actor"]
@@ -41,10 +41,10 @@ def test_td_errors_by_hand_with_gamma(generators, discriminators, returns):
     next_judged = [[d_a["actor"].discriminate(shown) for shown in next_images] for d_a in target_judges]
 
     def paid(logits, others):
-        return logsigmoid(logits if returns == "log" else logits - others)
+        return logsigmoid(logits if reward_function == "log" else logits - others)
 
     for i, agent in enumerate(trainer.generators):
-        assert len(batch.fakes[i]) == 8
+        assert len(batch.played_images[i]) == 8
         reward = sum(paid(one[1 + i][1], one[0][1]) for one in discriminated) / discriminators
         next_value = targets[i]["critic"](next_seen[i], torch.stack([one[1 + i][1] for one in next_judged], dim=1))
         seen = online[i]["actor"].embed(online[i]["actor"].stack(batch.state))
@@ -57,7 +57,7 @@ def test_td_errors_by_hand_with_gamma(generators, discriminators, returns):
         logits = [one for _, one, _ in discriminated[j]]
         explored = torch.cat(logits) + labels * torch.randn(len(labels), generator=draws[j])
         on_real, *on_fakes = explored.split(8)
-        if returns == "relativistic":  # a real image is paired with each generator's
+        if reward_function == "relativistic":  # a real image is paired with each generator's
             rewards = [sum(logsigmoid(on_real - fake) for fake in logits[1:]) / generators]
             rewards += [logsigmoid(logits[0] - fake) for fake in on_fakes]
         else:

@@ -1,4 +1,4 @@
-"""Games without critics: the plain GAN, and MAGNET whose actors follow the return itself (lambda 1)."""
+"""Games without critics: the plain GAN, and MAGNET whose actors follow the reward itself."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from magnet.run.checkpoint_validation import networks_fault, trainer_fault
 pytestmark = pytest.mark.usefixtures("every_step")
 
 
-def test_a_plain_gan_has_two_networks_that_ascend_their_returns_on_noise():
+def test_a_plain_gan_has_two_networks_that_ascend_their_rewards_on_noise():
     trainer = new_trainer(algorithm="gan")
     (generator,), (discriminator,) = trainer.generators, trainer.discriminators
     assert (list(generator.networks), list(discriminator.networks)) == (["generator"], ["actor"])
@@ -42,7 +42,7 @@ def test_a_plain_gan_plays_standard_noise():
     assert z.mean().abs() < 0.02 and abs(z.std() - 1) < 0.02
 
 
-@pytest.mark.parametrize("changes", [{"algorithm": "gan"}, {"lambda_generator": 1.0, "lambda_discriminator": 1.0}])
+@pytest.mark.parametrize("changes", [{"algorithm": "gan"}, {"critics": "none"}])
 def test_games_without_critics_start_from_the_weights_of_those_with_them(changes):
     full, less = weights(new_trainer(2, 2).agents), weights(new_trainer(2, 2, **changes).agents)
     assert {name.split("/")[1] for name in full.keys() - less.keys()} >= {"critic", "critic target"}
@@ -50,9 +50,9 @@ def test_games_without_critics_start_from_the_weights_of_those_with_them(changes
 
 
 WITHOUT = {  # who has no critic, and the settings
-    "generator": {"lambda_generator": 1.0, "lambda_discriminator": 0.0, "gamma": 0.9},
-    "discriminator": {"lambda_generator": 0.0, "lambda_discriminator": 1.0, "gamma": 0.9},
-    "both": {"lambda_generator": 1.0, "lambda_discriminator": 1.0},
+    "generator": {"critics": "discriminator", "gamma": 0.9},
+    "discriminator": {"critics": "generator", "gamma": 0.9},
+    "both": {"critics": "none"},
     "gan": {"algorithm": "gan"},
 }
 
@@ -85,7 +85,7 @@ def test_a_run_without_critics_steps_is_saved_and_goes_on_exactly(without):
 def test_a_checkpoint_of_a_game_with_other_critics_is_no_checkpoint_of_this_one(without):
     """Keys that are missing or that nothing reads are named."""
     config = {"gamma": 0.0} | WITHOUT[without]
-    less, full = new_trainer(**config), new_trainer(lambda_generator=0.0, lambda_discriminator=0.0)
+    less, full = new_trainer(**config), new_trainer(critics="both")
     for found, reader in ((less, full), (full, less)):
         fault = trainer_fault(saved(found), reader)
         assert ("critic" in fault or without == "gan") and ("is missing" in fault or "unknown key" in fault)
