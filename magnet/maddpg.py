@@ -1,9 +1,9 @@
-"""The trainer: Algorithm 1 of Lowe et al. 2017 (MADDPG, arXiv 1706.02275), played on faces.
+"""The trainer: Algorithm 1 of Lowe et al. 2017 (MADDPG, arXiv 1706.02275), played on images.
 
-    trainer = MADDPG(config, new_environment(config, faces), device)
-    metrics = trainer.step()        # one pass through the box; a dict of detached scalars
+    trainer = MADDPG(config, new_environment(config, dataset), device)
+    metrics = trainer.step()        # one pass through Algorithm 1's loop: a dict of detached scalars
 
-`config` is any object with the fields of config.py's Config. The lines of Algorithm 1, counted from its first:
+`config` is any object with the fields of config.py's Config. The lines of Algorithm 1:
 
      1-3   for each episode: a random process for exploration; the initial state      begin_episode
      4-5   for each time step: each agent selects its action, with exploration        act
@@ -16,12 +16,12 @@
                                                                                       agents/discriminator.py
      15    the targets                                                                step; update_targets in agent.py
 
-The replay buffer stores the environment's `fields` (which images a transition is made of), the recurrent states before
-the action and the generated images. Rewards by D_a are not stored: they are those of the present networks. Extra
-rewards (game/extra_rewards.py) are, one step after their images: by then they are known without waiting for a GPU.
+The replay buffer stores the environment's `fields` (the indices of a transition's images), the recurrent states before
+the action, and the generated images. It stores no rewards by D_a: each update computes them with the present D_a. Extra
+rewards (game/extra_rewards.py) are stored one step after their images, when they are known without waiting for a GPU.
 
-`act` and `learn` are tensor operations on fixed shapes, without a number that changes from step to step: on a GPU they
-are recorded as CUDA graphs. What is not so is in `collect` and `play`: the environment and the buffer.
+`act` and `learn` are tensor operations on fixed shapes: on a GPU they are recorded as CUDA graphs. The environment and
+the replay buffer, which cannot be recorded, are called in `collect` and `play`.
 """
 
 import torch
@@ -38,8 +38,8 @@ from magnet.support.distributed import all_gather_rows, all_reduce_mean, local_r
 from magnet.support.errors import UserError
 from magnet.support.random_streams import derived_seed, stream
 
-MEASURE_EVERY = 5  # every fifth step computes all metrics; it shares no factor with R1's 8, whose gradients are larger
-TARGETS_EVERY = 8  # the targets move in every eighth step, as far as in eight single steps
+MEASURE_EVERY = 5  # every fifth step computes all metrics; 5 shares no factor with R1's 8, whose gradients are larger
+TARGETS_EVERY = 8  # every eighth step moves the targets as far as eight single steps would
 
 
 def new_agents(config, device: torch.device) -> tuple[list[GeneratorAgent], list[DiscriminatorAgent]]:
@@ -52,7 +52,7 @@ def new_agents(config, device: torch.device) -> tuple[list[GeneratorAgent], list
 
 
 class MADDPG:
-    """Generator agents and discriminator agents, their game, and the replay buffer.
+    """The agents, their environment, and the replay buffer.
 
     environment: a Environment, or another class with its methods. Of several processes (distributed.py) each acts and
     learns on its rows; the game, the buffer, the recurrent states and the metrics are those of all.
@@ -78,7 +78,7 @@ class MADDPG:
         self.begin_episode(environment.reset(derived_seed(config.seed, "environment")))
 
     def new_graphs(self) -> StepGraphs | None:
-        """What records the steps from here on; None where they are made one operation at a time."""
+        """What records the steps from here on; None where steps are launched one operation at a time."""
         possible = self.device.type == "cuda" and world_size() == 1 and self.config.cuda_graphs == "auto"
         return StepGraphs(self.agents) if possible else None
 
@@ -100,7 +100,7 @@ class MADDPG:
 
     def step(self) -> Metrics:
         """One pass through the box of Algorithm 1. Returns detached scalars by name, on the device."""
-        batch = self.collect(self.draw())  # line 10; before this step's transitions enter the buffer
+        batch = self.collect(self.sample_replay())  # line 10; before this step's transitions enter the buffer
         act, learn = self.act, self.learn
         if self.graphs:
             batch, act, learn = self.graphs.prepare(batch, act, learn)
@@ -116,79 +116,79 @@ class MADDPG:
         all_reduce_mean(metrics.values())
         return metrics
 
-    def draw(self) -> dict[str, Tensor]:
-        """Line 10: transitions from the replay buffer, in this order: those that this step replays; and with an extra
-        reward a batch of random ones and the last step's, for the reward critics.
+    def sample_replay(self) -> dict[str, Tensor]:
+        """Line 10: transitions from the replay buffer, first those that this step replays.
+
+        With an extra reward a batch of random ones and the last step's follow, for the reward critics.
         """
         if not self.config.extra_reward:
             return self.replay.sample(self.replayed_rows)
         self.complete_rewards()
         return self.replay.sample(self.replayed_rows + self.config.batch_size, latest=self.environment.batch)
 
-    def collect(self, drawn: dict[str, Tensor]) -> Batch:
-        """The batch of this step: its new rows, then this process's replayed ones. The reward critics learn from the
-        remaining rows of `drawn`.
+    def collect(self, sampled: dict[str, Tensor]) -> Batch:
+        """The batch of this step: its new rows, then the replayed rows of this process.
+
+        sampled: transitions as `sample_replay` gives them. The reward critics learn from the rows after the replayed.
         """
         count = self.replayed_rows // world_size()
-        drawn = {name: local_rows(rows) for name, rows in drawn.items()}
-        replayed = {name: rows[:count] for name, rows in drawn.items()}
-        state, real = self.environment.recall(drawn)
-        rewarded = {}
+        sampled = {name: local_rows(rows) for name, rows in sampled.items()}
+        replayed = {name: rows[:count] for name, rows in sampled.items()}
+        state, real = self.environment.recall(sampled)
+        reward_batch = {}
         if self.config.extra_reward and len(self.replay):
-            extra = drawn["extra"][count:]
-            rewarded = {
-                "state": state[count:], "image": self.dataset.unpack(drawn["image"][count:]),
+            extra = sampled["extra"][count:]
+            reward_batch = {
+                "state": state[count:], "image": self.dataset.unpack(sampled["image"][count:]),
                 "extra": extra, "reward": self.environment.normaliser.standardise(extra),
             }  # fmt: skip
             if self.config.gamma:
-                following = self.environment.following({name: rows[count:] for name, rows in drawn.items()})
-                rewarded |= {"next_state": following[0], "recurrent": drawn["recurrent"][count:]}
+                next_state, _ = self.environment.next_observations({k: rows[count:] for k, rows in sampled.items()})
+                reward_batch |= {"next_state": next_state, "recurrent": sampled["recurrent"][count:]}
         state = torch.cat([self.observations[self.generators[0].name], state[:count]])
         real = torch.cat([self.observations[self.discriminators[0].name], real[:count]])
         recurrent = torch.cat([local_rows(self.recurrent), replayed["recurrent"]])
         r1 = 0.0 if self.steps % self.config.r1_every else self.config.r1 * self.config.r1_every
         real.requires_grad_(r1 > 0)
-        measured = self.steps % MEASURE_EVERY == 0 or self.config.precision == "fp16"  # shows which steps are skipped
-        return Batch(self.new_rows, replayed, state, real, r1, measured, recurrent, replayed["image"], rewarded)
+        # With fp16 the metrics of every step show which steps are skipped.
+        with_metrics = self.steps % MEASURE_EVERY == 0 or self.config.precision == "fp16"
+        return Batch(self.new_rows, replayed, state, real, r1, with_metrics, recurrent, replayed["image"], reward_batch)
 
     def complete_rewards(self) -> None:
-        """Computes the extra rewards of the last step, whose images have come from a GPU by now, and stores them.
+        """Computes and stores the extra rewards of the last step, whose images have left the GPU by now.
 
         Raises UserError.
         """
-        rewards = self.environment.compute_pending_rewards()
-        if rewards is not None:
+        if (rewards := self.environment.compute_pending_rewards()) is not None:
             self.replay.complete({"extra": rewards})
 
     def act(self, batch: Batch) -> None:
-        """Line 5: each agent selects its action. Replayed rows act anew, by the present policies."""
+        """Line 5: each agent selects its actions, on replayed rows too, by its present policy."""
         for i, agent in enumerate(self.generators):
-            act = agent.act(batch.state, batch.recurrent[:, i])
+            act, replayed = agent.act(batch.state, batch.recurrent[:, i]), batch.replayed_images[:, i]
             images = agent.networks["generator"](act.action)
             batch.acts.append(act)
             batch.policy_images.append(images)
-            batch.played_images.append(
-                torch.cat([images.detach()[: batch.new], self.dataset.unpack(batch.replayed[:, i])])
-            )
+            batch.played_images.append(torch.cat([images.detach()[: batch.new_rows], self.dataset.unpack(replayed)]))
         for agent in self.discriminators:
             batch.outputs.append([agent.networks["actor"].discriminate(x) for x in (batch.real, *batch.played_images)])
 
     def play(self, batch: Batch) -> Metrics:
-        """Lines 6 to 8: executes this step's actions, stores the transitions. Returns the mean rewards, for the log.
+        """Lines 6 to 8: executes this step's actions and stores the transitions. Returns the mean rewards, for the log.
 
-        What outlives the step is copied: a CUDA graph writes to the same memory again.
+        It copies what outlives the step, because a CUDA graph writes to the same memory again.
         """
-        images = torch.stack([played[: batch.new] for played in batch.played_images], dim=1)
+        images = torch.stack([played[: batch.new_rows] for played in batch.played_images], dim=1)
         actions = {agent.name: images[:, i] for i, agent in enumerate(self.generators)}
         for agent, outputs in zip(self.discriminators, batch.outputs, strict=True):
-            actions[agent.name] = torch.stack([one.logits.detach()[: batch.new] for one in outputs])
-        late = {"wait": False} if self.config.extra_reward else {}  # other games need not know of it
-        observations, rewards, _, truncated, transitions = self.environment.step(actions, **late)
+            actions[agent.name] = torch.stack([one.logits.detach()[: batch.new_rows] for one in outputs])
+        options = {"wait": False} if self.config.extra_reward else {}  # other environments need not have this argument
+        observations, rewards, _, truncated, transitions = self.environment.step(actions, **options)
         batch.transitions = {
             name: torch.cat([local_rows(rows), batch.transitions[name]]) for name, rows in transitions.items()
         }
         if self.config.gamma:
-            batch.following = self.environment.following(batch.transitions)
+            batch.next_observations = self.environment.next_observations(batch.transitions)
         if self.replay.capacity:
             images = all_gather_rows(self.dataset.pack(images))
             self.replay.add(transitions | {"recurrent": self.recurrent, "image": images})
@@ -196,7 +196,9 @@ class MADDPG:
             self.begin_episode(self.environment.reset())
         else:
             self.observations = observations
-            self.recurrent = all_gather_rows(torch.stack([act.recurrent[: batch.new] for act in batch.acts], dim=1))
+            self.recurrent = all_gather_rows(
+                torch.stack([act.recurrent[: batch.new_rows] for act in batch.acts], dim=1)
+            )
         return {f"{name}/reward": reward.mean() for name, reward in rewards.items()}
 
     def learn(self, batch: Batch) -> Metrics:
@@ -206,18 +208,18 @@ class MADDPG:
         """
         logits = torch.stack([torch.stack([one.logits.detach() for one in outputs]) for outputs in batch.outputs])
         batch.rewards, batch.next_values = self.environment.rewards(logits), self.next_values(batch)
-        learned = {agent.name: agent.update(batch) for agent in self.discriminators}
+        metrics = {agent.name: agent.update(batch) for agent in self.discriminators}
         discriminators = [agent.networks["actor"] for agent in self.discriminators]
-        learned |= {agent.name: agent.update(batch, discriminators) for agent in self.generators}
-        return {f"{name}/{key}": value for name, metrics in learned.items() for key, value in metrics.items()}
+        metrics |= {agent.name: agent.update(batch, discriminators) for agent in self.generators}
+        return {f"{name}/{key}": value for name, values in metrics.items() for key, value in values.items()}
 
     @torch.no_grad()
     def next_values(self, batch: Batch) -> dict[str, Tensor | None]:
-        """Line 11: by agent Q'(s', a') for the TD targets, by the targets of all; None where nothing needs them."""
+        """Line 11: Q'(s', a') of each agent by the targets of all, for the TD targets; None where none is needed."""
         values = dict.fromkeys(agent.name for agent in self.agents)
-        if batch.following is None:
+        if batch.next_observations is None:
             return values
-        next_state, next_real = batch.following
+        next_state, next_real = batch.next_observations
         images, embeddings = [next_real], []
         for agent, act in zip(self.generators, batch.acts, strict=True):
             action, _, embedding = agent.targets["actor"].act(next_state, act.recurrent)
@@ -237,7 +239,7 @@ class MADDPG:
         if self.config.extra_reward:
             try:
                 self.complete_rewards()
-            except UserError as error:  # a signal may have ended what the function asks: the run is worth more
+            except UserError as error:  # a signal may have ended another process that the function asks
                 print(f"warning: {error} The last step's rewards are saved as the mean of all before.")
                 self.replay.complete({"extra": self.environment.normaliser.mean})
         return {
@@ -254,4 +256,4 @@ class MADDPG:
         self.replay.load_state_dict(saved["replay"])
         self.recurrent = torch.stack([one.to(self.device) for one in saved["recurrent"]], dim=1)
         self.steps = saved["steps"]
-        self.graphs = self.new_graphs()  # Adam's moments lie elsewhere now
+        self.graphs = self.new_graphs()  # Adam's moments are other tensors now

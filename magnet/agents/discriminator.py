@@ -49,7 +49,7 @@ class DiscriminatorAgent(Agent):
             objective = rewards.discriminator(real_logits, fake_logits).mean()
         else:
             features, actions = critic_inputs(outputs)
-            if batch.measured:
+            if batch.with_metrics:
                 actions.retain_grad()
 
             def reward(right: Tensor) -> Tensor:
@@ -61,10 +61,12 @@ class DiscriminatorAgent(Agent):
 
             # Exploration: D_c learns the rewards of logits around D_a's own, and so the gradient there.
             explored = actions.detach().clone()
-            explored[:, 0] += self.drawn(torch.randn, len(explored))
+            explored[:, 0] += self.draw(torch.randn, len(explored))
             next_value = batch.next_values[self.name]
             reward_explored = reward(explored[:, 0])
-            metrics = self.update_critic(features, explored, reward_explored, next_value, measured=batch.measured)
+            metrics = self.update_critic(
+                features, explored, reward_explored, next_value, with_metrics=batch.with_metrics
+            )
             objective = sum_of_means(self.critic(features, actions), len(real))
         loss = -objective
         if config.specialise:
@@ -77,25 +79,25 @@ class DiscriminatorAgent(Agent):
             penalty = losses.gradient_penalty(gradient, 0.0)
             loss = loss + batch.r1 / 2 * penalty
             metrics["r1"] = penalty.detach()
-        inputs = [*self.parameters("actor"), *([actions] if self.critic and batch.measured else [])]
+        inputs = [*self.parameters("actor"), *([actions] if self.critic and batch.with_metrics else [])]
         self.scaler.scale(loss).backward(inputs=inputs)  # Alg. 1, line 13
         real = real.detach()
         if config.r2:
             metrics["r2"] = self.penalise(batch.played_images, 0.0, config.r2 / 2)
         if config.gradient_penalty:
-            place = self.drawn(torch.rand, len(real), *[1] * (real.ndim - 1))
+            place = self.draw(torch.rand, len(real), *[1] * (real.ndim - 1))
             between = torch.cat([torch.lerp(real, fake, place) for fake in batch.played_images])
             metrics["gradient_penalty"] = self.penalise([between], 1.0, config.gradient_penalty)
-        metrics |= self.descend("actor", batch.measured)
+        metrics |= self.descend("actor", batch.with_metrics)
         self.scaler.update()
-        if self.critic and batch.measured:
+        if self.critic and batch.with_metrics:
             leaf = actions[:, 0].detach().requires_grad_()
             (gradient,) = torch.autograd.grad(sum_of_means(reward(leaf), len(real)), leaf)
             by_critic, by_reward = all_gather_rows(-actions.grad[:, 0]), all_gather_rows(gradient)
             metrics["gradient_cosine"] = losses.gradient_cosine(by_critic, by_reward)
         # Accuracies are of the game as it was played.
-        real_logits = all_gather_rows(real_logits.detach()[: batch.new])
-        fake_logits = all_gather_rows(fake_logits.detach().T[: batch.new]).T
+        real_logits = all_gather_rows(real_logits.detach()[: batch.new_rows])
+        fake_logits = all_gather_rows(fake_logits.detach().T[: batch.new_rows]).T
         border = rewards.border(real_logits, fake_logits)
         return metrics | {
             "accuracy_real": (real_logits > border).mean(dtype=torch.float32),

@@ -47,26 +47,26 @@ class GeneratorAgent(Agent):
 
     def act(self, state: Tensor, recurrent: Tensor) -> Act:
         """Alg. 1, line 5, on states (B, 3, S, S); of a plain GAN noise, whatever the state."""
-        noise = self.drawn(torch.randn, len(state), self.config.nz)
+        noise = self.draw(torch.randn, len(state), self.config.nz)
         if "actor" not in self.networks:
             return Act(noise, None, recurrent, None)
         policy, recurrent, embedding = self.networks["actor"].act(state, recurrent)
         explored = losses.explore(policy, sigma=self.config.exploration, noise=noise)
-        random = self.drawn(torch.rand, len(state), 1) < self.config.epsilon
+        random = self.draw(torch.rand, len(state), 1) < self.config.epsilon
         return Act(torch.where(random, noise, explored), policy, recurrent.detach(), embedding.detach(), random)
 
     def update_reward_critic(self, batch: Batch) -> Metrics:
         """Alg. 1, lines 11 and 12, for Q_r."""
-        rewarded, new = batch.rewarded, batch.new
-        state, image, value = rewarded["state"], rewarded["image"][:, self.index], None
+        reward_batch, new = batch.reward_batch, batch.new_rows
+        state, image, value = reward_batch["state"], reward_batch["image"][:, self.index], None
         if self.config.gamma:  # by the targets, as MADDPG.next_values
             with torch.no_grad():
-                _, recurrent, _ = self.targets["actor"].act(state, rewarded["recurrent"][:, self.index])
-                action, _, _ = self.targets["actor"].act(rewarded["next_state"], recurrent)
-                value = self.targets["reward_critic"](rewarded["next_state"], self.targets["generator"](action))
-        reward = rewarded["reward"][:, self.index]
-        metrics = self.update_critic(state, image, reward, value, "reward_critic", new, batch.measured)
-        return metrics | {"extra_reward": rewarded["extra"][-new:, self.index].mean()}
+                _, recurrent, _ = self.targets["actor"].act(state, reward_batch["recurrent"][:, self.index])
+                action, _, _ = self.targets["actor"].act(reward_batch["next_state"], recurrent)
+                value = self.targets["reward_critic"](reward_batch["next_state"], self.targets["generator"](action))
+        reward = reward_batch["reward"][:, self.index]
+        metrics = self.update_critic(state, image, reward, value, "reward_critic", new, batch.with_metrics)
+        return metrics | {"extra_reward": reward_batch["extra"][-new:, self.index].mean()}
 
     def extra_value(self, batch: Batch) -> Tensor:
         """Q_r at this step's images beside their states: (B,), with the graph of the images."""
@@ -93,8 +93,8 @@ class GeneratorAgent(Agent):
         if self.critic:
             played = image_logits(batch.outputs, self.index).detach()
             reward, next_value = batch.rewards[self.name], batch.next_values[self.name]
-            metrics = self.update_critic(embedding, played, reward, next_value, measured=batch.measured)
-        if batch.rewarded:
+            metrics = self.update_critic(embedding, played, reward, next_value, with_metrics=batch.with_metrics)
+        if batch.reward_batch:
             metrics |= self.update_reward_critic(batch)
         outputs = [discriminator.discriminate(batch.policy_images[self.index]) for discriminator in discriminators]
         _, logits, classes = zip(*outputs, strict=True)
@@ -102,11 +102,11 @@ class GeneratorAgent(Agent):
         if rewards.paired:
             with torch.no_grad():
                 real_logits = torch.stack([discriminator(batch.real) for discriminator in discriminators])
-        if not self.critic or batch.measured:
+        if not self.critic or batch.with_metrics:
             objective = reward = rewards.generator(torch.stack(logits), real_logits).mean(dim=0)
         if self.critic:
             action = torch.stack(logits, dim=1)
-            if batch.measured:
+            if batch.with_metrics:
                 action.retain_grad()
                 gradients = torch.autograd.grad(reward.sum(), logits, retain_graph=True)
             objective = self.critic(embedding, action)
@@ -122,13 +122,13 @@ class GeneratorAgent(Agent):
             diversity = losses.diversity_objective(policy)
             loss = loss - config.diversity_weight * diversity
         inputs = self.parameters(*(key for key in ("generator", "actor") if key in self.networks))
-        inputs += [action] if self.critic and batch.measured else []
+        inputs += [action] if self.critic and batch.with_metrics else []
         self.scaler.scale(loss).backward(inputs=inputs)  # Alg. 1, line 13
-        metrics |= self.descend("generator", batch.measured)
+        metrics |= self.descend("generator", batch.with_metrics)
         if policy is not None:
-            metrics |= self.descend("actor", batch.measured) | {"diversity": diversity.detach()}
+            metrics |= self.descend("actor", batch.with_metrics) | {"diversity": diversity.detach()}
         self.scaler.update()
-        if not batch.measured:
+        if not batch.with_metrics:
             return metrics
         if self.critic:
             gradient = torch.stack(gradients, dim=1)

@@ -147,5 +147,5 @@ def fresh_discriminator(
         x, y = (from_uint8(images.to(fresh.device)) for images in (_shown(real, chosen, random), fakes[step % POOL]))
         x.requires_grad_(config.r1 > 0)
         outputs = [fresh.networks["actor"].discriminate(images) for images in (x, y)]
-        fresh.update(Batch(BATCH, {}, x, x, config.r1, fakes=[y], outputs=[outputs]))
+        fresh.update(Batch(BATCH, {}, x, x, config.r1, played_images=[y], outputs=[outputs]))
     return fresh

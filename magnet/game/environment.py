@@ -43,7 +43,7 @@ class Environment:
         self.generators, self.discriminators, self.reward_function = generators, discriminators, reward_function(reward)
         self.random = torch.Generator()
         self.extra, self.extra_weight, self.normaliser, self.pending_images = extra, extra_weight, None, None
-        if extra:  # of each generator's image, as the function gave it
+        if extra:  # the reward of each generator's image, as the function returned it
             self.fields = self.fields | {"extra": ((len(generators),), torch.float32)}
             self.normaliser = RewardNormaliser(dataset.device)
 
@@ -58,7 +58,7 @@ class Environment:
             self.cursor = 0
             self.real = self._draw()
             self._advance()
-        self.t = 0  # what was drawn ahead for one episode begins the next, so that no image goes unseen
+        self.t = 0  # the state that was drawn ahead begins the next episode, so that no image is left out
         return self._observations()
 
     def step(
@@ -66,11 +66,10 @@ class Environment:
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, bool], dict[str, bool], dict[str, Tensor]]:
         """Plays one step: observations, rewards, terminated, truncated, info.
 
-        actions: for each generator its images (B, 3, S, S); for each discriminator its logits (1 + generators, B), as
-        `rewards` takes them, which are (B,) each. Nothing terminates; all are truncated after T steps. info: the
-        transitions, with all of `fields`. wait: whether to compute the extra reward before returning; the images must
-        then have come from a GPU. Without it rewards and info lack the extra reward, and `compute_pending_rewards`
-        gives it later.
+        actions: each generator's images (B, 3, S, S); each discriminator's logits (1 + generators, B), as `rewards`
+        takes them. Rewards are (B,). No episode terminates; all are truncated after T steps. info: the transitions,
+        with all of `fields`. wait: compute the extra reward before returning, which waits for a GPU. Without it,
+        rewards and info lack the extra reward, and `compute_pending_rewards` returns it later.
         """
         rewards = self.rewards(torch.stack([actions[name] for name in self.discriminators]))
         info = {"state": self.state, "real": self.real}
@@ -92,10 +91,9 @@ class Environment:
     def rewards(self, logits: Tensor) -> dict[str, Tensor]:
         """The reward of each agent, (B,), by the discriminators' logits (discriminators, 1 + generators, B).
 
-        A function of its arguments alone, in tensor operations: the update, which may be a CUDA graph, calls it too.
-
-        Of each discriminator first those on the real images, then those on each generator's. A generator's reward is
-        the mean over the discriminators, a discriminator's fake term the mean over the generators.
+        Each discriminator has first the logits on the real images, then those on each generator's images. A generator's
+        reward is the mean over the discriminators; a discriminator's is the mean over the generators. The function
+        depends on its arguments alone, because the update calls it too, perhaps within a CUDA graph.
         """
         real, fake = logits[:, :1], logits[:, 1:]
         generators = self.reward_function.generator(fake, real).mean(dim=0)
@@ -105,9 +103,9 @@ class Environment:
         )
 
     def compute_pending_rewards(self) -> Tensor | None:
-        """Calls the function on the last step's images: (B, generators), of all processes; None if that was done.
+        """The extra rewards of the last step, (B, generators), of all processes; None if they were computed before.
 
-        The normaliser takes the rewards in. Raises UserError if the function fails.
+        The normaliser is updated with them. Raises UserError if the function fails.
         """
         if self.pending_images is None:
             return None
@@ -119,15 +117,15 @@ class Environment:
         return rewards
 
     def recall(self, transitions: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """s_t and x_t (B, 3, S, S) of transitions: what generators and discriminators observed."""
+        """s_t and x_t (B, 3, S, S) of transitions: the observations of generators and discriminators."""
         return self._images(transitions["state"], transitions["real"])
 
-    def following(self, transitions: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """s_{t+1} and x_{t+1} (B, 3, S, S): the next state is x_t, whatever the agents did."""
+    def next_observations(self, transitions: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """s_{t+1} and x_{t+1} (B, 3, S, S) of transitions. The next state is x_t, whatever the actions."""
         return self._images(transitions["real"], transitions["next_real"])
 
     def _advance(self) -> None:
-        """The real next state becomes the state, and a new one is drawn behind it."""
+        """Makes the real next state the state, and draws a new real next state."""
         self.state, self.real = self.real, self._draw()
 
     def _observations(self) -> dict[str, Tensor]:
@@ -142,7 +140,7 @@ class Environment:
         """The indices (B,) of a new state, on the data set's device."""
         if self.cursor + self.batch > len(self.order):
             order = torch.randperm(len(self.dataset), generator=self.random)
-            # The images of the latest state go to the end, so that none of them is drawn again at once.
+            # The images of the latest state move to the end, so that no image stands in two consecutive states.
             latest = torch.isin(order, self.order[max(0, self.cursor - self.batch) : self.cursor] % len(self.dataset))
             order = torch.cat([order[~latest], order[latest]])
             mirrored = torch.randint(2, order.shape, generator=self.random)
@@ -152,20 +150,20 @@ class Environment:
         return self._indices[self.cursor - self.batch : self.cursor]
 
     def _take_order(self, order: Tensor) -> None:
-        """Keeps a shuffled order (N,) on the CPU, and a copy on the data set's device, which nothing waits for."""
+        """Keeps a shuffled order (N,) on the CPU and copies it to the data set's device without waiting."""
         self.order = order.cpu()
         pinned = self.order.pin_memory() if self.dataset.device.type == "cuda" else self.order
         self._indices = pinned.to(self.dataset.device, non_blocking=True)
 
     def state_dict(self) -> dict:
-        """All that the coming episodes depend on, tensors and plain types."""
+        """Everything that later episodes depend on: tensors and plain types."""
         saved = {name: getattr(self, name).clone() for name in ("order", "state", "real")}
         if self.extra:
             saved |= {"extra": self.extra.digest, "normaliser": self.normaliser.state_dict()}
         return saved | {"random": self.random.get_state(), "cursor": self.cursor, "t": self.t}
 
     def load_state_dict(self, saved: dict) -> dict[str, Tensor]:
-        """Goes on where `saved` stood, and returns the observations there."""
+        """Restores what `state_dict` returned, and returns the observations there."""
         self.random.set_state(saved["random"].cpu())
         self._take_order(saved["order"])
         for name in ("state", "real"):
@@ -177,7 +175,7 @@ class Environment:
 
 
 def new_rows(config, batch_size: int) -> int:
-    """How many rows of a batch are not replayed."""
+    """The number of rows of a batch that are not replayed."""
     return batch_size - round(config.replay_fraction * batch_size)
 
 

@@ -1,17 +1,18 @@
-"""Extra rewards: functions of state and image that the generators earn beside log D_a(G(z)). No gradient is used.
+"""Extra rewards: functions of state and image, which the generators earn in addition to log D_a(G(z)).
 
     reward(states, images) -> numbers
 
-states and images are uint8 arrays (B, 3, S, S), the numbers floats (B,). An extra reward may be any Python: Pillow,
-scikit-learn, another process. A reward critic learns it (`RewardCritic` in agents/networks.py). Shipped by name:
+states and images are uint8 arrays (B, 3, S, S), the numbers floats (B,). The function may be any Python code (Pillow,
+scikit-learn, another process), since its gradient is never used. A reward critic learns it (`RewardCritic` in
+agents/networks.py). These are shipped:
 
     resemble        how alike image and state are: minus the mean absolute difference of 8 x 8 averages
     jpeg            minus the kilobytes of the image as a JPEG: how well it compresses
     incompressible  these kilobytes (both: Black et al. 2023, DDPO, arXiv 2305.13301, section 5.1)
     smile           the logit that the image smiles, by a small classifier (smile.py)
 
-All others are files: `--extra-reward my_reward.py` (examples/my_reward.py). A file runs only because the command line
-names it.
+Any other one is a file: `--extra-reward my_reward.py` (examples/my_reward.py). A file is executed only if the command
+line names it.
 """
 
 import hashlib
@@ -36,8 +37,8 @@ Reward = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 CELLS = 8  # `resemble` compares 8 x 8 averages
 JPEG_QUALITY = 95  # as in DDPO
-LARGEST = 1e15  # of rewards, whose squares are averaged in float32
-AVERAGED_UPDATES = 100  # at most: a running mean over fewer would follow the noise of single batches
+LARGEST = 1e15  # bound of rewards, whose squares are averaged in float32
+AVERAGED_UPDATES = 100  # a running mean over fewer updates would follow the noise of single batches
 
 
 def cell_means(images: np.ndarray) -> np.ndarray:
@@ -48,7 +49,7 @@ def cell_means(images: np.ndarray) -> np.ndarray:
 
 
 def resemble(states: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Minus the mean absolute difference of the 8 x 8 averages: (B,) in [-1, 0]. Two CelebA faces: -0.26."""
+    """Minus the mean absolute difference of the 8 x 8 averages: (B,) in [-1, 0]. Two faces of CelebA have -0.26."""
     return -np.abs(cell_means(states) - cell_means(images)).mean(axis=(1, 2, 3))
 
 
@@ -74,16 +75,16 @@ EXTRA_REWARDS: dict[str, Reward] = {
 
 @dataclass(frozen=True)
 class ExtraReward:
-    """An extra reward that has a name, and whose results are checked."""
+    """An extra reward with its name. It checks what the function returns."""
 
-    name: str  # of a shipped reward, or the path of a file
+    name: str  # the name of a shipped reward, or the path of a file
     function: Reward
-    digest: str  # tells whether a run that goes on has the reward that it began with
+    digest: str  # a resumed run compares it with that of the reward which it began with
 
     def __call__(self, states: Tensor, images: Tensor) -> Tensor:
         """The reward of each image beside its state: uint8 (B, 3, S, S) on the CPU, two -> (B,) float32.
 
-        Raises UserError if the function raises, writes to its arguments, or gives anything but B numbers below 1e15.
+        Raises UserError if the function raises, writes to its arguments, or does not return B numbers below 1e15.
         """
         given = states.numpy().copy(), images.numpy().copy()
         try:
@@ -112,7 +113,7 @@ class ExtraReward:
 
 @contextmanager
 def own_torch_settings() -> Iterator[None]:
-    """Within, PyTorch records no gradients; afterwards its grad mode and default dtype are as before."""
+    """A context without gradients, which restores PyTorch's grad mode and default dtype at its end."""
     dtype = torch.get_default_dtype()
     try:
         with torch.no_grad():
@@ -122,7 +123,7 @@ def own_torch_settings() -> Iterator[None]:
 
 
 def describe(error: BaseException) -> str:
-    """The text of an exception, also of one that has none."""
+    """The text of an exception, or a substitute where it has none."""
     try:
         return str(error)
     except Exception:
@@ -130,10 +131,10 @@ def describe(error: BaseException) -> str:
 
 
 def load_extra_reward(name: str, digest: str | None = None) -> ExtraReward:
-    """The shipped reward of that name, or the function `reward` of the Python file of that name, which is executed.
+    """The shipped reward `name`, or the function `reward` of the Python file `name`, which is executed.
 
-    digest: that of the reward that is expected; nothing is executed if it differs. Raises UserError then, and if there
-    is no such reward, or the file cannot be executed.
+    digest: the expected digest; nothing is executed if it differs. Raises UserError then, if there is no such reward,
+    and if the file cannot be executed.
     """
     path, source = Path(name), b""
     if name not in EXTRA_REWARDS and path.suffix != ".py":
@@ -155,9 +156,9 @@ def load_extra_reward(name: str, digest: str | None = None) -> ExtraReward:
 
 
 def execute(path: Path, source: bytes) -> Reward:
-    """Executes the file, as a module of its name, and returns its function `reward`. Raises UserError."""
+    """Executes the file as a module and returns its function `reward`. Raises UserError."""
     folder = str(path.absolute().parent)
-    if folder not in sys.path:  # what lies beside the file can be imported, as in `python3 FILE`
+    if folder not in sys.path:  # the file can import its neighbours, as in `python3 FILE`
         sys.path.append(folder)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
@@ -176,9 +177,9 @@ def execute(path: Path, source: bytes) -> Reward:
 
 
 class RewardNormaliser:
-    """A running mean and variance of rewards, of which older ones count less and less.
+    """A running mean and variance of rewards.
 
-    All batches count alike at first; after `AVERAGED_UPDATES` updates each new one has a share of 1 %.
+    At first all batches have equal weight. After `AVERAGED_UPDATES` updates each new batch has a weight of 1 %.
     """
 
     def __init__(self, device: torch.device):
@@ -186,14 +187,14 @@ class RewardNormaliser:
         self.mean, self.variance = torch.zeros(2, dtype=torch.float32, device=device).unbind()
 
     def update(self, values: Tensor) -> None:
-        """Takes in a batch of rewards, of any shape, on the device."""
+        """Updates mean and variance with a batch of rewards of any shape, on the device."""
         self.updates += 1
         share = 1 / min(self.updates, AVERAGED_UPDATES)
         self.mean.lerp_(values.mean(), share)
         self.variance.lerp_((values - self.mean).square().mean(), share)
 
     def standardise(self, values: Tensor) -> Tensor:
-        """(values - mean) / deviation, shaped alike. Where all rewards were equal it is one finite number for all."""
+        """(values - mean) / deviation, of the same shape; finite even where all rewards were equal."""
         return (values - self.mean) * self.variance.clamp_min(1e-30).rsqrt()
 
     def state_dict(self) -> dict:
@@ -201,14 +202,14 @@ class RewardNormaliser:
         return {"updates": self.updates, "mean": self.mean.clone(), "variance": self.variance.clone()}
 
     def load_state_dict(self, saved: dict) -> None:
-        """Takes over what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
         self.updates = saved["updates"]
         self.mean.copy_(saved["mean"])
         self.variance.copy_(saved["variance"])
 
 
 class HostCopy:
-    """Tensors on their way to the computer's memory: a GPU copies them while it computes."""
+    """Copies of tensors in the computer's memory, which a GPU makes while it computes."""
 
     def __init__(self, *tensors: Tensor):
         """tensors: on one device."""
@@ -220,7 +221,7 @@ class HostCopy:
             self.arrived.record()
 
     def wait(self) -> list[Tensor]:
-        """The tensors on the CPU, once they have arrived."""
+        """Waits for the copies and returns them."""
         if self.arrived:
             self.arrived.synchronize()
         return list(self.tensors)

@@ -1,8 +1,7 @@
-"""The replay buffer: past transitions, from which each update takes a share of its batch (Lowe et al. 2017, algorithm
-1).
+"""The replay buffer: past transitions, from which each update takes rows (Lowe et al. 2017, algorithm 1).
 
-It stores and samples, nothing more. A stored log D is stale, so the update computes it anew; extra rewards
-(extra_rewards.py) are functions of the stored images alone, and are stored.
+It only stores and samples. It stores no rewards by D_a, which would be out of date. It stores extra rewards
+(extra_rewards.py), since they depend on the stored images alone.
 """
 
 import torch
@@ -14,7 +13,7 @@ from magnet.support.random_streams import restore
 class ReplayBuffer:
     """The last `capacity` transitions, on `device`.
 
-    fields: name -> (shape, dtype) of what one transition holds. `random` is the buffer's own generator, on `device`.
+    fields: name -> (shape, dtype) of one transition's tensors. random: the buffer's own random generator, on `device`.
     """
 
     def __init__(self, capacity: int, fields: dict[str, tuple], device: torch.device, random: torch.Generator):
@@ -28,7 +27,7 @@ class ReplayBuffer:
         return min(self.written, self.capacity)
 
     def add(self, transitions: dict[str, Tensor]) -> None:
-        """Writes B <= capacity transitions, each tensor (B, ...), over the oldest ones when it is full."""
+        """Writes B <= capacity transitions, tensors (B, ...). A full buffer overwrites its oldest ones."""
         count = len(next(iter(transitions.values())))
         self.written += count
         self.added = self._latest(count)
@@ -45,7 +44,7 @@ class ReplayBuffer:
     def sample(self, count: int, latest: int = 0) -> dict[str, Tensor]:
         """`count` transitions, drawn uniformly with replacement: tensors (count, ...); none from an empty buffer.
 
-        latest: so many of those that were added last stand behind them, if they are there.
+        latest: append this many of the transitions that were added last.
         """
         count = count if len(self) else 0
         places = torch.randint(max(len(self), 1), (count,), generator=self.random, device=self.device)
@@ -54,12 +53,12 @@ class ReplayBuffer:
         return {name: rows[places] for name, rows in self.storage.items()}
 
     def state_dict(self) -> dict:
-        """The filled part, its counter and its random state."""
+        """The filled part, the counter and the random state."""
         filled = {name: rows[: len(self)].clone() for name, rows in self.storage.items()}
         return {"storage": filled, "written": self.written, "random": self.random.get_state()}
 
     def load_state_dict(self, saved: dict) -> None:
-        """Takes over what `state_dict` of a buffer of the same capacity gave."""
+        """Restores what `state_dict` of a buffer of the same capacity returned."""
         self.written = saved["written"]
         restore(self.random, saved["random"])
         for name, rows in self.storage.items():

@@ -20,7 +20,7 @@ STEPS_BEFORE = 2
 
 def inputs(batch) -> list[Tensor]:
     """What a step begins with, of a batch that has not been acted on (agents/batch.py)."""
-    return [batch.state, batch.real, batch.recurrent, batch.replayed, *batch.rewarded.values()]
+    return [batch.state, batch.real, batch.recurrent, batch.replayed_images, *batch.reward_batch.values()]
 
 
 class RecordedStep:
@@ -34,13 +34,14 @@ class RecordedStep:
         """
         self.batch = copy.copy(batch)
         own = [one.clone() for one in inputs(batch)]
-        self.batch.state, real, self.batch.recurrent, self.batch.replayed, *rewarded = own
-        self.batch.rewarded = dict(zip(batch.rewarded, rewarded, strict=True))
+        self.batch.state, real, self.batch.recurrent, self.batch.replayed_images, *reward_batch = own
+        self.batch.reward_batch = dict(zip(batch.reward_batch, reward_batch, strict=True))
         self.batch.real = real.requires_grad_(batch.real.requires_grad)
-        self.batch.acts, self.batch.images, self.batch.fakes, self.batch.outputs = [], [], [], []
-        self.following = ()
+        self.batch.acts, self.batch.policy_images, self.batch.played_images, self.batch.outputs = [], [], [], []
+        self.next_observations = ()
         if agents[0].config.gamma:
-            self.following = self.batch.following = (torch.empty_like(batch.state), torch.empty_like(batch.real))
+            self.next_observations = torch.empty_like(batch.state), torch.empty_like(batch.real)
+            self.batch.next_observations = self.next_observations
         self.graphs = [torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()]
         for graph in self.graphs:
             for agent in agents:
@@ -81,7 +82,7 @@ class RecordedStep:
     @torch.no_grad()
     def learn(self, batch) -> dict[str, Tensor]:
         """As the recorded `learn`, on `self.batch`, which the environment has stepped with. Metrics are copies."""
-        for place, one in zip(self.following, batch.following or (), strict=True):
+        for place, one in zip(self.next_observations, batch.next_observations or (), strict=True):
             place.copy_(one)
         self.graphs[1].replay()
         return dict(zip(self.metrics, torch.stack(list(self.metrics.values())).unbind(), strict=True))
@@ -101,7 +102,7 @@ class StepGraphs:
         Returns the batch to go on with, and what acts and learns on it: graphs, or the trainer's `act` and `learn`.
         """
         # The first steps, of an empty replay buffer, have fewer rows.
-        kind = (batch.r1, batch.measured, *(len(one) for one in inputs(batch)))
+        kind = (batch.r1, batch.with_metrics, *(len(one) for one in inputs(batch)))
         if self.recordable and kind not in self.recorded:
             self.counts[kind] += 1
             if self.counts[kind] > STEPS_BEFORE:

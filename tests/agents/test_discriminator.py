@@ -45,7 +45,14 @@ def update_discriminator(agent, generators, next_value=None, new=B, r1=0.0):
 
 def batch_of(real, fakes, outputs, next_value=None, new=B, r1=0.0):
     """The batch of the trainer in which one discriminator has judged."""
-    played = {"new": new, "transitions": {}, "state": real, "real": real, "played_images": fakes, "outputs": [outputs]}
+    played = {
+        "new_rows": new,
+        "transitions": {},
+        "state": real,
+        "real": real,
+        "played_images": fakes,
+        "outputs": [outputs],
+    }
     return Batch(**played, r1=r1, next_values=dict.fromkeys(("discriminator", "d_0", "d_1"), next_value))
 
 

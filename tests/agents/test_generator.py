@@ -49,7 +49,7 @@ def batch_of(act, agent, discriminators, next_value=None):
     real, played, before = pictures(REAL), pictures(PLAYED), [None] * agent.index
     outputs = [[actor.discriminate(real), *before, actor.discriminate(played)] for actor in discriminators]
     return Batch(
-        new=B, transitions={}, state=pictures(STATE), real=real, r1=0.0, acts=[*before, act],
+        new_rows=B, transitions={}, state=pictures(STATE), real=real, r1=0.0, acts=[*before, act],
         policy_images=[*before, agent.networks["generator"](act.action)], outputs=outputs,
         rewards={agent.name: REWARD}, next_values={agent.name: next_value},
     )  # fmt: skip

@@ -35,7 +35,7 @@ def test_the_score_function_is_the_reward_times_the_gradient_of_the_actions_log_
     rewards.follow_score_function(trainer)
     run(trainer, 2)
     agent = trainer.generators[0]
-    batch = trainer.collect(trainer.draw())
+    batch = trainer.collect(trainer.sample_replay())
     trainer.act(batch)
     act = batch.acts[0]
     density = torch.distributions.Normal((1 - 0.3**2) ** 0.5 * act.policy, 0.3).log_prob(act.action.detach()).sum(dim=1)

@@ -109,10 +109,10 @@ def test_a_step_that_cannot_be_recorded_is_made_one_operation_at_a_time(precisio
             trainer = on("cuda", config)
             agent = trainer.discriminators[0]
 
-            def waits(key, measured, descend=agent.descend):
+            def waits(key, with_metrics, descend=agent.descend):
                 metrics = descend(key, True)
                 float(*metrics.values())  # when the scaler has noted that the optimizer has made its step
-                return metrics if measured else {}
+                return metrics if with_metrics else {}
 
             agent.descend = waits
             metrics = [step(trainer) for _ in range(6)]

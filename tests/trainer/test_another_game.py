@@ -28,7 +28,7 @@ class OwnImages(Environment):
     def recall(self, transitions):
         return transitions["state"], self.dataset.batch(transitions["real"])
 
-    def following(self, transitions):
+    def next_observations(self, transitions):
         return transitions["next_state"], self.dataset.batch(transitions["next_real"])
 
     def _observations(self):

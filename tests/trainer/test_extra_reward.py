@@ -40,10 +40,10 @@ def test_the_reward_critic_learns_the_last_step_and_replayed_rows_in_deviations(
     _, before = step_and_batch(trainer)
     heard, update_critic = [], Agent.update_critic
 
-    def note(self, observation, action, reward, value, key="critic", fresh=0, measured=True):
+    def note(self, observation, action, reward, value, key="critic", fresh=0, with_metrics=True):
         if key == "reward_critic":
             heard.append((observation, action, reward, fresh))
-        return update_critic(self, observation, action, reward, value, key, fresh, measured)
+        return update_critic(self, observation, action, reward, value, key, fresh, with_metrics)
 
     monkeypatch.setattr(Agent, "update_critic", note)
     _, batch = step_and_batch(trainer)
@@ -54,7 +54,7 @@ def test_the_reward_critic_learns_the_last_step_and_replayed_rows_in_deviations(
     paid = trainer.environment.extra(to_uint8(states), to_uint8(images))
     scale = trainer.environment.normaliser
     torch.testing.assert_close(rewards, (paid - scale.mean) / scale.variance.sqrt())
-    assert torch.equal(batch.rewarded["extra"][:, 0], paid)
+    assert torch.equal(batch.reward_batch["extra"][:, 0], paid)
 
 
 def test_r2_is_on_rows_that_no_step_has_learned_from():
@@ -63,9 +63,9 @@ def test_r2_is_on_rows_that_no_step_has_learned_from():
     critic, agent = [], trainer.generators[0]
     agent.networks["reward_critic"].register_forward_hook(lambda *call: critic.append(call[2].detach()))
     metrics, batch = step_and_batch(trainer)
-    errors = (critic[0][-6:] - batch.rewarded["reward"][-6:, 0]).square()
+    errors = (critic[0][-6:] - batch.reward_batch["reward"][-6:, 0]).square()
     assert metrics["generator/reward_critic_r2"].item() == pytest.approx(1 - errors.mean().item())
-    assert metrics["generator/extra_reward"].item() == pytest.approx(batch.rewarded["extra"][-6:].mean().item())
+    assert metrics["generator/extra_reward"].item() == pytest.approx(batch.reward_batch["extra"][-6:].mean().item())
 
 
 def test_at_weight_0_all_else_is_trained_bit_for_bit_as_without():
@@ -107,17 +107,17 @@ def test_the_target_of_the_reward_critic_bootstraps_with_gamma(monkeypatch):
     run(trainer, 3)
     agent, heard, update_critic = trainer.generators[0], [], Agent.update_critic
 
-    def note(self, observation, action, reward, value, key="critic", fresh=0, measured=True):
+    def note(self, observation, action, reward, value, key="critic", fresh=0, with_metrics=True):
         if key == "reward_critic":
             heard.append(value)
-        return update_critic(self, observation, action, reward, value, key, fresh, measured)
+        return update_critic(self, observation, action, reward, value, key, fresh, with_metrics)
 
     monkeypatch.setattr(Agent, "update_critic", note)
     targets = {key: (net, [p.clone() for p in net.parameters()]) for key, net in agent.targets.items()}
     _, batch = step_and_batch(trainer)
     for net, before in targets.values():
         torch._foreach_copy_([p.data for p in net.parameters()], before)
-    rows = batch.rewarded
+    rows = batch.reward_batch
     with torch.no_grad():
         _, memory, _ = agent.targets["actor"].act(rows["state"], rows["recurrent"][:, 0])
         z, _, _ = agent.targets["actor"].act(rows["next_state"], memory)

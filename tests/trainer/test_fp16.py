@@ -154,10 +154,10 @@ def test_a_loss_that_is_not_finite_ends_the_run(place, capsys, without_grids, mo
 def test_gradients_that_no_scale_makes_finite_end_the_run(place, capsys, without_grids, monkeypatch):
     honest = agents.Agent.descend
 
-    def descend(agent, key, measured):
+    def descend(agent, key, with_metrics):
         if key == "actor":
             next(agent.networks[key].parameters()).grad[0] = float("nan")
-        return honest(agent, key, measured)
+        return honest(agent, key, with_metrics)
 
     monkeypatch.setattr(agents.Agent, "descend", descend)
     assert train.main([*TINY, "--precision", "fp16", "--steps", "40"]) == 3
