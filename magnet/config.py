@@ -60,6 +60,7 @@ class Config:
         "log", "the players' rewards (magnet/game/rewards.py)",
         choices=("log", "minimax", "hinge", "least-squares", "wasserstein", "relativistic"),
     )  # fmt: skip
+    architecture: str = parameter("dcgan", "G and D_a: entries in networks.py", choices=("dcgan",), old="dcgan")
     critics: str = parameter(
         "both", "which agents' actors follow a critic [M]; the others follow the gradient of the reward itself",
         choices=("both", "generator", "discriminator", "none"),

@@ -12,12 +12,13 @@ from magnet.support.distributed import all_gather_rows
 
 
 def critic_inputs(outputs: list[Discrimination]) -> tuple[Tensor, Tensor]:
-    """D_c's inputs, of D_a's outputs on real images (B, ...), then on each of N generators': features ((1 + N) B, F)
-    without a graph, and actions ((1 + N) B, 2): label * logit, and the label, 1 for real and -1 for generated images.
+    """D_c's inputs: features ((1 + N) B, F) without a graph, and actions ((1 + N) B, 2), label * logit and the label.
 
-    MADDPG's critic knows the other agents' actions (Lowe et al. 2017, eq. 6): here, which images are a generator's.
-    label * logit is the logit of the right class. With the logit itself beside the label the critic has to learn their
-    product, and D_a may run away before it has (docs/results.md).
+    The label is 1 for real and -1 for generated images. MADDPG's critic knows the other agents' actions (Lowe et al.
+    2017, eq. 6): here, which images are a generator's. label * logit is the logit of the right class. If the critic saw
+    the logit itself, it would have to learn the product, and D_a may diverge before it does (docs/results.md).
+
+    outputs: D_a's outputs on the real images (B, ...), then on the images of each of N generators.
     """
     features, logits, _ = zip(*outputs, strict=True)
     real, logits = len(logits[0]), torch.cat(logits)
@@ -27,20 +28,20 @@ def critic_inputs(outputs: list[Discrimination]) -> tuple[Tensor, Tensor]:
 
 
 def sum_of_means(values: Tensor, real: int) -> Tensor:
-    """The mean of the first `real` values, which are of real images, plus that of the others: a scalar.
+    """The mean of the first `real` values, on real images, plus the mean of the others: a scalar.
 
-    The discriminator's reward is such a sum, whatever the number of generators.
+    The discriminator's reward is such a sum for any number of generators.
     """
     return values[:real].mean() + values[real:].mean()
 
 
 class DiscriminatorAgent(Agent):
-    """D_a and D_c. Its action on an image is the logit l of the chance that the image is real."""
+    """D_a and D_c. Its action on an image is the logit l of the probability that the image is real."""
 
     makers = staticmethod(discriminator_networks)
 
     def update(self, batch: Batch) -> Metrics:
-        """Critic, then actor, on real and generated images."""
+        """Alg. 1, lines 12 and 13: the critic, then the actor, on real and generated images."""
         config, metrics, rewards = self.config, {}, reward_function(self.config.reward_function)
         outputs, real = batch.outputs[self.index], batch.real
         _, logits, classes = zip(*outputs, strict=True)
@@ -53,13 +54,13 @@ class DiscriminatorAgent(Agent):
                 actions.retain_grad()
 
             def reward(right: Tensor) -> Tensor:
-                """The rewards of logits of the right class, ((1 + N) B,) each, with all others as D_a gave them."""
+                """Rewards ((1 + N) B,) of logits of the right class, beside the other images' logits by D_a."""
                 logits = actions[:, 1].detach() * right
                 real, fake = logits[: len(real_logits)], logits[len(real_logits) :].view_as(fake_logits)
                 on_real = rewards.real(real.expand_as(fake), fake_logits.detach()).mean(dim=0)
                 return torch.cat([on_real, rewards.fake(fake, real_logits.detach()).flatten()])
 
-            # Exploration: D_c learns the rewards of logits around D_a's own, and so the gradient there.
+            # Exploration: D_c learns the rewards of logits around D_a's own, and so their gradient.
             explored = actions.detach().clone()
             explored[:, 0] += self.draw(torch.randn, len(explored))
             next_value = batch.next_values[self.name]
@@ -74,7 +75,7 @@ class DiscriminatorAgent(Agent):
             loss = loss - config.specialise * torch.stack(named).mean()
             accuracy = [(c.argmax(dim=1) == i).float().mean() for i, c in enumerate(classes[1:])]
             metrics["classifier_accuracy"] = torch.stack(accuracy).mean()
-        if batch.r1:  # of D_a's forward pass on the real images, which is not made again
+        if batch.r1:  # it uses D_a's forward pass on the real images again
             (gradient,) = torch.autograd.grad(real_logits.sum(), real, create_graph=True)
             penalty = losses.gradient_penalty(gradient, 0.0)
             loss = loss + batch.r1 / 2 * penalty
@@ -95,7 +96,7 @@ class DiscriminatorAgent(Agent):
             (gradient,) = torch.autograd.grad(sum_of_means(reward(leaf), len(real)), leaf)
             by_critic, by_reward = all_gather_rows(-actions.grad[:, 0]), all_gather_rows(gradient)
             metrics["gradient_cosine"] = losses.gradient_cosine(by_critic, by_reward)
-        # Accuracies are of the game as it was played.
+        # Accuracies are on the rows of this step.
         real_logits = all_gather_rows(real_logits.detach()[: batch.new_rows])
         fake_logits = all_gather_rows(fake_logits.detach().T[: batch.new_rows]).T
         border = rewards.border(real_logits, fake_logits)
@@ -105,10 +106,10 @@ class DiscriminatorAgent(Agent):
         }
 
     def penalise(self, batches: list[Tensor], norm: float, weight: float) -> Tensor:
-        """Adds to D_a's gradient that of `weight` times the penalty on its gradient in images; returns the penalty.
+        """Adds the gradient of `weight` times the penalty on D_a's gradient in images. Returns the penalty.
 
-        batches: images (B, 3, S, S) that pass D_a together; the penalty is their mean. The gradient is that of the
-        batch's summed logits: with BatchNorm an image moves its neighbours' too, a little.
+        batches: images (B, 3, S, S), each passed through D_a together; the penalty is the mean over batches. It takes
+        the gradient of the batch's summed logits, so BatchNorm lets an image affect its neighbours slightly.
         """
         penalties = []
         for images in batches:

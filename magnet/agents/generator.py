@@ -1,6 +1,6 @@
-"""The generator agent: G_a, the policy, G, which makes images of its actions, and G_c, which values them.
+"""The generator agent: the policy G_a, the generator G, which turns its actions into images, and their critic G_c.
 
-With an extra reward a second critic, Q_r, learns that one.
+With an extra reward, a second critic Q_r learns it.
 """
 
 import torch
@@ -15,38 +15,39 @@ from magnet.support.distributed import all_gather_rows
 
 
 def image_logits(outputs: list[list[Discrimination]], index: int) -> Tensor:
-    """What G_c values of generator `index`'s images: the actions of all M discriminators on them, their logits (B, M).
+    """G_c's action input: the logits (B, M) of all M discriminators on the images of generator `index`.
 
-    MADDPG's critic knows the other agents' actions (Lowe et al. 2017, eq. 6). The reward depends on the image through
-    these logits alone. A G_c on D_a's features learned the reward's gradient too slowly (docs/results.md).
+    MADDPG's critic knows the other agents' actions (Lowe et al. 2017, eq. 6). The reward depends on the image only
+    through these logits. A G_c on D_a's features learned the reward's gradient too slowly (docs/results.md).
 
-    outputs: of each discriminator those on the real images, then on each generator's.
+    outputs: for each discriminator its outputs on the real images, then on each generator's images.
     """
     return torch.stack([one[1 + index].logits for one in outputs], dim=1)
 
 
 class GeneratorAgent(Agent):
-    """G_a, G and G_c. Its action on a state is the latent vector z, of which G makes an image.
+    """G_a, G and G_c. Its action on a state is the latent vector z, which G turns into an image.
 
-    In a plain GAN (Goodfellow et al. 2014) there is G alone: its actions are noise, whatever the state.
+    A plain GAN (Goodfellow et al. 2014) has G alone: its actions are noise and ignore the state.
     """
 
     makers = staticmethod(generator_networks)
-    mid_episode: Tensor | None = None  # of exported weights alone: recurrent states for sampling (R, 2, layers, hidden)
+    # Only with exported weights: recurrent states for sampling (R, 2, layers, hidden).
+    mid_episode: Tensor | None = None
 
     @property
     def reward_critic(self) -> nn.Module | None:
-        """Q_r, the critic of the extra reward; None without one."""
+        """Q_r, the critic of the extra reward; None without an extra reward."""
         return self.networks.get("reward_critic")
 
     def initial_recurrent_state(self, batch: int) -> Tensor:
-        """The recurrent state at the start of an episode: zeros (B, 2, layers, hidden), or (B, 0) of a plain GAN."""
+        """The recurrent state at the start of an episode: zeros (B, 2, layers, hidden); (B, 0) in a plain GAN."""
         if "actor" not in self.networks:
             return torch.zeros(batch, 0, device=self.device)
         return self.networks["actor"].initial_recurrent_state(batch)
 
     def act(self, state: Tensor, recurrent: Tensor) -> Act:
-        """Alg. 1, line 5, on states (B, 3, S, S); of a plain GAN noise, whatever the state."""
+        """Alg. 1, line 5, on states (B, 3, S, S). Exploration noise and random actions enter here."""
         noise = self.draw(torch.randn, len(state), self.config.nz)
         if "actor" not in self.networks:
             return Act(noise, None, recurrent, None)
@@ -57,19 +58,18 @@ class GeneratorAgent(Agent):
 
     def update_reward_critic(self, batch: Batch) -> Metrics:
         """Alg. 1, lines 11 and 12, for Q_r."""
-        reward_batch, new = batch.reward_batch, batch.new_rows
-        state, image, value = reward_batch["state"], reward_batch["image"][:, self.index], None
+        rows, new_rows, next_value = batch.reward_batch, batch.new_rows, None
+        state, image, reward = rows["state"], rows["image"][:, self.index], rows["reward"][:, self.index]
         if self.config.gamma:  # by the targets, as MADDPG.next_values
             with torch.no_grad():
-                _, recurrent, _ = self.targets["actor"].act(state, reward_batch["recurrent"][:, self.index])
-                action, _, _ = self.targets["actor"].act(reward_batch["next_state"], recurrent)
-                value = self.targets["reward_critic"](reward_batch["next_state"], self.targets["generator"](action))
-        reward = reward_batch["reward"][:, self.index]
-        metrics = self.update_critic(state, image, reward, value, "reward_critic", new, batch.with_metrics)
-        return metrics | {"extra_reward": reward_batch["extra"][-new:, self.index].mean()}
+                _, recurrent, _ = self.targets["actor"].act(state, rows["recurrent"][:, self.index])
+                action, _, _ = self.targets["actor"].act(rows["next_state"], recurrent)
+                next_value = self.targets["reward_critic"](rows["next_state"], self.targets["generator"](action))
+        metrics = self.update_critic(state, image, reward, next_value, "reward_critic", new_rows, batch.with_metrics)
+        return metrics | {"extra_reward": rows["extra"][-new_rows:, self.index].mean()}
 
     def extra_value(self, batch: Batch) -> Tensor:
-        """Q_r at this step's images beside their states: (B,), with the graph of the images."""
+        """Q_r at the states and images of this step: (B,), with the graph of the images."""
         return self.reward_critic(batch.state, batch.policy_images[self.index])
 
     def extra_objective(self, batch: Batch) -> Tensor:
@@ -78,15 +78,15 @@ class GeneratorAgent(Agent):
         value = self.extra_value(batch).masked_fill(act.is_noise.squeeze(1), 0.0).mean()
         if self.config.extra_to == "both":
             return value
-        # A surrogate with the same gradient at z: G gets none.
+        # This scalar has the same gradient in z, and none in G's weights.
         (gradient,) = torch.autograd.grad(self.scaler.scale(value), act.action, retain_graph=True)
         return (gradient / self.scaler.scale(torch.ones_like(value)) * act.action).sum()
 
     def update(self, batch: Batch, discriminators: list[nn.Module]) -> Metrics:
-        """Critics, then actor: G_a and G ascend Q, or without a critic the reward, at the explored actions, and Q_r.
+        """Alg. 1, lines 12 and 13: the critics, then the actor. G_a and G ascend Q and Q_r at the explored actions.
 
-        Rows with random actions train G alone, with log D_a: their images do not depend on the state. discriminators:
-        the M D_a's, which have learned from `batch`.
+        Without a critic they ascend the reward instead of Q. Rows with random actions train G alone and without Q_r,
+        because their images do not depend on the state. discriminators: the M D_a's, which have learned from `batch`.
         """
         config, metrics, rewards = self.config, {}, reward_function(self.config.reward_function)
         policy, embedding = batch.acts[self.index].policy, batch.acts[self.index].embedding
@@ -140,6 +140,6 @@ class GeneratorAgent(Agent):
         policy = policy.detach()
         return metrics | {
             "z_correlation": losses.mean_correlation(policy),
-            # Normalised, z always has unit deviation: a collapse shows in the deviation before.
+            # The deviation before the normalisation, after which it is always 1, shows a collapse.
             "z_deviation": self.networks["actor"].normalise.running_var.sqrt().mean(),
         }

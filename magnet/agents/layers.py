@@ -1,6 +1,6 @@
-"""Layers that the networks are built of: convolutions in half or full precision, BatchNorm over all processes, stacks.
+"""The networks' layers: convolutions in half or full precision, BatchNorm over all processes, stacks.
 
-A stack of layers turns an image (B, 3, S, S), or a point (B, 2), into features (B, F).
+A stack turns an image (B, 3, S, S), or a point (B, 2), into features (B, F).
 """
 
 import torch
@@ -13,16 +13,16 @@ SMALLEST_MAP = 4  # pixels: the stacks of convolutions end, and the generator be
 
 
 def feature_maps(image_size: int, width: int) -> list[int]:
-    """Number of maps after each halving, from S/2 down to 4x4: 64-128-256-512 at S = 64 and width 64."""
+    """The number of maps after each halving, from S/2 down to 4x4: 64, 128, 256, 512 at S = 64 and width 64."""
     halvings = (image_size // SMALLEST_MAP).bit_length() - 1
     return [min(width * 2**level, width * 8) for level in range(halvings)]
 
 
 class Convolutions(nn.Sequential):
-    """Layers that compute in `dtype`; float32 goes in and comes out, forward and backward."""
+    """Layers that compute in `dtype`. Inputs and outputs are float32, and so are their gradients."""
 
     def __init__(self, *layers: nn.Module, dtype: torch.dtype):
-        """dtype: bfloat16 or float16, by autocast; float32: without it, in the dtype of weights and inputs."""
+        """dtype: bfloat16 or float16, by autocast; float32: without autocast, in the dtype of weights and inputs."""
         super().__init__(*layers)
         self.dtype = dtype
 
@@ -37,13 +37,13 @@ class Convolutions(nn.Sequential):
 class Normalise(torch.autograd.Function):
     """Mean 0 and variance 1 of each channel over all processes' rows (Ioffe and Szegedy 2015, arXiv 1502.03167).
 
-    PyTorch's SyncBatchNorm runs on GPUs alone, and cannot be differentiated twice, as R1 asks for. This can, because
-    its backward pass is made of its outputs.
+    PyTorch's SyncBatchNorm runs on GPUs alone and cannot be differentiated twice, which R1 needs. This can, because its
+    backward pass is computed from its outputs.
     """
 
     @staticmethod
     def forward(ctx, x: torch.Tensor, eps: float) -> tuple[torch.Tensor, ...]:
-        """x (B, C, ...) float -> normalised; and, (C, ...) each, 1 / deviation, mean and variance."""
+        """x (B, C, ...) float -> x normalised; and 1 / deviation, mean and variance, (C, ...) each."""
         ctx.dims = [0, *range(2, x.ndim)]
         mean = x.mean(ctx.dims, keepdim=True)
         centred = x - mean
@@ -58,7 +58,7 @@ class Normalise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor, scale_gradient: torch.Tensor, *_) -> tuple[torch.Tensor, None]:
-        """The gradient at x. scale_gradient is other than 0 only when a backward pass is itself differentiated (R1)."""
+        """The gradient in x. scale_gradient is not 0 only where a backward pass is itself differentiated (R1)."""
         normalised, scale = ctx.saved_tensors
         sums = [one.sum(ctx.dims).view(scale.shape) for one in (gradient, gradient * normalised)]
         sums = all_gather_rows(torch.stack([*sums, scale_gradient])[None]).sum(dim=0)
@@ -67,7 +67,7 @@ class Normalise(torch.autograd.Function):
 
 
 class WideLinear(nn.Linear):
-    """nn.Linear for 2,048 inputs and 16 or 32 rows: PyTorch's takes 2 to 3 times as long (docs/performance.md)."""
+    """nn.Linear for 2,048 inputs and 16 or 32 rows, where PyTorch's takes 2 to 3 times as long on a CPU."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (B, in) -> (B, out), as (W x^T + b)^T."""
@@ -75,16 +75,16 @@ class WideLinear(nn.Linear):
 
 
 class SyncedBatchNorm:
-    """What makes a BatchNorm of PyTorch's one whose statistics in training are of all processes' rows."""
+    """Makes PyTorch's BatchNorm use the rows of all processes for its statistics in training."""
 
-    alone = False  # whether this process shows it rows that are no share of a batch
+    alone = False  # whether its rows are this process's own, and not a part of a batch
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C) or (B, C, H, W), shaped alike."""
+        """(B, C) or (B, C, H, W) -> the same shape."""
         if self.momentum is None:
             return super().forward(x)  # a plain average needs the count of batches
         if self.alone or world_size() == 1 or not self.training:
-            # float16: 1 / deviation cubed, in the second derivative, would overflow, and R1 needs it.
+            # R1's second derivative has 1 / deviation cubed, which would overflow in float16.
             exact = x.float() if x.dtype == torch.float16 else x
             statistics = self.running_mean, self.running_var, self.weight, self.bias
             return F.batch_norm(exact, *statistics, self.training, self.momentum, self.eps).to(x.dtype)
@@ -113,7 +113,7 @@ def image_stack(
 ) -> tuple[Convolutions, int]:  # fmt: skip
     """Strided convolutions (B, channels, S, S) -> (B, F), and F, which is 16 x the last number of maps.
 
-    smooth: SiLU instead of LeakyReLU, for critics, whose gradient is followed.
+    smooth: SiLU instead of LeakyReLU, for critics, because actors follow their gradient.
     """
     layers = []
     for level, maps in enumerate(feature_maps(image_size, width)):

@@ -1,15 +1,15 @@
 """The five networks of MAGNET, in the manner of DCGAN (Radford et al. 2015, arXiv 1511.06434).
 
-    G_a  GeneratorActor      state, recurrent state -> action z         which latent vector for the next image
-    G    Generator           action z               -> image            the image
+    G_a  GeneratorActor      state, recurrent state -> action z, the latent vector of the next image
+    G    Generator           action z               -> image
     G_c  Critic              state, logit of G(z)   -> value Q(s, l)
-    D_a  DiscriminatorActor  image                  -> logit l          the chance that it is real is sigmoid(l)
+    D_a  DiscriminatorActor  image                  -> logit l; sigmoid(l) is the probability that the image is real
     D_c  Critic              image, l, label        -> value Q(x, l)
     Q_r  RewardCritic        state, G(z)            -> value Q_r(s, G(z)), only with an extra reward
 
 Images are (B, 3, S, S) float in [-1, 1] with S = 32, 64 or 128. A network builds its layers and runs forward, no more.
-The two actors begin with a stack of layers (layers.py) that turns an image into features (B, F).
-All is float32; the convolutions, and they alone, compute in the dtype that `convolution_dtype` gives.
+The two actors begin with a stack of layers (layers.py) that turns an image into features (B, F). Everything is float32;
+only the convolutions compute in the dtype of `convolution_dtype`.
 """
 
 import functools
@@ -31,9 +31,9 @@ from magnet.agents.layers import (
 
 
 def initialise(module: nn.Module) -> None:
-    """DCGAN's start: convolutions N(0, 0.02), BatchNorm gains N(1, 0.02). Linear and LSTM layers keep PyTorch's own."""
+    """DCGAN's first weights: convolutions N(0, 0.02), BatchNorm gains N(1, 0.02). Other layers keep PyTorch's."""
     if any(p.is_meta for p in module.parameters(recurse=False)):
-        return  # a network that is only counted; PyTorch would import its compiler to fill it
+        return  # the network is only counted, and PyTorch would import its compiler to fill it
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):
@@ -44,7 +44,7 @@ def initialise(module: nn.Module) -> None:
 class GeneratorActor(nn.Module):
     """G_a, the generator's policy: state and recurrent state -> action, the latent vector z of the next image.
 
-    The recurrent state of the LSTM goes in and comes out as one tensor (B, 2, layers, hidden), its h and c.
+    The recurrent state of the LSTM is one tensor (B, 2, layers, hidden), h and c: an input and an output.
     """
 
     def __init__(self, stack: nn.Module, features: int, nz: int, layers: int = 2, hidden: int = 128):
@@ -53,8 +53,8 @@ class GeneratorActor(nn.Module):
         self.embed = nn.Linear(features, nz)
         self.lstm = nn.ModuleList(nn.LSTMCell(hidden if layer else nz, hidden) for layer in range(layers))
         self.action = nn.Linear(hidden, nz)
-        # No gain and no bias: each coordinate of z has mean 0 and variance 1 over the batch, as noise N(0, I) has.
-        # Its deviation starts at about 0.003 on pictures and at 2e-5 on points, so eps is small.
+        # Without gain and bias each coordinate of z has mean 0 and variance 1 over the batch, as noise N(0, I) has.
+        # Before it, the deviation starts at about 0.003 on images and at 2e-5 on points, so eps is small.
         self.normalise = BatchNorm1d(nz, eps=1e-12, affine=False)
         self.recurrent_state_shape = (2, layers, hidden)
         self.apply(initialise)
@@ -68,7 +68,7 @@ class GeneratorActor(nn.Module):
         return self.act(state, recurrent)[:2]
 
     def act(self, state: torch.Tensor, recurrent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """As `forward`; and the embedding of the state (B, nz), which is the LSTM's input and G_c's."""
+        """As `forward`, and also the embedding of the state (B, nz), which is the input of the LSTM and of G_c."""
         h = embedding = self.embed(self.stack(state))
         memory = []
         for layer, cell in enumerate(self.lstm):
@@ -99,7 +99,7 @@ class Generator(nn.Module):
 
 
 class PointGenerator(nn.Module):
-    """G of points in the plane: linear layers, nz -> width -> width -> width -> 2."""
+    """G for points in the plane: linear layers, nz -> width -> width -> width -> 2."""
 
     def __init__(self, width: int, nz: int):
         super().__init__()
@@ -112,13 +112,13 @@ class PointGenerator(nn.Module):
 
 
 class DiscriminatorActor(nn.Module):
-    """D_a, the discriminator's policy: an image -> the logit of the chance that it is real.
+    """D_a, the discriminator's policy: an image -> the logit of the probability that it is real.
 
     With spectral_norm every layer has spectral norm 1 (Miyato et al. 2018, arXiv 1802.05957).
     """
 
     def __init__(self, stack: nn.Module, features: int, spectral_norm: bool = False, classes: int = 0):
-        """classes: how many generators a classifier beside the logit distinguishes; 0: there is none."""
+        """classes: the number of generators that a classifier distinguishes; 0: there is no classifier."""
         super().__init__()
         self.stack = stack
         self.logit = nn.Linear(features, 1)
@@ -141,15 +141,15 @@ class DiscriminatorActor(nn.Module):
 
 
 class Critic(nn.Module):
-    """Q(observation, action), of features that actors have of the observation: a critic has no convolutions.
+    """Q(observation, action). It has no convolutions: its observation is features that an actor has computed.
 
-    G_c: the embedding of the state that G_a's LSTM takes, and D_a's logit of G(z). D_c: D_a's features of an image, and
-    the pair (label * logit, label). Both are embedded at one width, or the one logit is lost among the features. SiLU,
-    because an actor follows dQ/da.
+    G_c takes G_a's embedding of the state, and D_a's logit of G(z). D_c takes D_a's features of an image, and the pair
+    (label * logit, label). Both inputs are embedded at one width, so that the action weighs as much as the features.
+    SiLU is smooth, because an actor follows dQ/da.
     """
 
     def __init__(self, observation: int, action: int, hidden: int = 128):
-        """How many features either has."""
+        """observation, action: the number of features of each."""
         super().__init__()
         self.embed = WideLinear(observation, hidden)
         self.embed_action = nn.Sequential(WideLinear(action, hidden), nn.SiLU())
@@ -163,10 +163,10 @@ class Critic(nn.Module):
 
 
 class RewardCritic(nn.Module):
-    """Q_r(state, image): the value of an extra reward, which the generator agent learns from its samples alone.
+    """Q_r(state, image): the value of an extra reward, learned from samples of it.
 
-    It has convolutions of its own on both images, as six channels: D_a's features say little about how an image
-    relates to its state (docs/extra-rewards.md). It has no BatchNorm, whose statistics would mix the rows.
+    It has convolutions of its own on both images, as six channels, because D_a's features say little about the relation
+    of image and state (docs/extra-rewards.md). It has no BatchNorm, which would mix the rows.
     """
 
     def __init__(self, stack: nn.Module, features: int, hidden: int = 128):
@@ -176,46 +176,58 @@ class RewardCritic(nn.Module):
         self.head = nn.Sequential(WideLinear(features, hidden), nn.SiLU(), nn.Linear(hidden, 1))
 
     def forward(self, state: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-        """state and image (B, 3, S, S) in [-1, 1] -> values (B,), in deviations of the reward."""
+        """state and image (B, 3, S, S) in [-1, 1] -> values (B,), in standard deviations of the reward."""
         return self.head(self.stack(torch.cat([state, image], dim=1))).squeeze(1)
 
 
+# A second architecture of G or D_a is an entry here, and its name among the choices of Config.architecture.
+#
+# GENERATORS: (image_size, width, nz, dtype) -> nn.Module, z (B, nz) -> images (B, 3, S, S) in [-1, 1].
+# DISCRIMINATORS: (image_size, width, dtype, batch_norm) -> an nn.Module, images -> features (B, F), and F, which must
+# be Config.features. D_a's logit and D_c stand on these features. G_a has the same stack with half of the width.
+# Both compute in `dtype`, but take and return float32, as layers.Convolutions does. They use layers.BatchNorm2d, whose
+# statistics include the rows of all processes. Checkpoints need no change: they hold the networks' state dicts.
+GENERATORS: dict[str, Callable[..., nn.Module]] = {"dcgan": Generator}
+DISCRIMINATORS: dict[str, Callable[..., tuple[nn.Module, int]]] = {"dcgan": image_stack}
+
+
 def convolution_dtype(config) -> torch.dtype:
-    """What the convolutions compute in; `auto` is float32 until the config is settled."""
+    """The dtype of the convolutions; float32 for `auto`, until the config is settled."""
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision, torch.float32)
 
 
 def encoder(config, width: int, batch_norm: bool = True) -> tuple[nn.Module, int]:
-    """Layers from an image or a point to features (B, F), and F: what an actor begins with."""
+    """The first layers of an actor, from an image or a point to features (B, F), and F."""
     if config.points:
         return point_stack(width)
-    return image_stack(config.image_size, width, convolution_dtype(config), batch_norm)
+    return DISCRIMINATORS[config.architecture](config.image_size, width, convolution_dtype(config), batch_norm)
 
 
 def generator_networks(config) -> dict[str, Callable[[], nn.Module]]:
-    """What makes G_a, G and, as --critics says, G_c; in a plain GAN G alone; Q_r where there is an extra reward."""
+    """Functions that make G_a, G, G_c (as --critics says) and Q_r (with an extra reward); for a plain GAN G alone."""
     if config.points:
         networks = {"generator": lambda: PointGenerator(config.width, config.nz)}
     else:
         dtype = convolution_dtype(config)
-        networks = {"generator": lambda: Generator(config.image_size, config.width, config.nz, dtype)}
+        new_generator = GENERATORS[config.architecture]
+        networks = {"generator": lambda: new_generator(config.image_size, config.width, config.nz, dtype)}
     if config.algorithm == "gan":
         return networks
     networks["actor"] = lambda: GeneratorActor(*encoder(config, config.width // 2), config.nz)
     if config.critics in ("both", "generator"):
         networks["critic"] = lambda: Critic(config.nz, config.discriminators)
     if config.extra_reward:
-        # In float32: it is so small that half precision saves less than its conversions cost.
+        # It is float32, since it is so small that half precision saves less than its conversions cost.
         stack = functools.partial(image_stack, batch_norm=False, channels=6, smooth=True)
         networks["reward_critic"] = lambda: RewardCritic(*stack(config.image_size, config.width // 2))
     return networks
 
 
 def discriminator_networks(config) -> dict[str, Callable[[], nn.Module]]:
-    """What makes D_a and, as --critics says, D_c; in a plain GAN D_a alone."""
+    """Functions that make D_a and D_c (as --critics says); for a plain GAN D_a alone."""
 
     def actor() -> nn.Module:
-        # Spectral normalisation takes the place of BatchNorm, whose gains would undo it.
+        # Spectral normalisation replaces BatchNorm, whose gains would undo it.
         stack, features = encoder(config, config.width, batch_norm=not config.spectral_norm)
         return DiscriminatorActor(stack, features, config.spectral_norm, config.generators if config.specialise else 0)
 

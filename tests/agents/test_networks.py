@@ -1,12 +1,17 @@
 """The five networks: shapes and ranges at every image size, how they start, and what the LSTM remembers."""
 
+import dataclasses
+import functools
+
 import pytest
 import torch
-from conftest import small_config
+from conftest import new_trainer, run, same, saved, small_config
 from torch import nn
 
-from magnet.agents.layers import WideLinear
+from magnet.agents import networks as modules
+from magnet.agents.layers import BatchNorm2d, Convolutions, WideLinear
 from magnet.agents.networks import Critic, DiscriminatorActor, Generator, GeneratorActor, feature_maps, image_stack
+from magnet.config import Config
 
 B, WIDTH, NZ = 4, 4, 6
 HALF = [torch.bfloat16, torch.float16]
@@ -258,3 +263,34 @@ def test_what_follows_the_convolutions_is_float32(dtype):
     assert torch.equal(discriminated, features["D_a"])
     assert torch.equal(logits, five["D_a"].logit(discriminated).squeeze(1))
     assert torch.equal(classes, five["D_a"].classifier(discriminated))
+
+
+class Bilinear(nn.Module):
+    """A G of another architecture, as a user would add it: bilinear upsampling and 3x3 convolutions."""
+
+    def __init__(self, image_size, width, nz, dtype):
+        super().__init__()
+        self.first = nn.Linear(nz, width * 16)
+        layers = [nn.Unflatten(1, (width, 4, 4))]
+        for _ in range((image_size // 4).bit_length() - 1):
+            layers += [nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(width, width, 3, padding=1)]
+            layers += [BatchNorm2d(width), nn.ReLU()]
+        self.layers = Convolutions(*layers, nn.Conv2d(width, 3, 3, padding=1), nn.Tanh(), dtype=dtype)
+
+    def forward(self, z):
+        return self.layers(self.first(z))
+
+
+def test_a_second_architecture_is_a_class_and_an_entry(monkeypatch):
+    monkeypatch.setitem(modules.GENERATORS, "other", Bilinear)
+    monkeypatch.setitem(modules.DISCRIMINATORS, "other", functools.partial(image_stack, smooth=True))
+    whole, restored = (new_trainer(architecture="other", replay_fraction=0.25, r1=0.1, seed=seed) for seed in (0, 7))
+    assert isinstance(whole.generators[0].networks["generator"], Bilinear)
+    run(whole, 2)
+    restored.load_state_dict(saved(whole))
+    assert run(restored, 2) == run(whole, 2) and same(saved(restored), saved(whole))
+
+
+def test_the_architectures_are_those_of_the_command_line():
+    (choices,) = [one.metadata["choices"] for one in dataclasses.fields(Config) if one.name == "architecture"]
+    assert tuple(modules.GENERATORS) == tuple(modules.DISCRIMINATORS) == choices
