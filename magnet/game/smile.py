@@ -2,7 +2,7 @@
 
     smile(states, images)   # uint8 (B, 3, S, S) twice -> float32 (B,), logits: above 0 the image smiles
 
-The weights, experiments/smile.pt, come from faces of CelebA: they are for non-commercial research only.
+The weights, experiments/smile.pt, were trained on faces of CelebA, so they are for non-commercial research only.
 """
 
 import pickle
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from magnet.support.errors import UserError
 
-SIZE = 32  # pixels that the classifier sees
+SIZE = 32  # side of the classifier's input in pixels
 WEIGHTS = Path(__file__).resolve().parents[2] / "experiments" / "smile.pt"
 REMEDY = "make it with `python3 experiments/smile.py`"
 
@@ -23,7 +23,7 @@ REMEDY = "make it with `python3 experiments/smile.py`"
 class SmileClassifier(nn.Module):
     """Images (B, 3, S, S), uint8 or floats in [0, 255] -> the logit (B,) float32 that each one smiles.
 
-    S is any size; other images than those of 32x32 are resized (bilinear, antialiased).
+    S is any size. Images that are not 32x32 are resized (bilinear, antialiased).
     """
 
     def __init__(self):
@@ -42,10 +42,10 @@ class SmileClassifier(nn.Module):
 
 @cache
 def load_classifier(path: Path) -> SmileClassifier:
-    """The classifier in the file `path`, for evaluation on the CPU; the file is read once. Raises UserError."""
+    """The classifier in the file `path`, on the CPU in evaluation mode. It is read once. Raises UserError."""
     if not path.exists():
         raise UserError(f"The reward `smile` needs the file {path}, which is missing: {REMEDY}.")
-    with torch.random.fork_rng(devices=[]):  # new layers draw weights, from the generator that training draws from
+    with torch.random.fork_rng(devices=[]):  # new layers draw random weights, but training's generator must stay
         classifier = SmileClassifier()
     try:
         classifier.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["network"])
@@ -55,13 +55,13 @@ def load_classifier(path: Path) -> SmileClassifier:
 
 
 def smile(states: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """The logit that each image smiles, whatever its state: uint8 (B, 3, S, S) twice -> float32 (B,).
+    """The logit that each image smiles; the states are ignored: uint8 (B, 3, S, S) twice -> float32 (B,).
 
-    Equal images have equal logits; no random number is drawn. Raises ValueError for another shape or dtype, and
-    UserError if the weights cannot be read.
+    Equal images have equal logits. Raises ValueError for another shape or dtype, and UserError if the weights cannot be
+    read.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be (B, 3, S, S) uint8, not {images.shape} {images.dtype}")
-    # The trainer may call this where autocast is on: a reward must not depend on the precision of the training.
+    # The trainer may call this under autocast, but a reward must not depend on the precision of the training.
     with torch.inference_mode(), torch.autocast("cpu", enabled=False):
         return load_classifier(WEIGHTS)(torch.from_numpy(images.copy())).numpy()
