@@ -16,7 +16,7 @@ from magnet.run.exported import STATES
 from magnet.run.saved_runs import load_checkpoint
 from magnet.support.errors import UserError
 
-SIZES = ("image_size", "width", "nz")
+SIZES = ("image_size", "width", "nz", "architecture")
 TITLES = {
     "generator/generator": "G", "generator/actor": "G_a", "generator/critic": "G_c", "generator/reward_critic": "Q_r",
     "discriminator/actor": "D_a", "discriminator/critic": "D_c",
