@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from magnet.support.errors import UserError
+from magnet.support.paths import ROOT
 
 SIZE = 32  # pixels that the classifier sees
-WEIGHTS = Path(__file__).resolve().parents[2] / "experiments" / "smile.pt"
+WEIGHTS = ROOT / "experiments" / "smile.pt"
 REMEDY = "make it with `python3 experiments/smile.py`"
 
 
