@@ -1,4 +1,4 @@
-# make demo: install, sample the weights in models/, train on synthetic faces on the CPU.   make test: install, lint, test.
+# make demo: install, sample the weights in models/, train 1,200 steps on synthetic faces on the CPU.   make test: install, lint, test.
 # make test-long: the tests with many random cases, which begin at another place with MAGNET_TEST_SEED=1 in front.
 PYTHON ?= python3
 
@@ -7,6 +7,11 @@ BIN := .venv/Scripts
 else
 BIN := .venv/bin
 endif
+
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Where no GPU is seen, PyTorch for CPUs is tried first: it takes less than 1 GB.
+FOR_CPUS := https://download.pytorch.org/whl/cpu
+SEES_GPU := $(PYTHON) -c "import shutil, sys; sys.exit(not shutil.which('nvidia-smi'))"
 
 # Files of tests are shared out among processes, one for each core; each computes with one thread.
 test test-long: export OMP_NUM_THREADS = 1
@@ -29,11 +34,13 @@ test-long: .venv/tests
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(SEES_GPU) || $(PIP) -qq --timeout 10 --retries 0 --index-url $(FOR_CPUS) -c requirements.txt torch torchvision \
+	|| echo "No PyTorch from $(FOR_CPUS): the next command installs the one for GPUs, which takes 5.7 GB."
+	$(PIP) -r requirements.txt
 	@$(BIN)/python -c "open('.venv/ready', 'w').close()"
 
 .venv/tests: .venv/ready requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(PIP) -r requirements-dev.txt
 	@$(BIN)/python -c "open('.venv/tests', 'w').close()"
 
 clean:

@@ -31,23 +31,8 @@ from magnet.data.archives import FOLDER, MAX_UNPACKED, Archive, BadArchive, Othe
 from magnet.support.errors import UserError, one_line
 from magnet.support.locks import locked
 from magnet.support.output import as_program
-from magnet.support.paths import user_path
+from magnet.support.paths import command_of, user_path
 
-CELEBA = Archive(
-    url="https://drive.google.com/file/d/0B7EVK8r0v71pZjFTYXZWM3FlRnM/view?resourcekey=0-dYn9z10tMJOBAkviAcfdyQ",
-    size=1_443_490_838,
-    md5="00d2c5bc6d35e252742224ab0c1e8fcb",
-    images=202_599,
-)
-ATTRIBUTES = Archive(
-    url="https://drive.google.com/file/d/0B7EVK8r0v71pblRyaVFSWGxPY0U/view",
-    size=26_721_026,
-    md5="75e246fa4810816ffd6ee81facbd244c",  # both, and the id, as in torchvision.datasets.CelebA
-    images=None,
-    name="list_attr_celeba.txt",
-    head=rb"\d+\s",  # the number of its rows
-    by_hand="--attributes --from-file",
-)
 HOMEPAGE = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 DATA_DIR = Path("data/celeba")
 MARKER = ".complete.json"
@@ -59,7 +44,7 @@ RETRIES = 5  # Drive cuts downloads that take an hour
 @as_program
 def main(argv: list[str] | None = None, archive: Archive | None = None) -> int:
     args = parse_arguments(argv)
-    archive = archive or (ATTRIBUTES if args.attributes else CELEBA)
+    archive = archive or find_archive(args.attributes)
     if args.url:
         archive = dataclasses.replace(archive, url=args.url)
     if args.any_archive:
@@ -102,6 +87,22 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def find_archive(attributes: bool) -> Archive:
+    """CelebA's images, or the list of their attributes. torchvision knows both ids on Google Drive and both MD5s."""
+    from torchvision.datasets import CelebA  # here, for its import takes seconds: --help is immediate
+
+    known = {name: (f"https://drive.google.com/file/d/{drive}/view", md5) for drive, md5, name in CelebA.file_list}
+    if not attributes:
+        url, md5 = known["img_align_celeba.zip"]
+        return Archive(f"{url}?resourcekey=0-dYn9z10tMJOBAkviAcfdyQ", 1_443_490_838, md5, images=202_599)
+    url, md5 = known["list_attr_celeba.txt"]
+    return Archive(
+        url, 26_721_026, md5, images=None, name="list_attr_celeba.txt",
+        head=rb"\d+\s",  # the number of its rows
+        by_hand="--attributes --from-file",
+    )  # fmt: skip
+
+
 def install(archive: Archive, data_dir: Path, from_zip: Path | None, keep_zip: bool) -> None:
     if not work_path(data_dir).exists() and say_if_complete(data_dir):  # before a lock, which a read-only disk refuses
         return
@@ -117,17 +118,10 @@ def install(archive: Archive, data_dir: Path, from_zip: Path | None, keep_zip: b
             publish(folder, record, data_dir)
     print(f"{record['images']:,} images are in {data_dir / FOLDER}")
     print(f"CelebA is for non-commercial research only and must not be passed on: {HOMEPAGE}")
-    preset = "" if has_gpu() else " --preset cpu"
-    print(f"Next: python3 train.py{preset}" + ("" if data_dir == DATA_DIR else f' --data "{data_dir}"'))
+    import torch  # here, as torchvision above
 
-
-def has_gpu() -> bool:
-    """Whether train.py would use a GPU. PyTorch says so, which this program does not need otherwise."""
-    try:
-        import torch
-    except ImportError:
-        return shutil.which("nvidia-smi") is not None
-    return torch.cuda.is_available()
+    preset = "" if torch.cuda.is_available() else " --preset cpu"
+    print(f"Next: {command_of('train')}{preset}" + ("" if data_dir == DATA_DIR else f' --data "{data_dir}"'))
 
 
 def install_attributes(archive: Archive, data_dir: Path, from_file: Path | None) -> None:
@@ -160,7 +154,7 @@ def checked(
     except BadArchive as error:
         if not from_file:
             path = path.replace(path.with_name(path.name + ".bad"))
-        advice = archive.by_hand == CELEBA.by_hand and (from_file or archive.md5 is None) and advise(path, error)
+        advice = archive.by_hand == Archive.by_hand and (from_file or archive.md5 is None) and advise(path, error)
         raise UserError(f"{path} is {error}. {advice or by_hand(archive, data_dir)}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -218,7 +212,7 @@ def work_folder(data_dir: Path) -> Iterator[Path]:
 
 
 def by_hand(archive: Archive, data_dir: Path) -> str:
-    command = f'python3 download_celeba.py --data-dir "{data_dir}" {archive.by_hand} PATH'
+    command = f'{command_of("download_celeba")} --data-dir "{data_dir}" {archive.by_hand} PATH'
     return f"Open {archive.url} in a browser, save the file, and run: {command}"
 
 
@@ -228,7 +222,7 @@ def advise(path: Path, error: BadArchive) -> str | None:
 
     with contextlib.suppress(UserError):
         if isinstance(error, OtherArchive) and find_images(path):
-            return f'train.py takes any .zip of images as it is: python3 train.py --data "{path}"'
+            return f'train.py takes any .zip of images as it is: {command_of("train")} --data "{path}"'
     return None
 
 

@@ -26,9 +26,7 @@ from pathlib import Path
 from magnet.data.cache import add_cache_flag
 from magnet.support.errors import UserError
 from magnet.support.output import as_program
-from magnet.support.paths import expand, user_path
-
-SHIPPED = Path(__file__).parent / "models" / "celeba-64.pt"  # trained weights (models/README.md)
+from magnet.support.paths import SHIPPED, command_of, expand, user_path
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -119,7 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
         photos = find_photos(options, config) if options.answers else None
         faces = None
         if options.answers and saved["format"] != WEIGHTS:
-            export = f"`python3 export.py {options.run} --data FOLDER --out faces.pt`"
+            export = f"`{command_of('export')} {options.run} --data FOLDER --out faces.pt`"
             faces = load_learned(config, saved["faces"], options.data, f"write {export} and sample faces.pt.")
         elif options.kind == "policy" and not options.answers:
             faces = load_states(config, None)

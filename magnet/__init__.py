@@ -1,15 +1,17 @@
 """MAGNET: the Multi-Agent Generative Network, a game of a generator and a discriminator on faces, learned by MADDPG.
 
-faces = magnet.load("models/celeba-64.pt").sample(64, seed=0)        # uint8 (64, 3, 64, 64)
+faces = magnet.load().sample(64, seed=0)        # uint8 (64, 3, 64, 64)
 """
 
 
-def load(run, device: str = "auto", data=None):
+def load(run=None, device: str = "auto", data=None):
     """The `magnet.run.model.Model` of a run folder, a checkpoint or exported weights. Raises UserError.
 
+    run: None: models/celeba-64.pt, the weights that come with MAGNET.
     data: where the images that a run folder learned from lie now, if they were moved; `answer` needs them.
     """
     from magnet.run.model import Model  # here, for it imports torch: --help of the programs stays immediate
-    from magnet.support.paths import user_path
+    from magnet.support.paths import SHIPPED, user_path
 
-    return Model(user_path(run), device, None if data is None else user_path(data))
+    run = SHIPPED if run is None else user_path(run)
+    return Model(run, device, None if data is None else user_path(data))

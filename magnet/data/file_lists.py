@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from zipfile import BadZipFile
 
-from magnet.data.cache import ROOT, cache_folders
+from magnet.data.cache import cache_folders
 from magnet.data.zipped_images import ZippedImage, members
 from magnet.support.errors import UserError
+from magnet.support.paths import ROOT, command_of
 
 UNMENTIONED = ("__macosx", "thumbs.db", "desktop.ini")  # what systems leave behind, beside names that begin with a dot
 REMEDY = (
-    "get CelebA with `python3 download_celeba.py`, name another folder or .zip of images with `--data`, "
+    f"get CelebA with `{command_of('download_celeba')}`, name another folder or .zip of images with `--data`, "
     "or let the program draw faces with `--data synthetic`"
 )
 

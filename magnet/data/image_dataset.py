@@ -14,7 +14,6 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,11 +28,7 @@ from magnet.data.held_out import select_part
 from magnet.data.image_files import BadImage, find_images, load_image, stamp
 from magnet.support.atomic_files import remove_abandoned, write_atomically
 from magnet.support.errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # Windows, which refuses to delete a file that another program writes: nothing to lock
-    fcntl = None
+from magnet.support.locks import locked
 
 MAX_BAD_SHARE = 0.01  # of the images, with skip_bad_images
 SYNTHETIC_FACES = 10_000
@@ -75,7 +70,7 @@ def load_faces(
     if not target.exists():
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _one_at_a_time(target.parent):
+            with locked(target.parent / "lock", wait=_say_that_it_waits):
                 if not target.exists():
                     _make_array(target, image_size, found, blocks)
         except OSError as error:
@@ -106,14 +101,8 @@ def _digest(folder: Path, images: list, image_size: int, skip_bad_images: bool) 
     return digest.hexdigest()
 
 
-@contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Let one program at a time make arrays in a folder. The lock ends with its program, however that ends."""
-    with open(folder / "lock", "a") as file:
-        if fcntl:
-            with suppress(OSError):  # a file system without locks
-                fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _say_that_it_waits() -> None:
+    print("Waiting for another program that decodes images.", file=sys.stderr)
 
 
 def _make_array(target: Path, image_size: int, expected: int, blocks: Iterable[np.ndarray]) -> None:

@@ -76,13 +76,13 @@ def exported_network(path: Path, device: torch.device) -> tuple[Embed, str]:
         shape = network(torch.zeros(3, 3, EXPORTED_SIDE, EXPORTED_SIDE, dtype=torch.uint8, device=device)).shape
     except Exception as error:  # torch raises nearly anything on a file or network that is not what it expects
         raise UserError(
-            f"{path} cannot be used as a feature network ({first_line(error)}); `python3 experiments/face_features.py` "
-            f"makes one that can."
+            f"{path} cannot be used as a feature network ({first_line(error)}); give `imagenet`, or a file that the "
+            f"repository's experiments/face_features.py wrote."
         ) from error
     if len(shape) != 2 or shape[0] != 3:
         raise UserError(
-            f"{path} turns 3 images into {tuple(shape)}, not (3, F); `python3 experiments/face_features.py` makes a "
-            f"network that fits."
+            f"{path} turns 3 images into {tuple(shape)}, not (3, F); give `imagenet`, or a file that the repository's "
+            f"experiments/face_features.py wrote."
         )
     name = f"{path.name} {digest(path)} (torch-fidelity {torch_fidelity.__version__})"
     return lambda images: network(resized(images, EXPORTED_SIDE).to(device)), name

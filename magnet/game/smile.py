@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from magnet.support.errors import UserError
+from magnet.support.paths import ROOT
 
 SIZE = 32  # side of the classifier's input in pixels
-WEIGHTS = Path(__file__).resolve().parents[2] / "experiments" / "smile.pt"
+WEIGHTS = ROOT / "experiments" / "smile.pt"
 REMEDY = "make it with `python3 experiments/smile.py`"
 
 

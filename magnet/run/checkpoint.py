@@ -13,6 +13,7 @@ import torch
 from magnet.run.checkpoint_validation import first_fault, refuse
 from magnet.support.atomic_files import remove_abandoned, write_atomically
 from magnet.support.errors import Diverged, UserError
+from magnet.support.paths import command_of
 
 FORMAT = "magnet-checkpoint"
 WEIGHTS = "magnet-weights"  # the format of exported weights (exported.py), which no run goes on from
@@ -112,7 +113,7 @@ def newest(folder: Path) -> tuple[Path, dict]:
             return path, load(path)
         except UserError as error:
             print(f"warning: {error} Trying the one before it.")
-    raise UserError(f"{folder} holds no checkpoint that can be read; start a new run with `python3 train.py`.")
+    raise UserError(f"{folder} holds no checkpoint that can be read; start a new run with `{command_of('train')}`.")
 
 
 def latest(folder: Path) -> tuple[Path, dict]:

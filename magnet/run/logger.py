@@ -28,6 +28,7 @@ from magnet.run.tensorboard import new_writer
 from magnet.support.atomic_files import named, remove_abandoned, write_atomically
 from magnet.support.errors import Diverged, UserError
 from magnet.support.locks import Locked, locked
+from magnet.support.paths import INSTALLED
 
 LOG_EVERY = 20  # steps: metrics are read back from the device, checked and written together
 GIF_FRAMES, GIF_MILLISECONDS = 60, 100
@@ -84,8 +85,8 @@ def write_json(path: Path, contents: dict) -> None:
 def describe_environment(device: torch.device) -> dict:
     """Versions, device and git commit (None outside a checkout), for environment.json."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    try:  # not where pip installed MAGNET: site-packages may lie in a checkout of another project
+        commit = None if INSTALLED else subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         commit = None
     versions = {module.__name__: str(module.__version__) for module in (torch, np)}

@@ -13,6 +13,7 @@ from magnet.evaluation.drawing import draw, spherical
 from magnet.evaluation.sampling import Sampler
 from magnet.run.saved_runs import load_agents, load_checkpoint, load_learned, only_pictures
 from magnet.support.errors import UserError
+from magnet.support.paths import command_of
 
 
 class Model:
@@ -83,7 +84,7 @@ class Model:
         if not hasattr(self._samplers[0], "actor"):
             advice = (
                 f"give their folder, `magnet.load({str(self._run)!r}, data=FOLDER)`, or load weights that "
-                f"`python3 export.py {self._run} --data FOLDER --out faces.pt` wrote."
+                f"`{command_of('export')} {self._run} --data FOLDER --out faces.pt` wrote."
             )
             self._samplers[0] = Sampler(agent, load_learned(self.config, self._learned, self._data, advice))
         return self._samplers[0].answer(images)

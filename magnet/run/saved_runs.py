@@ -19,6 +19,7 @@ from magnet.run.checkpoint_validation import networks_fault, refuse, restored_co
 from magnet.run.exported import STATES, take_over
 from magnet.support.devices import settle
 from magnet.support.errors import UserError
+from magnet.support.paths import command_of
 
 
 def load_checkpoint(run: Path) -> tuple[Path, dict]:
@@ -52,7 +53,7 @@ def only_pictures(run: Path, config: Config) -> None:
     if config.points:
         raise UserError(
             f"{run} makes points, not pictures: see the run's samples/, and in its metrics.jsonl the modes that "
-            f"`python3 train.py --data {config.data} --evaluate-every 500` counts."
+            f"`{command_of('train')} --data {config.data} --evaluate-every 500` counts."
         )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from magnet.run.checkpoint import is_one
 from magnet.support.distributed import all_reduce_max
 from magnet.support.errors import Diverged, MachineFailure
+from magnet.support.paths import command_of
 
 # Ctrl-C, what ends a job, and a terminal that is closed (there is none on Windows).
 HANGUP = getattr(signal, "SIGHUP", None)
@@ -43,7 +44,7 @@ def goes_on(trainer, evaluation, total: int, stop: Stop) -> bool:
 def resume_command(config, run: Path) -> str:
     """What goes on with `run`. A file with an extra reward is named anew each time (session.load_reward)."""
     reward = f" --extra-reward {shlex.quote(config.extra_reward)}" if config.extra_reward.endswith(".py") else ""
-    return f"python3 train.py --resume {shlex.quote(str(run))}{reward}"
+    return f"{command_of('train')} --resume {shlex.quote(str(run))}{reward}"
 
 
 @contextmanager

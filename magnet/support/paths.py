@@ -1,7 +1,20 @@
-"""Paths as a user writes them: a `~` that the shell left alone (`--data=~/photos`) is the home folder here too."""
+"""Where the programs and their files lie, and paths as a user writes them.
+
+A `~` that the shell left alone (`--data=~/photos`) is the home folder here too.
+"""
 
 import os
 from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1]
+INSTALLED = (PACKAGE.parent / "magnet_programs").is_dir()  # pip puts the programs there (pyproject.toml)
+ROOT = PACKAGE.parent / "magnet_programs" if INSTALLED else PACKAGE.parent
+SHIPPED = ROOT / "models" / "celeba-64.pt"  # trained weights (models/README.md)
+
+
+def command_of(program: str) -> str:
+    """The command that starts a program, such as `train`."""
+    return f"magnet-{program.replace('_', '-')}" if INSTALLED else f"python3 {program}.py"
 
 
 def expand(path: str) -> str:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 import warnings
 import zipfile
@@ -121,14 +122,21 @@ def test_a_damaged_array_is_named(tmp_path):
             load_faces(str(images), 16, cache_dir=tmp_path / "cache")
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no lock here: both make the array")
-def test_two_at_once_make_the_array_once(tmp_path, monkeypatch):
-    images, decoded = folder_of(tmp_path / "images", 40), []
-    monkeypatch.setattr(faces, "load_image", lambda path, size: (decoded.append(path), load_image(path, size))[1])
+def test_two_at_once_make_the_array_once(tmp_path, monkeypatch, capsys):
+    images, decoded, waits = folder_of(tmp_path / "images", 40), [], threading.Event()
+    say = faces._say_that_it_waits
+
+    def load(path, size):
+        assert waits.wait(60)
+        decoded.append(path)
+        return load_image(path, size)
+
+    monkeypatch.setattr(faces, "load_image", load)
+    monkeypatch.setattr(faces, "_say_that_it_waits", lambda: (say(), waits.set()))
     with ThreadPoolExecutor(2) as pool:
         both = [pool.submit(load_faces, str(images), 16, cache_dir=tmp_path / "cache") for _ in range(2)]
     assert np.array_equal(both[0].result(), both[1].result())
-    assert len(decoded) == 40
+    assert len(decoded) == 40 and "Waiting for another program" in capsys.readouterr().err
 
 
 def test_synthetic_faces_are_cached(tmp_path, monkeypatch):

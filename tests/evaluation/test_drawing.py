@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import new_trainer
 from PIL import Image
+from torchvision.utils import make_grid
 
 from magnet.evaluation import comparison, drawing, pictures
 from magnet.evaluation.drawing import POINTS, WAY, draw, pieces, spherical, walks
@@ -206,3 +207,10 @@ def test_what_is_scored_in_parts_has_the_features_of_the_whole_and_keeps_a_sprea
     assert torch.equal(found["features"], features(embed, images))
     assert torch.equal(found["images"], images[comparison.spread(130)]) and len(found["images"]) == 40
     assert comparison.spread(130)[-1] > 120 and comparison.spread(7).tolist() == list(range(7))
+
+
+@pytest.mark.parametrize("count", [1, 5, 8, 19])
+def test_a_grid_is_the_picture_of_torchvision(count):
+    images = torch.randint(256, (count, 3, 6, 4), dtype=torch.uint8)
+    expected = make_grid(images, nrow=8, padding=pictures.GAP).permute(1, 2, 0)
+    assert np.array_equal(pictures.grid(images, 8), expected)

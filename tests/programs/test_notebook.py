@@ -1,5 +1,6 @@
 """examples/colab.ipynb: its cells run one after another, without Jupyter, on the CPU with tiny settings."""
 
+import io
 import json
 import os
 import re
@@ -49,9 +50,21 @@ def test_its_cells_run(place, monkeypatch, capsys):
     assert "usage: gpu.py" in shown and os.getcwd() == str(place)
 
 
-def test_elsewhere_it_asks_for_the_repository(tmp_path, monkeypatch):
+GITHUB = "https%3A//github.com/someone/a-fork/blob/main/examples/colab.ipynb"
+
+
+@pytest.mark.parametrize("opened", [GITHUB, "1AbCdEf", None], ids=["from GitHub", "from Drive", "outside Colab"])
+def test_elsewhere_it_clones_the_repository_that_colab_opened_it_from(tmp_path, monkeypatch, opened):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLAB_JUPYTER_IP", raising=False)
+    if opened:  # as Colab answers
+        monkeypatch.setenv("COLAB_JUPYTER_IP", "172.28.0.12")
+        sessions = json.dumps([{"name": "colab.ipynb", "path": f"fileId={opened}"}]).encode()
+        monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: io.BytesIO(sessions))
+    monkeypatch.setattr("subprocess.run", lambda words, check: pytest.fail(" ".join(words)))
     names = {}
     exec("".join(CODE[0]["source"]), names)
-    with pytest.raises(RuntimeError, match="Fill in REPOSITORY above."):
+    expected = {GITHUB: (pytest.fail.Exception, "git clone https://github.com/someone/a-fork magnet-repository")}
+    kind, sentence = expected.get(opened, (RuntimeError, "Fill in REPOSITORY above."))
+    with pytest.raises(kind, match=sentence):
         exec("".join(CODE[1]["source"]), names)

@@ -115,7 +115,8 @@ def test_a_run_is_trained_where_the_disk_has_no_locks(place, capsys, monkeypatch
     assert train.main([*TINY, "--steps", "3", "--name", "r"]) == 0
     assert train.main(["--resume", "models/r", "--steps", "5"]) == 0
     sentences = [line for line in capsys.readouterr().err.splitlines() if "no locks" in line]
-    assert sentences == [f"models/r has no locks ({os.strerror(reason)}): start no other program there."] * 2
+    advice = f"has no locks ({os.strerror(reason)}): start no other program there."
+    assert sentences == [f"{folder} {advice}" for folder in ("data/cache", "models/r", "models/r")]
 
 
 @NO_LOCKS
