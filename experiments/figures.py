@@ -139,6 +139,7 @@ def draw_panel(axis, points: dict[str, list[dict]], panel: Panel) -> None:
             if style == "-":
                 low, high = ([extreme(p[panel.key] for p in group) for group in groups] for extreme in (min, max))
                 axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+                axis.vlines(x, low, high, color=colour, alpha=0.4, linewidth=2)  # a band of one point is not visible
             label_once = name if style == "-" else None
             axis.plot(x, y, style, color=colour, marker=marker, markersize=4, linewidth=width, label=label_once)
     if panel.key == "fd":
