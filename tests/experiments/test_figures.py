@@ -45,10 +45,31 @@ def test_the_table_compares_at_equal_images_if_told(lines):
     ]
 
 
-def test_curves_have_at_each_step_the_runs_that_got_there(lines):
-    found = figures.read(lines)
-    assert [[p["fd"] for p in points] for points in figures.by_step(found["a"], "prior")] == [[9, 8, 12.0], [6.0, 7.5]]
-    assert figures.by_step(found["a"], "policy") == []
+def test_curves_have_at_each_number_of_images_the_runs_that_got_there():
+    points = [point for run in RUNS if run["setting"] == "a" for point in run["curve"]]
+    assert [[p["fd"] for p in group] for group in figures.by_images(points)] == [[9, 8, 12.0], [6.0, 7.5]]
+    near = points[-1] | {"images": 630, "checkpoint": 640, "fd": 1}
+    assert [p["fd"] for p in figures.by_images([*points, near])[0]] == [9, 8, 12.0, 1]
+
+
+def test_the_documents_figures_show_their_lines(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "docs").mkdir()
+    monkeypatch.setattr(figures, "ROOT", tmp_path)
+    line = {"seed": 0, "kind": "prior", "network": "face", "references": "training", "minutes": 2, "recall": 0.5}
+    pictures = []
+    for fd in (5.0, 6.0):
+        lines = [
+            line | {"table": table, "setting": "MAGNET", "images": images, "fd": fd * share}
+            for table in ("32x32", "long trainings") for images, share in ((1000, 1), (2000, 0.5))
+        ]  # fmt: skip
+        (tmp_path / "docs" / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        assert figures.main(["--out", str(tmp_path)]) == 0
+        pictures.append([np.asarray(Image.open(tmp_path / name).convert("RGB")) for name in figures.FIGURES])
+    assert all(not np.array_equal(*pair) for pair in zip(*pictures, strict=True))
+    (tmp_path / "docs" / "lines.jsonl").write_text("{")
+    assert figures.main(["--out", str(tmp_path)]) == 2
+    assert "lines.jsonl holds no JSON lines" in capsys.readouterr().err
 
 
 def test_figures_are_drawn_of_the_settings_asked_for(lines, tmp_path, capsys):
