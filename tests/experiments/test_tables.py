@@ -27,7 +27,7 @@ def test_the_comments_name_tables(document):
     assert sorted(names) == sorted(name for name, table in tables.TABLES.items() if table.document == document)
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/extra-rewards.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/results.md", "docs/extra-rewards.md"])
 def test_every_table_with_a_distance_has_its_lines(document):
     text = (ROOT / document).read_text(encoding="utf-8")
     heads = re.findall(r"^(.*)\n(\|.*)\n\| ---", text, re.MULTILINE)
