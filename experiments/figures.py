@@ -78,14 +78,11 @@ FIGURES = {
 }  # fmt: skip
 
 
-def read(path: Path, program: str = "ablation.py", holds: str = "curve") -> dict[str, list[dict]]:
-    """The runs of each setting, in the order of the file.
-
-    Raises UserError if they are not those of `program`, whose lines have what `holds` says.
-    """
+def read(path: Path) -> dict[str, list[dict]]:
+    """The runs of each setting, in the order of the file. Raises UserError if they are not those of ablation.py."""
     runs = read_lines(path)
-    if any(not {"setting", "diverged", holds} <= run.keys() for run in runs):
-        raise UserError(f"{path} holds other lines than `python3 experiments/{program}` writes: name another file.")
+    if any(not {"setting", "diverged", "curve"} <= run.keys() for run in runs):
+        raise UserError(f"{path} holds other lines than `python3 experiments/ablation.py` writes: name another file.")
     return {name: select(runs, {"setting": name}) for name in dict.fromkeys(run["setting"] for run in runs)}
 
 

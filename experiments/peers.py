@@ -32,17 +32,19 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
 
-from experiments import runs  # noqa: E402
+from experiments import ablation  # noqa: E402
 from magnet.config import check, complete  # noqa: E402
 from magnet.data.image_dataset import fingerprint, to_uint8  # noqa: E402
 from magnet.evaluation import metrics, sampling  # noqa: E402
 from magnet.evaluation.feature_networks import exported_network, imagenet  # noqa: E402
 from magnet.run import logger, session  # noqa: E402
-from magnet.support import devices, paths, random_streams  # noqa: E402
+from magnet.support import devices, random_streams  # noqa: E402
 from magnet.support.errors import UserError  # noqa: E402
 from magnet.support.output import as_program  # noqa: E402
+from magnet.support.paths import user_path  # noqa: E402
 
 BASE = ["--preset", "cpu", "--image-size", "64", "--nz", "100", "--precision", "fp32"]
+ONE_THREAD = {"device": "cpu", "threads": "1"}
 CPU, TIME_UP = torch.device("cpu"), "The time is up."
 COLUMNS = {"images": 0, "face frechet": 2, "face recall": 3}  # of the table: keys of a line, and digits
 COLUMNS |= {"ImageNet frechet": 1, "ImageNet precision": 3, "ImageNet recall": 3}
@@ -168,15 +170,15 @@ def run_child(job: dict) -> tuple[int, np.ndarray]:
 
 def read_lines(path: Path) -> dict[tuple, dict]:
     """The last line of each (program, seed, seconds). Raises UserError if the file holds other lines."""
-    try:
-        lines = map(json.loads, path.read_text().splitlines())
-        return {(line["program"], line["seed"], line["seconds"]): line for line in lines}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} holds other lines than this program's ({error!r}); name another file.") from error
+    lines = ablation.read_lines(path, "program", "seed", "seconds")
+    return {(line["program"], line["seed"], line["seconds"]): line for line in lines}
 
 
 def measure(options: argparse.Namespace, base: dict) -> None:
     """Makes the lines that options.out lacks. Raises UserError."""
+    if any(base.get(key, value) != value for key, value in ONE_THREAD.items()):
+        raise UserError("Each program trains for equal CPU time in one thread: leave out --threads and --device.")
+    base = base | ONE_THREAD
     config = devices.settle(complete(base))
     check(config)
     if config.points or config.image_size != 64:
@@ -218,8 +220,7 @@ def measure(options: argparse.Namespace, base: dict) -> None:
             except UserError as error:
                 line["failed"] = str(error)
             line |= {"protocol": protocol, "machine": logger.describe_environment(CPU) | {"threads": 1}}
-            with open(options.out, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            ablation.append_line(options.out, line)
 
 
 def table(lines: dict[tuple, dict]) -> str:
@@ -240,21 +241,16 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["--child"]:
         return train(json.loads(arguments[1]))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add, path = parser.add_argument, paths.user_path
-    add("--out", type=path, default=Path("peers.jsonl"), help="the lines (default %(default)s)")
-    add("--table", type=path, metavar="LINES", help="print the table of these lines, and stop")
-    add("--only", nargs="+", choices=PROGRAMS, help="some programs (default: all that are there)")
-    add("--seeds", nargs="+", type=int, default=[0, 1], help="default 0 1")
+    parser = ablation.new_parser(__doc__, PROGRAMS, "peers.jsonl", [0, 1])
+    parser.set_defaults(only=None)  # all that are there
+    add = parser.add_argument
+    add("--table", type=user_path, metavar="LINES", help="print the table of these lines, and stop")
     add("--seconds", type=float, default=1200.0, help="CPU time of a training (default %(default)g)")
-    add("--count", type=int, default=5000, help="samples that are scored (default %(default)s)")
-    add("--dcgan", type=path, metavar="FOLDER", help="dcgan in a checkout of pytorch/examples")
-    add("--mimicry", type=path, metavar="FOLDER", help="a checkout of kwotsin/mimicry")
-    options, rest = parser.parse_known_args(arguments)
-    runs.at_least(parser, options, count=4, seconds=1)
-    base = runs.base_of(parser, [*BASE, *rest])
+    add("--dcgan", type=user_path, metavar="FOLDER", help="dcgan in a checkout of pytorch/examples")
+    add("--mimicry", type=user_path, metavar="FOLDER", help="a checkout of kwotsin/mimicry")
+    options, base = ablation.parse_base(parser, arguments, BASE, count=4, seconds=1)
     work = (lambda: print(table(read_lines(options.table)))) if options.table else lambda: measure(options, base)
-    return runs.finish("peers.py", work, options.table or options.out)
+    return ablation.finish("peers.py", work, options.table or options.out)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
     python3 experiments/rewards.py --data FOLDER --out smile.jsonl --extra-reward smile --only critic --extra-weight 0.3
 
 All further words are train.py's flags, for every run; by default `--preset cpu --precision fp32 --hold-out 0.1
---extra-reward resemble`. A line
-of the output is a run: its setting, flags and scores. Lines that are there already are not made again.
+--extra-reward resemble`. A line of the output is a run: its setting, flags and scores. Lines that are there already
+are not made again.
 
 Scores: the mean extra reward of the policy's images beside their own states, which are held-out faces; the gap, by
 which it is higher than beside another state; how often an answer's own state scores best among 100; FD, precision and
@@ -15,38 +15,28 @@ Exit status: 0 done, 2 a mistake in the settings, said in one sentence, 130 stop
 """
 
 import argparse
-import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from experiments import runs  # noqa: E402
+from experiments import ablation  # noqa: E402
 from magnet.config import check, complete  # noqa: E402
 from magnet.data.image_dataset import ImageDataset, to_uint8  # noqa: E402
-from magnet.evaluation import answers  # noqa: E402
-from magnet.evaluation.comparison import pick  # noqa: E402
-from magnet.evaluation.drawing import draw  # noqa: E402
-from magnet.evaluation.feature_networks import digest, exported_network  # noqa: E402
-from magnet.evaluation.metrics import feature_scores, streamed_features  # noqa: E402
-from magnet.evaluation.sampling import BATCH, Sampler  # noqa: E402
+from magnet.evaluation import answers, comparison, drawing, feature_networks, metrics, sampling  # noqa: E402
 from magnet.maddpg import MADDPG  # noqa: E402
-from magnet.run import checkpoint  # noqa: E402
-from magnet.run.session import build, load_pixels, load_reward  # noqa: E402
-from magnet.support.devices import settle  # noqa: E402
+from magnet.run import checkpoint, session  # noqa: E402
+from magnet.support import devices, random_streams  # noqa: E402
 from magnet.support.errors import UserError  # noqa: E402
 from magnet.support.output import as_program  # noqa: E402
 from magnet.support.paths import user_path  # noqa: E402
-from magnet.support.random_streams import stream  # noqa: E402
 
 BASE = ["--preset", "cpu", "--precision", "fp32", "--hold-out", "0.1", "--extra-reward", "resemble"]
-STEPS = 4000
 TRIES = (4, 16, 64)  # k of best of k
 TRUTH_FROM = 500  # steps
 
@@ -59,7 +49,7 @@ def follow_truth(trainer: MADDPG) -> None:
     for agent in trainer.generators:
 
         def value(batch, agent=agent) -> Tensor:
-            rewards = answers.differentiable_resemble(batch.state, batch.images[agent.index])
+            rewards = answers.differentiable_resemble(batch.state, batch.policy_images[agent.index])
             return trainer.environment.normaliser.standardise(rewards) * (trainer.steps >= TRUTH_FROM)
 
         agent.extra_value = value
@@ -71,7 +61,7 @@ def follow_score_function(trainer: MADDPG) -> None:
     for agent in trainer.generators:
 
         def value(batch, agent=agent) -> Tensor:
-            act, images = batch.acts[agent.index], batch.images[agent.index]
+            act, images = batch.acts[agent.index], batch.policy_images[agent.index]
             rewards = torch.zeros(len(images))
             rewards[: batch.new] = environment.normaliser.standardise(
                 environment.extra(to_uint8(batch.state[: batch.new]).cpu(), to_uint8(images[: batch.new]).cpu())
@@ -100,47 +90,49 @@ class Scorer:
     def __init__(self, faces, held_out, extra, features: Path, count: int):
         """faces, held_out: ImageDatasets; features: of torch.export; count: prior samples."""
         self.faces, self.extra, self.count = faces, extra, min(count, len(faces))
-        self.states = torch.cat(list(pick(held_out, torch.arange(len(held_out)))))
-        self.embed, _ = exported_network(features, faces.device)
-        order = torch.randperm(len(faces), generator=stream(0, "reference"))
-        self.reals = streamed_features(self.embed, pick(faces, order[: self.count]), self.count)
+        self.states = torch.cat(list(comparison.pick(held_out, torch.arange(len(held_out)))))
+        self.embed, _ = feature_networks.exported_network(features, faces.device)
+        order = torch.randperm(len(faces), generator=random_streams.stream(0, "reference"))
+        self.reals = metrics.streamed_features(self.embed, comparison.pick(faces, order[: self.count]), self.count)
 
     def compare(self, images: Tensor) -> dict[str, float]:
         """FD, precision and recall of uint8 images (N, 3, S, S) against the images of training."""
-        found = feature_scores(streamed_features(self.embed, images.split(BATCH), len(images)), self.reals)
-        return {"fd": found["frechet"], "precision": found["precision"], "recall": found["recall"]}
+        scores = metrics.feature_scores(
+            metrics.streamed_features(self.embed, images.split(sampling.BATCH), len(images)), self.reals
+        )
+        return {"fd": scores["frechet"], "precision": scores["precision"], "recall": scores["recall"]}
 
     def score(self, trainer: MADDPG) -> dict:
         """All scores of the first generator; the policy's are of its answers to the held-out faces."""
         agent = trainer.generators[0]
-        sampler = Sampler(agent, self.faces)
-        given = sampler.answer(self.states)
-        found = answers.score_answers(self.extra, self.states, given)
+        sampler = sampling.Sampler(agent, self.faces)
+        policy_images = sampler.answer(self.states)
+        scores = answers.score_answers(self.extra, self.states, policy_images)
         if len(self.states) >= answers.CANDIDATES:
-            found["firsts"] = answers.share_of_firsts(self.extra, self.states, given)
-        images, _ = draw([sampler], "prior", self.count)
-        found |= {"prior": self.compare(images), "answers": self.compare(given)}
+            scores["firsts"] = answers.share_of_firsts(self.extra, self.states, policy_images)
+        images, _ = drawing.draw([sampler], "prior", self.count)
+        scores |= {"prior": self.compare(images), "answers": self.compare(policy_images)}
         others = images[torch.arange(len(self.states)) % len(images)]
-        found["prior"]["extra_reward"] = self.extra(self.states, others).mean().item()
+        scores["prior"]["extra_reward"] = self.extra(self.states, others).mean().item()
         if trainer.config.extra_reward == "resemble":
             recurrent = sampler.mid_episode[: len(self.faces)]
             states = self.faces.batch(torch.arange(len(recurrent)))
-            found |= answers.critic_cosines(agent, states, recurrent)
-        return found
+            scores |= answers.critic_cosines(agent, states, recurrent)
+        return scores
 
     def best_of(self, trainer: MADDPG, tries: int) -> dict:
         """For each held-out face the image with the highest reward of `tries` prior samples."""
-        sampler, chosen = Sampler(trainer.generators[0], None), []
-        for states in self.states.split(BATCH):
+        sampler, best = sampling.Sampler(trainer.generators[0], None), []
+        for states in self.states.split(sampling.BATCH):
             images = torch.stack([to_uint8(sampler.prior(sampler.noise(len(states)))).cpu() for _ in range(tries)])
             rewards = torch.stack([self.extra(states, some) for some in images])
-            chosen.append(images[rewards.argmax(dim=0), torch.arange(len(states))])
-        chosen = torch.cat(chosen)
-        return answers.score_answers(self.extra, self.states, chosen) | {"answers": self.compare(chosen)}
+            best.append(images[rewards.argmax(dim=0), torch.arange(len(states))])
+        images = torch.cat(best)
+        return answers.score_answers(self.extra, self.states, images) | {"answers": self.compare(images)}
 
     def nearest_real(self, count: int = 500) -> dict:
         """For each held-out face the one with the highest reward of `count` other real faces."""
-        others = torch.cat(list(pick(self.faces, torch.arange(min(count, len(self.faces))))))
+        others = torch.cat(list(comparison.pick(self.faces, torch.arange(min(count, len(self.faces))))))
         best = [self.extra(state.expand(len(others), -1, -1, -1), others).max() for state in self.states]
         return {"extra_reward": torch.stack(best).mean().item()}
 
@@ -149,75 +141,66 @@ def train_and_score(trainer: MADDPG, scorer: Scorer, steps: int) -> dict:
     """Trains for `steps` steps; the scores, the critic's R^2 over the last 500 steps, and seconds of CPU time."""
     explained, began = [], time.process_time()
     while trainer.steps < steps:
-        metrics = trainer.step()
+        logged = trainer.step()
         if trainer.steps > max(1, steps - 500):  # the first step has no rewards yet
-            explained.append(metrics["generator/reward_critic_r2"].item())
+            explained.append(logged["generator/reward_critic_r2"].item())
     seconds = time.process_time() - began
-    found = {"steps": steps, "images": trainer.images_seen, "cpu_seconds": round(seconds, 1)}
-    return found | {"reward_critic_r2": sum(explained) / len(explained)} | scorer.score(trainer)
+    scores = {"steps": steps, "images": trainer.images_seen, "cpu_seconds": round(seconds, 1)}
+    return scores | {"reward_critic_r2": sum(explained) / len(explained)} | scorer.score(trainer)
+
+
+def run_setting(options: argparse.Namespace, base: dict, setting: str, seed: int) -> Iterator[tuple[str, dict]]:
+    """Trains; yields the name and scores of the setting, with "weight 0" also of its references. Raises UserError."""
+    _, changes, change = SETTINGS[setting]
+    config = complete(base | changes | {"seed": seed})
+    check(config)
+    if change is follow_truth and config.extra_reward != "resemble":
+        raise UserError("The true gradient is known for resemble alone: leave it out with --only.")
+    config = devices.settle(config)
+    torch.set_num_threads(int(config.threads))
+    pixels, extra = session.load_pixels(config), session.load_reward(config, base)
+    trainer, _ = session.build(config, pixels, extra=extra)
+    held_out = ImageDataset(session.load_pixels(config, held_out=True), config.device)
+    scorer = Scorer(trainer.dataset, held_out, extra, options.features, options.count)
+    if change:
+        change(trainer)
+    yield setting, train_and_score(trainer, scorer, options.steps)
+    if setting == "weight 0":
+        for tries in TRIES:
+            yield f"best of {tries}", scorer.best_of(trainer, tries)
+        yield "nearest real face", scorer.nearest_real()
+    if options.keep:
+        state = {"config": vars(config), "faces": trainer.dataset.fingerprint, "best": None}
+        name = f"{setting}-{config.extra_reward}-{config.extra_weight}-{seed}.pt".replace(" ", "-")
+        checkpoint.save(options.keep / name, state | {"trainer": trainer.state_dict()})
 
 
 def measure(options: argparse.Namespace, base: dict) -> None:
     """Makes the lines that options.out lacks. Raises UserError."""
-    lines = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
-    there = {(line["setting"], line["seed"], line.get("steps"), json.dumps(line["flags"])) for line in lines}
-
-    def write(setting: str, seed: int, flags: dict, scores: dict) -> None:
-        line = {"setting": setting, "seed": seed, "flags": flags} | scores
-        line |= {"features": f"{options.features.name} {digest(options.features)}", "torch": torch.__version__}
-        with open(options.out, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
+    network = f"{options.features.name} {feature_networks.digest(options.features)}"
+    lines = ablation.read_lines(options.out, "setting", "seed", "flags") if options.out.exists() else []
+    there = [(line["setting"], line["seed"], line.get("steps"), line["flags"]) for line in lines]
     for seed in options.seeds:
         for setting in options.only:
-            _, changes, change = SETTINGS[setting]
-            flags = {key: value for key, value in (base | changes).items() if key not in ("data", "models_dir")}
-            if (setting, seed, options.steps, json.dumps(flags)) in there:
+            flags = {key: v for key, v in (base | SETTINGS[setting][1]).items() if key not in ("data", "models_dir")}
+            if (setting, seed, options.steps, flags) in there:
                 continue
-            config = complete(base | changes | {"seed": seed})
-            check(config)
-            if change is follow_truth and config.extra_reward != "resemble":
-                raise UserError("The true gradient is known for resemble alone: leave it out with --only.")
-            config = settle(config)
-            pixels, extra = load_pixels(config), load_reward(config, base)
-            trainer, _ = build(config, pixels, extra=extra)
-            held_out = ImageDataset(load_pixels(config, held_out=True), config.device)
-            scorer = Scorer(trainer.dataset, held_out, extra, options.features, options.count)
-            if change:
-                change(trainer)
-            write(setting, seed, flags, train_and_score(trainer, scorer, options.steps))
-            if setting == "weight 0":
-                for tries in TRIES:
-                    write(f"best of {tries}", seed, flags, scorer.best_of(trainer, tries))
-                write("nearest real face", seed, flags, scorer.nearest_real())
-            if options.keep:
-                state = {"config": vars(config), "faces": trainer.dataset.fingerprint, "best": None}
-                name = f"{setting}-{config.extra_reward}-{config.extra_weight}-{seed}.pt".replace(" ", "-")
-                checkpoint.save(options.keep / name, state | {"trainer": trainer.state_dict()})
-
-
-def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict]:
-    """The command line: what is this program's, and the parameters of all runs. Exits with 2 on a bad word."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=user_path, default=Path("rewards.jsonl"), help="the lines (default %(default)s)")
-    parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="some settings")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default 0 1 2")
-    parser.add_argument("--steps", type=int, default=STEPS, help="of each run (default %(default)s)")
-    parser.add_argument("--count", type=int, default=5000, help="prior samples that are scored (default %(default)s)")
-    parser.add_argument("--keep", type=user_path, metavar="FOLDER", help="save a checkpoint of each run here")
-    parser.add_argument(
-        "--features", type=user_path, default=ROOT / "experiments" / "face_features.pt2", metavar="NET.pt2",
-        help="the network of the scores (default: the one beside this program)",
-    )  # fmt: skip
-    options, rest = parser.parse_known_args(arguments)
-    return options, runs.base_of(parser, [*BASE, *rest])
+            for name, scores in run_setting(options, base, setting, seed):
+                line = {"setting": name, "seed": seed, "flags": flags} | scores
+                ablation.append_line(options.out, line | {"features": network, "torch": torch.__version__})
 
 
 @as_program
 def main(arguments: list[str] | None = None) -> int:
     """The program; returns its exit status."""
-    options, base = parse(sys.argv[1:] if arguments is None else arguments)
-    return runs.finish("rewards.py", lambda: measure(options, base), options.out)
+    parser = ablation.new_parser(__doc__, SETTINGS, "rewards.jsonl", [0, 1, 2])
+    add = parser.add_argument
+    add("--steps", type=int, default=4000, help="of each run (default %(default)s)")
+    add("--keep", type=user_path, metavar="FOLDER", help="save a checkpoint of each run here")
+    add("--features", type=user_path, default=ablation.FACE_FEATURES, metavar="NET.pt2", help="network of the scores")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options, base = ablation.parse_base(parser, arguments, BASE, steps=2, count=4)
+    return ablation.finish("rewards.py", lambda: measure(options, base), options.out)
 
 
 if __name__ == "__main__":

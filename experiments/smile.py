@@ -9,7 +9,6 @@ of the faces is held out, by a hash of their names. The weights are derived from
 Exit status 2: a mistake in the settings or the data, said in one sentence.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -18,16 +17,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from experiments.face_features import applied, load_data, moved  # noqa: E402
+from experiments.face_features import evaluate, fit, load_data, move, parse  # noqa: E402
 from magnet.game.smile import SIZE, WEIGHTS, SmileClassifier  # noqa: E402
 from magnet.support.atomic_files import write_atomically  # noqa: E402
 from magnet.support.errors import UserError  # noqa: E402
 from magnet.support.output import as_program  # noqa: E402
-from magnet.support.paths import expand, user_path  # noqa: E402
 from magnet.support.random_streams import derived_seed, stream  # noqa: E402
 
 ATTRIBUTE = "Smiling"
-BATCH, LR, WEIGHT_DECAY = 64, 4e-3, 0.05
+LR = 4e-3
 SHIFT = 2  # pixels: the largest shift of a face in training
 NOISE = 8.0  # grey levels: the largest standard deviation of the noise
 
@@ -38,7 +36,7 @@ def augment(pixels: Tensor, random: torch.Generator) -> Tensor:
     Each one is mirrored or not, shifted, blurred (from not at all to a 3x3 binomial filter) and gets noise. Generated
     images are blurred and noisy too: the classifier must not take either for a smile.
     """
-    images = moved(pixels, random, SHIFT).float()
+    images = move(pixels, random, SHIFT).float()
     share, deviation = torch.rand(2, len(images), 1, 1, 1, generator=random)
     kernel = torch.tensor([1.0, 2.0, 1.0]) / 4
     kernel = (kernel[:, None] * kernel).expand(3, 1, 3, 3)
@@ -53,27 +51,8 @@ def train_classifier(pixels: Tensor, smiling: Tensor, epochs: int, seed: int) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, "weights"))
         classifier = SmileClassifier()
-    random = stream(seed, "batches")
-    steps = -(-len(pixels) // BATCH)
-    optimizer = torch.optim.AdamW(classifier.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=epochs * steps)
-    for epoch in range(epochs):
-        total = 0.0
-        for batch in torch.randperm(len(pixels), generator=random).tensor_split(steps):
-            logits = classifier(augment(pixels[batch], random))
-            loss = nn.functional.binary_cross_entropy_with_logits(logits, smiling[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            total += loss.item() / steps
-        print(f"epoch {epoch + 1}/{epochs}: loss {total:.4f}", flush=True)
+    fit(classifier, pixels, smiling, augment, LR, epochs, stream(seed, "batches"))
     return classifier.eval()
-
-
-def halve(classifier: nn.Module) -> dict[str, Tensor]:
-    """The state of the classifier, its floats in half precision."""
-    return {name: t.half() if t.is_floating_point() else t for name, t in classifier.state_dict().items()}
 
 
 def save(classifier: nn.Module, held_out_pixels: Tensor, held_out_smiling: Tensor, out: Path) -> str:
@@ -81,9 +60,10 @@ def save(classifier: nn.Module, held_out_pixels: Tensor, held_out_smiling: Tenso
 
     The accuracy is that of the rounded weights. held_out_pixels: uint8 (N, 3, 32, 32). held_out_smiling: (N,) 0 or 1.
     """
-    network = halve(classifier)
+    state = classifier.state_dict()
+    network = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
     classifier.load_state_dict(network)
-    right = ((applied(classifier, held_out_pixels, "cpu") > 0) == held_out_smiling).double().mean().item()
+    right = ((evaluate(classifier, held_out_pixels) > 0) == held_out_smiling).double().mean().item()
     saved = {"network": network, "accuracy": right, "held_out": len(held_out_smiling)}
     write_atomically(out, lambda file: torch.save(saved, file))
     share = held_out_smiling.mean().item()
@@ -92,35 +72,13 @@ def save(classifier: nn.Module, held_out_pixels: Tensor, held_out_smiling: Tenso
     )
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
-    """The command line. Exits with 2 on a bad word."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--data", type=expand, default="data/celeba", help="folder or .zip of CelebA's images (default %(default)s)"
-    )
-    parser.add_argument(
-        "--attributes", type=user_path, default=Path("data/celeba/list_attr_celeba.txt"), help="default %(default)s"
-    )
-    parser.add_argument("--out", type=user_path, default=WEIGHTS, help="the file of the weights (default %(default)s)")
-    parser.add_argument("--epochs", type=int, default=50, help="passes over the faces (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and batches (default %(default)s)")
-    options = parser.parse_args(arguments)
-    if options.epochs < 1:
-        parser.error(f"--epochs is {options.epochs}, but must be at least 1")
-    if not options.out.parent.is_dir():
-        parser.error(f"--out: there is no folder {options.out.parent}")
-    return options
-
-
 @as_program
 def main(arguments: list[str] | None = None) -> int:
     """The program; returns its exit status."""
-    options = parse(sys.argv[1:] if arguments is None else arguments)
+    options = parse(arguments, __doc__, epochs=50, out=WEIGHTS)
     try:
-        pixels, smiling, held_out = load_data(options.data, options.attributes, SIZE, ATTRIBUTE)
-        smiling = smiling.squeeze(1)
-        classifier = train_classifier(pixels[~held_out], smiling[~held_out], options.epochs, options.seed)
-        print(save(classifier, pixels[held_out], smiling[held_out], options.out))
+        training, held_out = load_data(options.data, options.attributes, SIZE, ATTRIBUTE)
+        print(save(train_classifier(*training, options.epochs, options.seed), *held_out, options.out))
     except (UserError, OSError) as error:
         print(f"smile.py: {error}", file=sys.stderr)
         return 2

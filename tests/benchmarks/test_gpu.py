@@ -3,13 +3,13 @@
 import json
 import os
 import re
+from pathlib import Path
 
 import pytest
 from conftest import small_config
 from PIL import Image
-from test_benchmarks import ROOT
 
-from benchmarks import gpu, gpu_work, worker
+from benchmarks import gpu, gpu_work, measure
 
 WORDS = "--image-size 32 --width 4 --nz 6 --batch-size 16 --precision fp32 --device cpu --r1-every 2".split()
 
@@ -27,7 +27,10 @@ def median(cell: str) -> float:
     return middle
 
 
-def test_the_report_has_every_part(place, capsys):
+def test_the_report_has_every_part(place, capsys, monkeypatch):
+    monkeypatch.setattr(gpu_work.Worker, "__call__", lambda self, work, *given: gpu_work.attempt(work, given))
+    monkeypatch.setattr(measure, "MEASURE_EVERY", 1)
+    monkeypatch.setattr(measure, "TARGETS_EVERY", 1)
     # The replay buffer is too small for the batches of 64 and 128.
     words = [*WORDS, "--replay-size", "20", "--data", "faces", "--minutes", "0.01", "--out", "report.md"]
     assert gpu.main(words) == 0
@@ -59,38 +62,35 @@ def test_the_report_has_every_part(place, capsys):
         assert grid.width > 8 * 32
     assert "(report.png)" in parts["Training"]
     assert "`python3 benchmarks/gpu.py --image-size 32" in parts["Sending it"]
-    assert "name: GPU report\n" in (ROOT / ".github/ISSUE_TEMPLATE/gpu-report.md").read_text()
-    assert '"GPU report"' in parts["Sending it"]
+    form = Path(gpu.ROOT, ".github/ISSUE_TEMPLATE/gpu-report.md").read_text()
+    assert "name: GPU report\n" in form and '"GPU report"' in parts["Sending it"]
     assert "turn 1 of at most 5: | MAGNET | 16 |" in capsys.readouterr().out
 
 
 def test_after_a_process_that_dies_or_fails_the_next_begins_anew():
-    with worker.Worker() as call:
+    with gpu_work.Worker(1) as call:
         assert call(os._exit, 1).startswith("failed: BrokenProcessPool: ")
-        assert call(divmod, 7, 2) == (3, 1)
+        assert call(gpu_work.describe, "cpu")["device"] == "cpu"
         assert call(json.loads, "a|b\nc").startswith("failed: JSONDecodeError: Expecting value: line 1")
         assert call.pool is None
-
-
-def test_a_long_error_is_one_cell_of_one_line():
-    cell = worker.failure(RuntimeError("CUDA error: a | b\nCompile with more\n" + "x" * 1000))
+    cell = gpu_work.failure(RuntimeError("CUDA error: a | b\nCompile with more\n" + "x" * 1000))
     assert cell == "failed: RuntimeError: CUDA error: a / b"
-    assert len(worker.failure(RuntimeError("x" * 1000))) < 200
+    assert len(gpu_work.failure(RuntimeError("x" * 1000))) < 200
 
 
 @pytest.mark.parametrize(("capability", "precisions"), [((7, 5), {"fp16", "fp32"}), ((8, 0), set(gpu.PRECISIONS))])
 def test_a_gpu_is_measured_with_and_without_graphs_in_what_it_can(capability, precisions, monkeypatch):
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
     config = small_config(device="cuda", batch_size=16, precision="fp32")
-    found = gpu.settings(config)
-    assert len(found) == len(set(found)) == 2 * len(precisions) * (3 + 1) + 2
-    assert {one.config.precision for one in found} == precisions
-    assert {one.config.cuda_graphs for one in found if not one.in_memory} == {"auto", "off"}
-    assert [one.config.batch_size for one in found if one.in_memory] == [16, 128] and gpu.Setting(config) in found
+    settings = gpu.list_settings(config)
+    assert len(settings) == len(set(settings)) == 2 * len(precisions) * (3 + 1) + 2
+    assert {one.config.precision for one in settings} == precisions
+    assert {one.config.cuda_graphs for one in settings if not one.in_memory} == {"auto", "off"}
+    assert [one.config.batch_size for one in settings if one.in_memory] == [16, 128] and gpu.Setting(config) in settings
 
 
 def test_weights_that_differ_are_seen():
-    trainers = [gpu_work.new_trainer(small_config(device="cpu"))[0] for _ in range(2)]
+    trainers = [measure.new_trainer(small_config(device="cpu")) for _ in range(2)]
     assert gpu_work.difference(*trainers) == 0
     weight = next(trainers[1].agents[0].networks["generator"].parameters())
     weight.data *= 1.5
@@ -101,8 +101,8 @@ def test_weights_that_differ_are_seen():
     ("words", "sentence"),
     [
         (["--device", "auto"], "PyTorch sees no GPU: "),
-        (["--minutes", "0"], "--minutes must be above 0."),
-        (["--algorithm", "gan"], "MAGNET is measured beside the plain GAN, on images: leave out what asks for else."),
+        (["--minutes", "0"], "--minutes is 0, but must be above 0 and below a million."),
+        (["--data", "gaussians-8"], "--data gaussians-8 has no images"),
         (["--out", "nowhere/report.md"], "cannot write nowhere/report.md (No such file or directory): "),
     ],
 )

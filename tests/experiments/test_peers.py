@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from experiments import peers
 
@@ -24,47 +23,33 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--dataset", required=True)
-parser.add_argument("--dataroot")
-parser.add_argument("--workers", type=int, default=2)
-parser.add_argument("--batchSize", type=int, default=8)
-parser.add_argument("--imageSize", type=int, default=64)
-parser.add_argument("--niter", type=int, default=25)
-parser.add_argument("--outf", default=".")
-parser.add_argument("--manualSeed", type=int)
+for flag in ("dataset", "dataroot", "outf"):
+    parser.add_argument(f"--{flag}", required=True)
+for flag in ("workers", "imageSize", "niter", "manualSeed"):
+    parser.add_argument(f"--{flag}", type=int, required=True)
 opt = parser.parse_args()
-assert opt.dataset == "folder" and opt.workers == 0 and opt.manualSeed == 3
-torch.manual_seed(opt.manualSeed)
+assert opt.dataset == "folder" and opt.workers == 0 and opt.manualSeed == 3 and torch.get_num_threads() == 1
 dataset = datasets.ImageFolder(opt.dataroot, transforms.ToTensor())
 assert dataset[0][0].shape == (3, opt.imageSize, opt.imageSize)
-dataloader = DataLoader(dataset, batch_size=opt.batchSize, shuffle=True, num_workers=opt.workers)
+dataloader = DataLoader(dataset, batch_size=8, shuffle=True, num_workers=opt.workers)
 nz = 5
 netG = nn.Sequential(nn.ConvTranspose2d(nz, 3, opt.imageSize), nn.Tanh())
 optimizer = optim.Adam(netG.parameters(), lr=1e-2)
 for epoch in range(opt.niter):
-    for i, (real, _) in enumerate(dataloader):
+    for real, _ in dataloader:
         netG.zero_grad()
-        error = (netG(torch.randn(len(real), nz, 1, 1)).mean(dim=0) - real.mean(dim=0)).square().mean()
-        error.backward()
+        (netG(torch.randn(len(real), nz, 1, 1)).mean(dim=0) - real.mean(dim=0)).square().mean().backward()
         optimizer.step()
-        print(f"[{epoch}][{i}] {error.item():.4f}")
         while SLOW:
             pass
 """
 
 
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A working folder with 12 pictures of 80x70 in faces/ and a stand-in of the checkout of dcgan."""
-    random = np.random.default_rng(0)
-    (tmp_path / "faces").mkdir()
-    (tmp_path / "dcgan").mkdir()
-    for i in range(12):
-        pixels = random.integers(0, 256, (7, 8, 3), dtype=np.uint8).repeat(10, axis=0).repeat(10, axis=1)
-        Image.fromarray(pixels).save(tmp_path / "faces" / f"{i:02d}.png")
-    (tmp_path / "dcgan" / "main.py").write_text(DCGAN.replace("SLOW", "False"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+@pytest.fixture(autouse=True)
+def checkout(place):
+    """A stand-in of the checkout of dcgan."""
+    (place / "dcgan").mkdir()
+    (place / "dcgan" / "main.py").write_text(DCGAN.replace("SLOW", "False"))
 
 
 def lines(path):
@@ -81,6 +66,7 @@ def test_programs_are_trained_for_the_time_and_scored_once(place, capsys):
         assert line["images"] > 0 and line["seed"] == 3 and line["seconds"] == 2
         assert all(np.isfinite(line[score]) for score in SCORES) and SCORES < line.keys()
         assert line["protocol"]["count"] == 8 and line["machine"]["threads"] == 1
+        assert line["protocol"]["flags"]["threads"] == "1"
     assert found[0]["images"] % 4 == 0 and found[0]["images"] < found[1]["images"]  # a plain GAN's steps cost less
     assert found[2]["version"] == "unknown"  # no git
 
@@ -125,6 +111,8 @@ def test_failures_are_told_and_tried_again(place, capsys):
         (["--only", "dcgan"], "dcgan is missing"),
         (["--only", "gan", "mimicry", "--mimicry", "faces"], "mimicry is missing"),
         (["--image-size", "32"], "pictures of 64x64"),
+        (["--threads", "2"], "in one thread: leave out --threads"),
+        (["--device", "cuda"], "leave out --threads and --device"),
         (["--table", "faces/00.png"], "other lines"),
         (["--table", "none.jsonl"], "none.jsonl"),
     ],

@@ -49,20 +49,12 @@ def test_the_score_function_is_the_reward_times_the_gradient_of_the_actions_log_
     assert expected[:6].abs().sum() > 0
 
 
-def test_lines_are_made_once_and_more_tries_earn_more(place, thumbnail, capsys):
+def test_lines_are_made_once_and_more_tries_earn_more(place, thumbnail, capsys, monkeypatch):
     pytest.importorskip("torch_fidelity")
-    words = [
-        *TINY,
-        "--out",
-        "lines.jsonl",
-        "--features",
-        str(thumbnail),
-        "--keep",
-        "kept",
-        "--only",
-        "critic",
-        "weight 0",
-    ]
+    threads = []
+    words = [*TINY, "--out", "lines.jsonl", "--features", str(thumbnail), "--keep", "kept", "--threads", "1"]
+    words += ["--only", "critic", "weight 0"]
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
     for _ in range(2):
         (place / "kept").mkdir(exist_ok=True)
         assert rewards.main(words) == 0
@@ -72,6 +64,9 @@ def test_lines_are_made_once_and_more_tries_earn_more(place, thumbnail, capsys):
     tries = [lines[f"best of {k}"]["extra_reward"] for k in (4, 16, 64)]
     assert tries == sorted(tries) and tries[0] > lines["weight 0"]["prior"]["extra_reward"]
     assert lines["critic"]["images"] == 24 and {"fd", "recall"} <= lines["critic"]["answers"].keys()
-    assert len(list((place / "kept").glob("*.pt"))) == 2
+    assert len(list((place / "kept").glob("*.pt"))) == 2 and threads == [1, 1]
     assert rewards.main([*words, "--algorithm", "gan"]) == 2
     assert "plain GAN" in capsys.readouterr().err
+    (place / "lines.jsonl").write_text("{}\n")
+    assert rewards.main(words) == 2
+    assert "lines.jsonl holds other lines" in capsys.readouterr().err
