@@ -63,8 +63,10 @@ def follow_score_function(trainer: MADDPG) -> None:
         def value(batch, agent=agent) -> Tensor:
             act, images = batch.acts[agent.index], batch.policy_images[agent.index]
             rewards = torch.zeros(len(images))
-            rewards[: batch.new] = environment.normaliser.standardise(
-                environment.extra(to_uint8(batch.state[: batch.new]).cpu(), to_uint8(images[: batch.new]).cpu())
+            rewards[: batch.new_rows] = environment.normaliser.standardise(
+                environment.extra(
+                    to_uint8(batch.state[: batch.new_rows]).cpu(), to_uint8(images[: batch.new_rows]).cpu()
+                )
             )  # as many calls as the critic's run makes
             error = act.action.detach() - (1 - sigma**2) ** 0.5 * act.policy
             return -rewards * error.square().sum(dim=1) / (2 * sigma**2)

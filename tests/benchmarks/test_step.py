@@ -80,7 +80,7 @@ def test_the_games_take_turns_and_the_last_line_has_all(short_periods, capsys, m
 
 
 def test_each_game_differs_from_the_flags_in_what_its_name_says():
-    config = small_config(returns="hinge", gamma=0.9, r1=0.1, replay_fraction=0.25)
+    config = small_config(reward_function="hinge", gamma=0.9, r1=0.1, replay_fraction=0.25)
     games = step.make_configs(config, ["3x2"])
     gan = {"reward_function": "hinge", "algorithm": "gan", "gamma": 0.0}
     assert games == {
