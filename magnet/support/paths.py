@@ -1,6 +1,6 @@
 """Where the programs and their files lie, and paths as a user writes them.
 
-A `~` that the shell left alone (`--data=~/photos`) is the home folder here too.
+`~` means the home folder, also where the shell leaves it alone (`--data=~/photos`).
 """
 
 import os
@@ -18,7 +18,7 @@ def command_of(program: str) -> str:
 
 
 def expand(path: str) -> str:
-    """`path` with a leading `~` or `~NAME` replaced by that home folder, if there is one."""
+    """Replaces a leading `~` or `~NAME` by that home folder, if there is one."""
     try:
         return os.path.expanduser(path)
     except ValueError:  # a zero byte
@@ -26,5 +26,5 @@ def expand(path: str) -> str:
 
 
 def user_path(path: str | Path) -> Path:
-    """The type of all paths on a command line, expanded."""
+    """Expands a path. It is the type of all paths on a command line."""
     return Path(expand(os.fspath(path)))
