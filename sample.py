@@ -84,7 +84,7 @@ def find_photos(options: argparse.Namespace, config) -> Sequence:
     if options.data == "synthetic":
         photos = load_faces("synthetic", config.image_size)
     else:
-        photos = find_images(Path(options.data), tell=True, outputs=[config.models_dir])
+        photos = find_images(Path(options.data), verbose=True, outputs=[config.models_dir])
     if not (options.images or options.npz):
         photos = photos[:BATCH]  # the grid shows fewer, but a batch of another size is rounded otherwise
     return photos[: options.count]
