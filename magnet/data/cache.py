@@ -13,18 +13,18 @@ from pathlib import Path
 from magnet.support.paths import INSTALLED, ROOT
 
 
-def cache_folders() -> list[Path]:
+def list_cache_folders() -> list[Path]:
     """Returns the folders that may hold arrays. A new array goes to the first one that can be written."""
     if folder := os.environ.get("MAGNET_CACHE"):
         return [Path(os.path.expanduser(folder))]
     home = os.environ.get("XDG_CACHE_HOME", "")
-    of_user = Path(home if os.path.isabs(home) else os.path.expanduser("~/.cache"), "magnet")
-    return [of_user] if INSTALLED else [ROOT / "data" / "cache", of_user]
+    user_folder = Path(home if os.path.isabs(home) else os.path.expanduser("~/.cache"), "magnet")
+    return [user_folder] if INSTALLED else [ROOT / "data" / "cache", user_folder]
 
 
 def find_cache_path(name: str) -> Path:
     """Returns the path of the file `name` in the cache, which may not exist yet."""
-    paths = [folder / name for folder in cache_folders()]
+    paths = [folder / name for folder in list_cache_folders()]
     for path in paths:
         if path.exists():
             return path

@@ -1,6 +1,6 @@
 """Images in a .zip archive, read without unpacking it.
 
-images = members(Path("img_align_celeba.zip"))
+images = list_members(Path("img_align_celeba.zip"))
 head = images[0].open().read(16)
 """
 
@@ -42,7 +42,7 @@ class ZippedImage:
         return self.archive.open(self.info)
 
 
-def members(path: Path) -> list[ZippedImage]:
+def list_members(path: Path) -> list[ZippedImage]:
     """Lists all files in an archive, sorted by name. Raises OSError, BadZipFile, RuntimeError, ValueError."""
     archive = zipfile.ZipFile(path)  # it closes when its last image is gone
     infos = sorted(archive.infolist(), key=lambda info: info.filename)

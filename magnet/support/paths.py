@@ -9,11 +9,11 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1]
 INSTALLED = (PACKAGE.parent / "magnet_programs").is_dir()  # pip puts the programs there (pyproject.toml)
 ROOT = PACKAGE.parent / "magnet_programs" if INSTALLED else PACKAGE.parent
-SHIPPED = ROOT / "models" / "celeba-64.pt"  # trained weights (models/README.md)
+CELEBA_64 = ROOT / "models" / "celeba-64.pt"  # models/README.md
 
 
 def command_of(program: str) -> str:
-    """The command that starts a program, such as `train`."""
+    """Returns the command that starts a program, such as `train`."""
     return f"magnet-{program.replace('_', '-')}" if INSTALLED else f"python3 {program}.py"
 
 
