@@ -1,14 +1,14 @@
-"""Fetch CelebA: the official archive of aligned faces, checked and unpacked to data/celeba/img_align_celeba/.
+"""Download CelebA: check the official archive of aligned faces and unpack it to data/celeba/img_align_celeba/.
 
-With --attributes the official list of the faces' 40 attributes instead, as data/celeba/list_attr_celeba.txt.
+With --attributes, download the official list of the faces' 40 attributes to data/celeba/list_attr_celeba.txt instead.
 
     python3 download_celeba.py                                          # 1.4 GB from Google Drive
-    python3 download_celeba.py --from-zip img_align_celeba.zip          # an archive that you fetched by hand
+    python3 download_celeba.py --from-zip img_align_celeba.zip          # an archive that you downloaded by hand
     python3 download_celeba.py --url https://example.org/celeba.zip     # a mirror
     python3 download_celeba.py --attributes                             # 27 MB; also with --url or --from-file
 
-Stop it at any time: the same command goes on with the download, or unpacks afresh. Work in progress stays in
-data/celeba.download/; img_align_celeba/ appears by one rename, when every image of it is there.
+You can stop it at any time: the same command resumes the download, or unpacks afresh. Work in progress stays in
+data/celeba.download/. One rename makes img_align_celeba/ appear when every image of it is there.
 
 Exit codes: 0 done or nothing to do, 1 failure (network, archive, disk), 2 wrong arguments, 130 stopped by Ctrl-C.
 """
@@ -25,9 +25,19 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from magnet.data.archives import FOLDER, MAX_UNPACKED, Archive, BadArchive, OtherArchive, require_space, unpack, verify
+from magnet.data.archives import (
+    FOLDER,
+    MAX_UNPACKED,
+    Archive,
+    BadArchive,
+    UnofficialArchive,
+    extract_images,
+    require_space,
+    verify,
+)
 from magnet.support.errors import UserError, one_line
 from magnet.support.locks import locked
 from magnet.support.output import as_program
@@ -37,7 +47,7 @@ HOMEPAGE = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 DATA_DIR = Path("data/celeba")
 MARKER = ".complete.json"
 TIMEOUT = (10, 60)  # seconds to connect, and between two bytes of the answer
-PATIENCE = 600  # seconds for half a megabyte: what keeps to the TIMEOUT can still take for ever
+STALL_SECONDS = 600  # for half a megabyte: a server that keeps to the TIMEOUT can still take for ever
 RETRIES = 5  # Drive cuts downloads that take an hour
 
 
@@ -49,12 +59,9 @@ def main(argv: list[str] | None = None, archive: Archive | None = None) -> int:
         archive = dataclasses.replace(archive, url=args.url)
     if args.any_archive:
         archive = dataclasses.replace(archive, size=None, md5=None, images=None)
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it would print a traceback for a header that it cannot read
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it prints a traceback for a header that it cannot read
     try:
-        if args.attributes:
-            install_attributes(archive, args.data_dir, args.from_zip)
-        else:
-            install(archive, args.data_dir, args.from_zip, args.keep_zip)
+        install(archive, args)
     except KeyboardInterrupt:
         print("\nStopped; the same command goes on from here.", file=sys.stderr)
         return 130
@@ -68,11 +75,11 @@ def main(argv: list[str] | None = None, archive: Archive | None = None) -> int:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Fetch, check and unpack the CelebA faces.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(description="Download, check and unpack the CelebA faces.", allow_abbrev=False)
     parser.add_argument(
         "--data-dir", type=user_path, default=DATA_DIR, help="folder for the images (default: %(default)s)"
     )
-    parser.add_argument("--attributes", action="store_true", help="fetch the list of attributes, not the images")
+    parser.add_argument("--attributes", action="store_true", help="download the list of attributes, not the images")
     source = parser.add_mutually_exclusive_group()
     about = "use this archive or list, and leave it where it is"
     source.add_argument("--from-zip", "--from-file", type=user_path, metavar="PATH", help=about)
@@ -88,14 +95,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def find_archive(attributes: bool) -> Archive:
-    """CelebA's images, or the list of their attributes. torchvision knows both ids on Google Drive and both MD5s."""
-    from torchvision.datasets import CelebA  # here, for its import takes seconds: --help is immediate
+    """Describes the archive of images, or the list of attributes. torchvision has their Google Drive ids and MD5s."""
+    from torchvision.datasets import CelebA  # here: its import takes seconds, and --help answers at once
 
-    known = {name: (f"https://drive.google.com/file/d/{drive}/view", md5) for drive, md5, name in CelebA.file_list}
+    files = {name: (f"https://drive.google.com/file/d/{drive}/view", md5) for drive, md5, name in CelebA.file_list}
     if not attributes:
-        url, md5 = known["img_align_celeba.zip"]
+        url, md5 = files["img_align_celeba.zip"]
         return Archive(f"{url}?resourcekey=0-dYn9z10tMJOBAkviAcfdyQ", 1_443_490_838, md5, images=202_599)
-    url, md5 = known["list_attr_celeba.txt"]
+    url, md5 = files["list_attr_celeba.txt"]
     return Archive(
         url, 26_721_026, md5, images=None, name="list_attr_celeba.txt",
         head=rb"\d+\s",  # the number of its rows
@@ -103,19 +110,29 @@ def find_archive(attributes: bool) -> Archive:
     )  # fmt: skip
 
 
-def install(archive: Archive, data_dir: Path, from_zip: Path | None, keep_zip: bool) -> None:
-    if not work_path(data_dir).exists() and say_if_complete(data_dir):  # before a lock, which a read-only disk refuses
+def install(archive: Archive, args: argparse.Namespace) -> None:
+    """Installs the images, or the list of attributes, unless they are there already. Raises UserError and OSError."""
+    data_dir, target = args.data_dir, args.data_dir / archive.name
+    is_done = partial(report_if_valid, target, archive) if args.attributes else partial(report_if_complete, data_dir)
+    if not locate_work_folder(data_dir).exists() and is_done():  # before a lock, which a read-only disk refuses
         return
-    with work_folder(data_dir) as work:
-        if say_if_complete(data_dir):  # thanks to the process that we waited for, or one killed after its last rename
-            if not keep_zip:
-                fetched(archive, work).unlink(missing_ok=True)
+    with open_work_folder(data_dir) as work:
+        if is_done():  # by the process that we waited for, or by one killed after its last rename
+            if not args.keep_zip:
+                locate_archive(archive, work).unlink(missing_ok=True)
             return
-        if any((data_dir / FOLDER).glob("*")) or any(data_dir.glob("*.jpg")):
+        if not args.attributes and (any((data_dir / FOLDER).glob("*")) or any(data_dir.glob("*.jpg"))):
             raise UserError(f"{data_dir} has other images or part of a set: use them, or move them away and run again")
-        with checked(archive, work, data_dir, from_zip, keep_zip) as (path, folder, record):
-            record["images"] = unpack(path, archive, folder)
-            publish(folder, record, data_dir)
+        with open_archive(archive, work, args) as (path, folder, record):
+            if args.attributes:
+                folder.mkdir()
+                os.replace(shutil.copyfile(path, folder / archive.name), target)
+            else:
+                record["images"] = extract_images(path, archive, folder)
+                publish(folder, record, data_dir)
+    if args.attributes:
+        print(f"The attributes are in {target}\nNext: python3 experiments/face_features.py --help")
+        return
     print(f"{record['images']:,} images are in {data_dir / FOLDER}")
     print(f"CelebA is for non-commercial research only and must not be passed on: {HOMEPAGE}")
     import torch  # here, as torchvision above
@@ -124,46 +141,29 @@ def install(archive: Archive, data_dir: Path, from_zip: Path | None, keep_zip: b
     print(f"Next: {command_of('train')}{preset}" + ("" if data_dir == DATA_DIR else f' --data "{data_dir}"'))
 
 
-def install_attributes(archive: Archive, data_dir: Path, from_file: Path | None) -> None:
-    target = data_dir / archive.name
-    if not work_path(data_dir).exists() and say_if_right(target, archive):
-        return
-    with work_folder(data_dir) as work:
-        if say_if_right(target, archive):
-            fetched(archive, work).unlink(missing_ok=True)
-            return
-        with checked(archive, work, data_dir, from_file, keep=False) as (path, folder, _):
-            folder.mkdir()
-            os.replace(shutil.copyfile(path, folder / archive.name), target)
-    print(f"The attributes are in {target}")
-    print("Next: python3 experiments/face_features.py --help")
-
-
 @contextlib.contextmanager
-def checked(
-    archive: Archive, work: Path, data_dir: Path, from_file: Path | None, keep: bool
-) -> Iterator[tuple[Path, Path, dict]]:
-    """Within: the archive's file, found right; a folder yet to be made, for what comes of it; a record of its origin.
+def open_archive(archive: Archive, work: Path, args: argparse.Namespace) -> Iterator[tuple[Path, Path, dict]]:
+    """Yields the archive's file, which it has checked, the path of a temporary folder, and a record of its origin.
 
-    BadArchive becomes UserError. Afterwards the folder goes, and if all went well and not `keep`, what was downloaded.
+    BadArchive becomes UserError. Then it deletes the folder and, after a success, the download.
     """
-    path = from_file or download(archive, work, data_dir)
+    path = args.from_zip or download(archive, work, args.data_dir)
     folder = work / f"{FOLDER}.tmp-{os.getpid()}"
     try:
-        yield path, folder, {"source": str(from_file or archive.url), **verify(path, archive)}
+        yield path, folder, {"source": str(args.from_zip or archive.url), **verify(path, archive)}
     except BadArchive as error:
-        if not from_file:
+        if not args.from_zip:
             path = path.replace(path.with_name(path.name + ".bad"))
-        advice = archive.by_hand == Archive.by_hand and (from_file or archive.md5 is None) and advise(path, error)
-        raise UserError(f"{path} is {error}. {advice or by_hand(archive, data_dir)}") from error
+        remedy = explain_direct_use(path, error) or explain_manual_download(archive, args.data_dir)
+        raise UserError(f"{path} is {error}. {remedy}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    if not from_file and not keep:
+    if not args.from_zip and not args.keep_zip:
         path.unlink()
 
 
-def say_if_right(target: Path, archive: Archive) -> bool:
-    """True, and a sentence, if the file is there and is the archive's. Raises UserError if it is another."""
+def report_if_valid(target: Path, archive: Archive) -> bool:
+    """Prints a sentence and returns True if the file is the archive's. Raises UserError if it is another one."""
     if not target.exists():
         return False
     try:
@@ -174,8 +174,8 @@ def say_if_right(target: Path, archive: Archive) -> bool:
     return True
 
 
-def say_if_complete(data_dir: Path) -> bool:
-    """True, and a sentence, if an earlier run left its marker and all its images are still there."""
+def report_if_complete(data_dir: Path) -> bool:
+    """Prints a sentence and returns True if an earlier run left its marker and all its images are still there."""
     folder = data_dir / FOLDER
     try:
         record = json.loads((data_dir / MARKER).read_text(encoding="utf-8"))
@@ -187,20 +187,20 @@ def say_if_complete(data_dir: Path) -> bool:
     return True
 
 
-def work_path(data_dir: Path) -> Path:
+def locate_work_folder(data_dir: Path) -> Path:
     return Path(f"{data_dir.resolve()}.download")  # a rename works within one disk only, so go where a link points
 
 
 @contextlib.contextmanager
-def work_folder(data_dir: Path) -> Iterator[Path]:
-    """The folder of the work in progress, for one process at a time; it goes when nothing in it is worth keeping."""
+def open_work_folder(data_dir: Path) -> Iterator[Path]:
+    """Makes the folder of the work in progress, for one process at a time. It deletes it at the end if it is empty."""
     data_dir.mkdir(parents=True, exist_ok=True)
-    work = work_path(data_dir)
+    work = locate_work_folder(data_dir)
 
-    def say() -> None:
+    def report() -> None:
         print(f"Waiting for another process that fills {data_dir}", flush=True)
 
-    with locked(data_dir / ".lock", wait=say):
+    with locked(data_dir / ".lock", wait=report):
         try:
             work.mkdir(exist_ok=True)
             for leftover in work.glob(f"{FOLDER}.tmp-*"):  # we hold the lock, so the run that made it is dead
@@ -211,66 +211,67 @@ def work_folder(data_dir: Path) -> Iterator[Path]:
                 work.rmdir()
 
 
-def by_hand(archive: Archive, data_dir: Path) -> str:
+def explain_manual_download(archive: Archive, data_dir: Path) -> str:
     command = f'{command_of("download_celeba")} --data-dir "{data_dir}" {archive.by_hand} PATH'
     return f"Open {archive.url} in a browser, save the file, and run: {command}"
 
 
-def advise(path: Path, error: BadArchive) -> str | None:
-    """What to do with an archive from elsewhere that is sound but no copy of the official one; None if it is not."""
+def explain_direct_use(path: Path, error: BadArchive) -> str | None:
+    """Returns the command of train.py for an unofficial archive that holds images; None for another one."""
     from magnet.data.image_files import find_images
 
     with contextlib.suppress(UserError):
-        if isinstance(error, OtherArchive) and find_images(path):
+        if isinstance(error, UnofficialArchive) and find_images(path):
             return f'train.py takes any .zip of images as it is: {command_of("train")} --data "{path}"'
     return None
 
 
-def fetched(archive: Archive, work: Path) -> Path:
-    """Where the archive is once it was downloaded."""
+def locate_archive(archive: Archive, work: Path) -> Path:
+    """Returns the path that a download of the archive has."""
     # Without an md5 nothing would notice that the halves of two different files were joined: one name per address.
     stem = Path(archive.name).stem if archive.md5 else hashlib.sha256(archive.url.encode()).hexdigest()[:16]
     return work / f"{stem}{Path(archive.name).suffix}"
 
 
 def download(archive: Archive, work: Path, data_dir: Path) -> Path:
-    """Path of the archive in `work`; what an earlier run fetched of it is not fetched again."""
+    """Downloads the archive into `work`, from where an earlier run stopped. Returns its path."""
     import gdown  # here, as below: it takes half a second, in which Ctrl-C would be a traceback
 
-    path = fetched(archive, work)
+    path = locate_archive(archive, work)
     if path.exists():
         return path
     if archive.size:
-        need = 2.5 * archive.size  # the archive, and the images in whole blocks of a disk
-        require_space(work, need - sum(part.stat().st_size for part in work.glob(f"{path.name}*.part")))
+        needed = 2.5 * archive.size  # the archive, and the images in whole blocks of a disk
+        require_space(work, needed - sum(part.stat().st_size for part in work.glob(f"{path.name}*.part")))
 
-    def begin_anew() -> None:
+    def delete_parts() -> None:
         for part in work.glob(f"{path.name}*.part"):
             part.unlink()
 
     for attempt in (1, 2):
         try:
-            with supervised(archive, data_dir) as options:
+            with limit_download(archive, data_dir) as options:
                 gdown.download(
                     archive.url, str(path), resume=True, retries=RETRIES, timeout=TIMEOUT, use_cookies=False, **options
                 )
             break
         except UserError:
-            begin_anew()
+            delete_parts()
             raise
         except gdown.FileURLRetrievalError as error:
-            raise UserError(f"Google Drive refuses, often for its daily quota. {by_hand(archive, data_dir)}") from error
+            remedy = explain_manual_download(archive, data_dir)
+            raise UserError(f"Google Drive refuses, often for its daily quota. {remedy}") from error
         except (gdown.DownloadError, OSError, ValueError) as error:
             reason = " ".join(str(error).split())
             if attempt == 2 or "byte range" not in reason:
                 raise UserError(f"{archive.url} stopped ({reason}): run the same command again to go on") from error
-            begin_anew()  # the server cannot go on in the middle
+            delete_parts()  # the server cannot resume in the middle
     return path
 
 
 @contextlib.contextmanager
-def supervised(archive: Archive, data_dir: Path) -> Iterator[dict]:
-    """Within, options for gdown.download: UserError if it gets more than the archive, OSError if it all but stalls."""
+def limit_download(archive: Archive, data_dir: Path) -> Iterator[dict]:
+    """Yields options for gdown.download: UserError if it gets more than the archive, OSError if it all but stalls."""
     import gdown
 
     stalled, timer = threading.Event(), None
@@ -279,10 +280,11 @@ def supervised(archive: Archive, data_dir: Path) -> Iterator[dict]:
     def watch(received: int, total: int | None = None) -> None:  # gdown calls it after each half a megabyte
         nonlocal timer
         if received > most:
-            raise UserError(f"{archive.url} sends more than {most:,} bytes: not the file. {by_hand(archive, data_dir)}")
+            remedy = explain_manual_download(archive, data_dir)
+            raise UserError(f"{archive.url} sends more than {most:,} bytes: not the file. {remedy}")
         if timer:
             timer.cancel()
-        timer = threading.Timer(PATIENCE, stalled.set)
+        timer = threading.Timer(STALL_SECONDS, stalled.set)
         timer.daemon = True
         timer.start()
 
@@ -290,18 +292,18 @@ def supervised(archive: Archive, data_dir: Path) -> Iterator[dict]:
     try:
         yield {"progress": watch, "cancel": stalled}
     except gdown.DownloadCancelled as error:
-        raise TimeoutError(f"less than half a megabyte in {PATIENCE} seconds") from error
+        raise TimeoutError(f"less than half a megabyte in {STALL_SECONDS} seconds") from error
     finally:
         timer.cancel()
 
 
 def publish(folder: Path, record: dict, data_dir: Path) -> None:
-    """Give the complete folder its final name."""
+    """Gives the complete folder its final name."""
     record["date"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     marker = folder.with_suffix(".json")
     marker.write_text(json.dumps(record, indent=2), encoding="utf-8")
-    # The marker goes first: without its images it means nothing, while images without it would look like somebody
-    # else's after a kill between the two renames.
+    # The marker goes first: without its images it means nothing. Images without it would look like somebody else's
+    # after a kill between the two renames.
     os.replace(marker, data_dir / MARKER)
     with contextlib.suppress(FileNotFoundError):
         (data_dir / FOLDER).rmdir()  # it is empty, but Windows does not rename onto it

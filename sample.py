@@ -26,14 +26,14 @@ from pathlib import Path
 from magnet.data.cache import add_cache_flag
 from magnet.support.errors import UserError
 from magnet.support.output import as_program
-from magnet.support.paths import SHIPPED, command_of, expand, user_path
+from magnet.support.paths import CELEBA_64, command_of, expand, user_path
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line. Exits with 2 on a bad word."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "run", type=user_path, nargs="?", help=f"run folder, checkpoint or exported weights (default {SHIPPED.name})"
+        "run", type=user_path, nargs="?", help=f"run folder, checkpoint or exported weights (default {CELEBA_64.name})"
     )
     parser.add_argument(
         "--kind", choices=("prior", "policy", "guided", "interpolation"), default="prior", help="where z comes from"
@@ -68,8 +68,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"--{name} is {getattr(options, name)}, but must be at least 1")
     if options.run is None:
-        print(f"Sampling {SHIPPED.name}, weights trained on CelebA at 64x64 (models/README.md); name a RUN for yours.")
-        options.run = SHIPPED
+        print(f"Sampling {CELEBA_64.name}, trained on CelebA at 64x64 (models/README.md); name a RUN for yours.")
+        options.run = CELEBA_64
     if not (options.out or options.images or options.npz):
         options.out = Path("samples.png")
     return options
@@ -84,7 +84,7 @@ def find_photos(options: argparse.Namespace, config) -> Sequence:
     if options.data == "synthetic":
         photos = load_faces("synthetic", config.image_size)
     else:
-        photos = find_images(Path(options.data), tell=True, outputs=[config.models_dir])
+        photos = find_images(Path(options.data), verbose=True, outputs=[config.models_dir])
     if not (options.images or options.npz):
         photos = photos[:BATCH]  # the grid shows fewer, but a batch of another size is rounded otherwise
     return photos[: options.count]

@@ -51,7 +51,7 @@ def start(given: dict, commands: argparse.Namespace, owned: ExitStack) -> int:
     # Trainer
     trainer, evaluation = build(config, pixels, path, saved, extra)
     del saved  # as large as the trainer
-    distributed.refuse_differing(images=trainer.dataset.fingerprint, checkpoint=trainer.steps)
+    distributed.require_equal(images=trainer.dataset.fingerprint, checkpoint=trainer.steps)
     total = total_steps(config, trainer.steps_per_epoch)
     if trainer.steps >= total:
         print(f"Nothing to do: {commands.resume} is at step {trainer.steps} of {total}; give more --steps or --epochs.")
@@ -89,8 +89,8 @@ def settings(given: dict, commands: argparse.Namespace, owned: ExitStack) -> tup
         config = with_sizes_of_init(config, PARAMETERS | given)
     check(config)
     asked, config = config, devices.settle(config)
-    distributed.refuse_uneven(config)
-    distributed.refuse_differing(settings=dataclasses.asdict(config) | {"threads": ""}, dry_run=commands.dry_run)
+    distributed.require_even_shares(config)
+    distributed.require_equal(settings=dataclasses.asdict(config) | {"threads": ""}, dry_run=commands.dry_run)
     refuse_too_large(config)
     if idle := sorted(given.keys() & without_effect(config)):
         print("Without effect in this game: --" + ", --".join(idle).replace("_", "-"))
@@ -164,9 +164,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with ExitStack() as owned:
             if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's
-                from magnet.support.distributed import group
+                from magnet.support.distributed import join_group
 
-                owned.enter_context(group())
+                owned.enter_context(join_group())
             return start(*parse(arguments, __doc__, PARAMETERS), owned)
     except UserError as error:
         status, sentence = 2, error

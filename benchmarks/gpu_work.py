@@ -103,7 +103,7 @@ def time_step(config: Config, in_memory: bool, seconds: float, cpu_time: bool) -
     times = max(1, round(seconds / timed(clock, work)))
     return {
         "seconds": timed(clock, work, times) / period(config),
-        "graphs": bool(trainer.graphs and trainer.graphs.recorded),
+        "graphs": bool(trainer.graphs and trainer.graphs.steps),
         "place": "GPU" if trainer.dataset._pixels.device.type == "cuda" else "memory",
         "peak": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
     }

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""A page in the browser on which to look at a trained run: samples, walks between faces, answers to photos, progress.
+"""Look at a trained run in the browser: samples, walks between images, answers to photos, progress.
 
     python3 examples/explore.py                  the trained weights of this repository, models/celeba-64.pt
     python3 examples/explore.py models/RUN       a run folder, a checkpoint or exported weights
 
-On its tab Teach the user clicks faces, and the run is trained by this taste (teach.py, taste.py, lesson.py).
+On its tab Teach you click faces, and the run trains by this taste (teach.py, taste.py, lesson.py).
 
-The page is served to this machine alone, at the address that is printed; Ctrl-C ends it. It needs the package gradio, 6
-or later. Exit status 2: gradio is missing, or a mistake in the settings or files, said in one sentence.
+The program prints the address of the page, which only this machine can open. Ctrl-C ends it. It needs the package
+gradio, 6 or later. It exits with 2 after one sentence if gradio is missing or a setting or file is wrong.
 """
 
 import argparse
@@ -26,78 +26,78 @@ from magnet.support.errors import UserError, one_line  # noqa: E402
 from magnet.support.output import as_program  # noqa: E402
 from magnet.support.paths import user_path  # noqa: E402
 
-WIDTH = 800  # of the enlarged pictures, pixels, about
-STRIP = 9  # faces on the whole way of a walk
+WIDTH = 800  # of the pictures, pixels, about
+STRIP = 9  # images on the whole way of a walk
 
 
-def enlarged(pixels: np.ndarray) -> np.ndarray:
-    """An image (H, W, 3) uint8 about WIDTH wide, each of its pixels a square."""
+def enlarge(pixels: np.ndarray) -> np.ndarray:
+    """Enlarges an image (H, W, 3) uint8 to about WIDTH. Each pixel becomes a square."""
     scale = max(1, round(WIDTH / pixels.shape[1]))
     return pixels.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def picture(images, row: int = 8) -> np.ndarray:
-    """Images (N, 3, S, S) uint8 in rows of `row`, as one enlarged image."""
-    from magnet.evaluation.pictures import grid as in_rows  # here: --help stays immediate
+def draw_picture(images, row: int = 8) -> np.ndarray:
+    """Arranges images (N, 3, S, S) uint8 in rows of `row`, as one enlarged image."""
+    from magnet.evaluation.pictures import grid  # here: --help answers at once
 
-    return enlarged(in_rows(images, row))
-
-
-def samples(model, seed: int, count: int) -> np.ndarray:
-    """The picture of `count` samples of a Model."""
-    return picture(model.sample(count, seed))
+    return enlarge(grid(images, row))
 
 
-def walk(model, first: int, second: int, place: float) -> tuple[np.ndarray, np.ndarray]:
-    """The face at `place` in [0, 1] of the way between those of two seeds, and the whole way, as pictures."""
+def draw_samples(model, seed: int, count: int) -> np.ndarray:
+    """Draws `count` samples of a Model."""
+    return draw_picture(model.sample(count, seed))
+
+
+def draw_walk(model, first: int, second: int, place: float) -> tuple[np.ndarray, np.ndarray]:
+    """Draws the image at `place` in [0, 1] on the way between those of two seeds, and the whole way."""
     places = [i / (STRIP - 1) for i in range(STRIP)]
-    return picture(model.walk(first, second, [place])), picture(model.walk(first, second, places), STRIP)
+    return draw_picture(model.walk(first, second, [place])), draw_picture(model.walk(first, second, places), STRIP)
 
 
-def answer(model, photo: str | None) -> np.ndarray | None:
-    """The picture of an image file as G_a sees it, with the answer to its right; None of no file. Raises UserError."""
+def draw_answer(model, photo: str | None) -> np.ndarray | None:
+    """Draws an image file as G_a sees it, with the answer to its right; None without a file. Raises UserError."""
     import torch
 
     from magnet.data.image_files import load_image
 
     if photo is None:  # the user took it away
         return None
-    generated = model.answer([photo])
-    return picture(torch.cat([torch.from_numpy(load_image(Path(photo), model.config.image_size))[None], generated]))
+    answer = model.answer([photo])
+    return draw_picture(torch.cat([torch.from_numpy(load_image(Path(photo), model.config.image_size))[None], answer]))
 
 
-def grids(run: Path) -> list[tuple[int, Path, Path]]:
-    """The step, the prior and the policy grid (of a plain GAN it is absent) of all grids in the folder of a run."""
+def find_grids(run: Path) -> list[tuple[int, Path, Path]]:
+    """Lists the step, the prior grid and the policy grid (a plain GAN has none) of all grids in a run's folder."""
     folder = (run.parents[1] if run.parent.name == "checkpoints" else run) / "samples"
     prior = sorted((int(path.stem), path) for path in folder.glob("*.png") if path.stem.isdecimal())
     return [(step, path, path.with_stem(f"{path.stem}-policy")) for step, path in prior]
 
 
-def grid(run: Path, index: int) -> tuple[str, np.ndarray, np.ndarray | None]:
-    """Of the grid at `index` in `grids`: the step in words, and the two pictures, None for one that is absent."""
-    step, *paths = grids(run)[: index + 1][-1]  # the slider of a single grid goes one too far
-    return f"After **{step:,}** steps", *[enlarged(np.asarray(Image.open(p))) if p.exists() else None for p in paths]
+def draw_grids(run: Path, index: int) -> tuple[str, np.ndarray, np.ndarray | None]:
+    """Names the step at `index` in `find_grids` and draws its two grids, None for one that is absent."""
+    step, *paths = find_grids(run)[: index + 1][-1]  # the slider of a single grid goes one too far
+    return f"After **{step:,}** steps", *[enlarge(np.asarray(Image.open(p))) if p.exists() else None for p in paths]
 
 
-def names(folder: Path) -> list[str]:
-    """The runs and the .pt files in a folder whose names a page can show."""
-    found = (p.name for p in folder.glob("*") if p.suffix == ".pt" or (p / "checkpoints").is_dir())
-    return sorted(name for name in found if name == one_line(name))
+def list_runs(folder: Path) -> list[str]:
+    """Lists the runs and the .pt files in a folder whose names a page can show."""
+    names = (p.name for p in folder.glob("*") if p.suffix == ".pt" or (p / "checkpoints").is_dir())
+    return sorted(name for name in names if name == one_line(name))
 
 
 def compare(load, run: Path, folder: Path, other: str | None, seed: int, count: int) -> list[np.ndarray | None]:
-    """The pictures of samples of `run` and of `other` in `folder`, None if it is not chosen. Raises UserError."""
-    return [path and samples(load(path), seed, count) for path in (run, other and folder / other)]
+    """Draws samples of `run` and of `other` in `folder`, None if the user chose none. Raises UserError."""
+    return [path and draw_samples(load(path), seed, count) for path in (run, other and folder / other)]
 
 
-def page(gr, run: Path, folder: Path, load):
-    """The page on a run, beside the others in `folder`, as gr.Blocks. load: Path -> Model, which raises UserError."""
+def build_page(gr, run: Path, folder: Path, load):
+    """Builds the page on a run, beside the others in `folder`, as gr.Blocks. load: Path -> Model or UserError."""
     model, name = load(run), one_line(run.name)
     image = partial(gr.Image, format="png", interactive=False, show_label=False, buttons=[])
     seed, count = partial(gr.Slider, 0, 999, step=1), partial(gr.Slider, 1, 64, value=64, step=1, label="Images")
 
-    def show(function, inputs: list, outputs: list, first: bool = True) -> None:
-        """Fills `outputs` with function(*inputs) whenever an input changes and, if `first`, when the page is opened."""
+    def show(function, inputs: list, outputs: list, at_once: bool = True) -> None:
+        """Fills `outputs` with function(*inputs) when an input changes and, if `at_once`, when the page opens."""
 
         def call(*values):
             try:
@@ -105,80 +105,80 @@ def page(gr, run: Path, folder: Path, load):
             except UserError as error:
                 raise gr.Error(str(error)) from error
 
-        gr.on(  # one at a time: all samples of a Model are drawn from one stream
-            [i.change for i in inputs] + [blocks.load] * first, call, inputs, outputs, concurrency_id="model",
+        gr.on(  # one at a time: all samples of a Model come from one random stream
+            [i.change for i in inputs] + [blocks.load] * at_once, call, inputs, outputs, concurrency_id="model",
             concurrency_limit=1, trigger_mode="always_last", show_progress="minimal", api_visibility="private",
         )  # fmt: skip
 
     with gr.Blocks(title=f"MAGNET: {name}", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         gr.Markdown(f"# MAGNET: {name}")
         with gr.Tab("Samples"):
-            gr.Markdown("G(z) of noise z. The same seed gives the same images.")
+            gr.Markdown("The images G(z) of noise z. The same seed gives the same images.")
             with gr.Row():
                 inputs = [seed(label="Seed"), count()]
-            show(partial(samples, model), inputs, [image()])
+            show(partial(draw_samples, model), inputs, [image()])
         with gr.Tab("Walk"):
-            gr.Markdown("G(z) of z on the arc between the z of two seeds; at the bottom the whole way.")
+            gr.Markdown("G(z) for a z on the arc between the z of two seeds. The whole way is at the bottom.")
             with gr.Row():
                 inputs = [seed(label="First seed"), seed(label="Second seed", value=1)]
             inputs.append(gr.Slider(0, 1, value=0.5, step=0.01, label="Place between them"))
-            show(partial(walk, model), inputs, [image(height=400), image()])
+            show(partial(draw_walk, model), inputs, [image(height=400), image()])
         with gr.Tab("Answer"):
             if model.config.algorithm == "gan":
                 gr.Markdown(f"{name} is a plain GAN: it has no G_a that answers images.")
             else:
-                gr.Markdown("G_a looks at a photo, at the left as it sees it, and chooses z; at the right is G(z).")
+                gr.Markdown("G_a sees the photo at the left and chooses z. The image G(z) is at the right.")
                 photo = gr.File(file_types=["image"], label="Photo", height=120)
-                show(partial(answer, model), [photo], [image(height=400)], first=False)
+                show(partial(draw_answer, model), [photo], [image(height=400)], at_once=False)
         with gr.Tab("Training"):
-            if last := len(grids(run)):
+            if grid_count := len(find_grids(run)):
                 gr.Markdown(
                     "The grids of the run. Left: G(z) of fixed noise. Right: fixed states, each with G_a's answer."
                 )
-                index = gr.Slider(0, max(1, last - 1), value=last - 1, step=1, label="Grid")
+                index = gr.Slider(0, max(1, grid_count - 1), value=grid_count - 1, step=1, label="Grid")
                 step = gr.Markdown()
                 with gr.Row():
-                    show(partial(grid, run), [index], [step, image(), image()])
+                    show(partial(draw_grids, run), [index], [step, image(), image()])
             else:
-                gr.Markdown(f"{name} has no grids: they are in the folder of a run.")
+                gr.Markdown(f"{name} has no grids: only the folder of a run has them.")
         with gr.Tab("Compare"):
             gr.Markdown(f"Left: {name}. Right: another run in the folder {folder}, with the same seed.")
             with gr.Row():
-                inputs = [gr.Dropdown(names(folder), value=None, label="Other run"), seed(label="Seed"), count()]
+                inputs = [gr.Dropdown(list_runs(folder), value=None, label="Other run"), seed(label="Seed"), count()]
             with gr.Row():
                 show(partial(compare, load, run, folder), inputs, [image(), image()])
         with gr.Tab("Teach"):
             if model.config.algorithm == "gan":
-                gr.Markdown(f"{run.name} is a plain GAN: a taste is for a policy and critics.")
+                gr.Markdown(f"{run.name} is a plain GAN: it has no policy and critics to teach.")
             else:
                 from examples import teach
 
-                teach.tab(gr, model, run, folder, blocks, image)
+                teach.build_tab(gr, model, run, folder, blocks, image)
     return blocks
 
 
 @as_program
 def main(arguments: list[str] | None = None) -> int:
-    """The program; returns its exit status."""
+    """Runs the program and returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=user_path, nargs="?", default=ROOT / "models" / "celeba-64.pt", metavar="RUN")
     parser.add_argument("--port", type=int, help="of 127.0.0.1 (default: the first that is free from 7860)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     options = parser.parse_args(arguments)
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import: else it reports to its makers
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import: otherwise gradio reports to its makers
     try:
         import gradio as gr
     except ImportError:
-        print("explore.py: the page needs Gradio: `pip3 install gradio` gets it.", file=sys.stderr)
+        print("explore.py: the page needs Gradio: `pip3 install gradio` installs it.", file=sys.stderr)
         return 2
     import magnet
 
     try:
-        blocks = page(gr, options.run, Path("models"), lru_cache(4)(partial(magnet.load, device=options.device)))
+        blocks = build_page(gr, options.run, Path("models"), lru_cache(4)(partial(magnet.load, device=options.device)))
         try:
             blocks.launch(
                 server_name="127.0.0.1", server_port=options.port, share=False, ssr_mode=False, footer_links=[],
-                theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]),  # none to be fetched
+                theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]),  # downloads none
                 css="img { image-rendering: pixelated }",
             )  # fmt: skip
         except (OSError, OverflowError) as error:

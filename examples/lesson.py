@@ -1,4 +1,4 @@
-"""A lesson: some seconds of training by a taste (taste.py), from the networks of a run or of exported weights.
+"""A lesson: some seconds of training by a taste (taste.py), which begins with the networks of a run or a .pt file.
 
     lesson = Lesson(Path("models/synthetic-32.pt"), taste)
     for seconds in lesson.train(60):
@@ -32,21 +32,21 @@ from magnet.support.atomic_files import write_atomically
 from magnet.support.devices import settle
 from magnet.support.errors import UserError
 
-WEIGHT = 2.0  # of the taste, in its deviations, beside log D_a; with 5 drawn faces break up within a minute
-COMPARED = 512  # images of which the shares are measured
+WEIGHT = 2.0  # of the taste, in its deviations, beside log D_a; with 5 synthetic faces break up within a minute
+COUNT = 512  # images in the comparison
 FILE = "reward.py"  # in the folder of a saved run
 
 
 class Lesson:
     """A training by a taste, which begins with the networks of a run or of exported weights.
 
-    G_a and G follow the critic of the taste. Lambda is 1, so they follow log D_a itself: exported weights have no G_c,
-    and a new one would have to learn first. Epsilon is 0, since rows with random actions do not follow the taste: with
-    epsilon 0.1 a long training lowered the share of prior samples that are liked.
+    G_a and G follow the critic of the taste. There is no G_c, so they follow log D_a itself: exported weights have no
+    G_c, and a new one would have to learn first. Epsilon is 0, since random actions do not follow the taste: with 0.1
+    a long training lowered the share of prior samples that are liked.
     """
 
     def __init__(self, run: Path, taste: Taste, data: str = "", device: str = "auto", weight: float = WEIGHT):
-        """data: a folder of images to train on, "" for the run's own; weight: of the taste. Raises UserError."""
+        """data: a folder of images to train on; "" takes the run's own. weight: of the taste. Raises UserError."""
         path, saved = load_checkpoint(run)
         config = restored_config(path, saved["config"])
         if not (data or config.data):
@@ -56,7 +56,7 @@ class Lesson:
             )
         if data:
             config = dataclasses.replace(config, data=data, hold_out=0.0)
-        self.source = taste.source()
+        self.source = taste.format_source()
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / FILE
             file.write_bytes(self.source.encode())  # as `save` writes it: the digest is of the bytes
@@ -69,26 +69,26 @@ class Lesson:
         )  # fmt: skip
         check(config)
         self.trainer, self.evaluation = build(settle(config), load_pixels(config), extra=self.extra)
-        self.states = to_uint8(self.trainer.dataset.batch(torch.arange(min(COMPARED, len(self.trainer.dataset))))).cpu()
+        self.states = to_uint8(self.trainer.dataset.batch(torch.arange(min(COUNT, len(self.trainer.dataset))))).cpu()
 
     def train(self, seconds: float, steps: int = 10**9) -> Iterator[float]:
-        """Trains for so many seconds or steps, and gives the seconds so far about once each. Raises UserError."""
-        began, reported_at, last = time.monotonic(), 0.0, self.trainer.steps + steps
-        while self.trainer.steps < last and (spent := time.monotonic() - began) < seconds:
+        """Trains for so many seconds or steps. Yields the seconds so far about once a second. Raises UserError."""
+        start, reported, last_step = time.monotonic(), 0.0, self.trainer.steps + steps
+        while self.trainer.steps < last_step and (spent := time.monotonic() - start) < seconds:
             metrics = self.trainer.step()
-            if spent - reported_at > 1:
+            if spent - reported > 1:
                 if not torch.stack([value.float() for value in metrics.values()]).isfinite().all():
                     raise UserError("The training diverged: undo it, and train again with a smaller weight.")
-                reported_at = spent
+                reported = spent
                 yield spent
 
     def draw(self, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """COMPARED prior samples of a seed, and the policy's answers to the first real images, by the averaged weights.
+        """Draws COUNT prior samples and the policy's answers to the first real images, by the averaged weights.
 
-        Both uint8 (N, 3, S, S); the noise and the states are the same before and after the training.
+        Both are uint8 (N, 3, S, S). The noise and the states are the same before and after the training.
         """
         samplers = [Sampler(agent, self.trainer.dataset, seed) for agent in self.trainer.generators]
-        return draw(samplers, "prior", COMPARED)[0], samplers[0].answer(self.states)
+        return draw(samplers, "prior", COUNT)[0], samplers[0].answer(self.states)
 
     def save(self, models_dir: Path, name: str = "") -> Path:
         """Writes the run and its reward.py into a new folder of models_dir. Returns it. Raises UserError, Diverged.

@@ -1,8 +1,8 @@
-"""A taste that is taught by clicking: marked faces, and the preference model that fits them.
+"""A taste that the user teaches by clicking: marked faces, and the preference model that fits them.
 
     taste = Taste()
     taste.add(faces, liked)  # uint8 (N, 3, S, S), bool (N,); once for each page of faces
-    Path("reward.py").write_text(taste.source())
+    Path("reward.py").write_text(taste.format_source())
 
 The preference model is a logistic regression on 8 x 8 averages of an image. Its log-probability of "liked" is an extra
 reward (magnet/game/extra_rewards.py). lesson.py trains by it; the tab Teach of explore.py shows both.
@@ -22,15 +22,15 @@ from magnet.game.extra_rewards import ExtraReward, cell_means
 from magnet.support.errors import UserError
 
 ROW, PAGE = 4, 16  # faces in a row and on a page
-FIRST_SEED = 1000  # of the pages; the seeds below it are those of the page's samples
+FIRST_SEED = 1000  # of the pages; the tab Samples has the seeds below it
 WIDTH = 640  # of the picture of a page, pixels, about
 FRAME, EDGE = (0, 220, 60), 7  # colour and pixels of the frame around a face that is liked
 PENALTY = 0.01  # of the squared weights, for standardised averages
 
-# The numbers stand in the file itself: its digest tells a run that goes on whether the reward is the same.
-SOURCE = '''"""A taste: the log-probability that an image is liked. Of {count} faces the user liked {liked}.
+# The numbers stand in the file itself, so its digest shows a resumed run whether the reward is the same.
+SOURCE = '''"""A taste: the log-probability that the user likes an image. The user liked {liked} of {count} faces.
 
-It was written by examples/taste.py. A run that learned it goes on with `--extra-reward` and the path of this file.
+examples/taste.py wrote it. A run that learned it goes on with `--extra-reward` and the path of this file.
 """
 
 import base64
@@ -44,7 +44,7 @@ WEIGHTS = np.frombuffer(base64.b64decode(NUMBERS), "<f4")  # one for each of the
 
 
 def reward(states: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """log p(liked) of each image, whatever its state: two uint8 (B, 3, S, S) -> (B,)."""
+    """Returns log p(liked) of each image; it ignores the states: two uint8 (B, 3, S, S) -> (B,)."""
     count, channels, side, _ = images.shape
     cells = images.reshape(count, channels, 8, side // 8, 8, side // 8).mean(axis=(3, 5), dtype=np.float32) / 255
     return -np.logaddexp(0, -(cells.reshape(count, -1) @ WEIGHTS[:-1] + WEIGHTS[-1]))
@@ -58,30 +58,30 @@ class Taste:
         self.pages: list[tuple[Tensor, Tensor]] = []  # uint8 (N, 3, S, S), bool (N,)
 
     def add(self, faces: Tensor, liked: Tensor) -> None:
-        """Takes in a page: uint8 (N, 3, S, S) and bool (N,). Faces that are not liked count as such."""
+        """Adds a page: uint8 (N, 3, S, S) and bool (N,)."""
         self.pages.append((faces, liked))
 
     def undo(self) -> tuple[Tensor, Tensor] | None:
-        """Forgets the last page, and returns it; None if there is none."""
+        """Removes the last page and returns it; None if there is none."""
         return self.pages.pop() if self.pages else None
 
     @property
     def count(self) -> int:
-        """How many faces are marked."""
+        """The number of marked faces."""
         return sum(len(faces) for faces, _ in self.pages)
 
     @property
     def liked_count(self) -> int:
-        """How many of them are liked."""
+        """The number of marked faces that the user likes."""
         return sum(int(liked.sum()) for _, liked in self.pages)
 
     def fit(self) -> np.ndarray:
-        """The preference model: weights of the 192 averages in [0, 1], behind them the bias, (193,) float32.
+        """Fits the preference model: weights of the 192 averages in [0, 1], then the bias, (193,) float32.
 
-        Raises UserError if all faces are liked, or none is.
+        Raises UserError if the user likes all faces or none.
         """
         if not 0 < self.liked_count < self.count:
-            raise UserError(f"{self.liked_count} of {self.count} marked faces are liked: click some, and leave others.")
+            raise UserError(f"{self.liked_count} of {self.count} marked faces are liked: click some and leave others.")
         faces, liked = map(torch.cat, zip(*self.pages, strict=True))
         cells = torch.from_numpy(cell_means(faces.numpy())).flatten(1).double()
         mean, deviation = cells.mean(dim=0), cells.std(dim=0).clamp_min(1e-3)
@@ -100,14 +100,14 @@ class Taste:
         raw = weights.detach()[:-1] / deviation
         return torch.cat([raw, weights.detach()[-1:] - raw @ mean]).float().numpy()
 
-    def source(self) -> str:
-        """The preference model as a Python file with the function `reward`. Raises UserError as `fit` does."""
+    def format_source(self) -> str:
+        """Formats the preference model as a Python file with the function `reward`. Raises UserError as `fit` does."""
         numbers = base64.b64encode(self.fit().astype("<f4").tobytes()).decode()
         return SOURCE.format(count=self.count, liked=self.liked_count, numbers="\n".join(textwrap.wrap(numbers, 100)))
 
 
-def page_picture(faces: Tensor, liked: Tensor) -> np.ndarray:
-    """A page of faces (N, 3, S, S) in rows of ROW, uint8 (H, W, 3), with a frame around each that is liked (N,)."""
+def draw_page(faces: Tensor, liked: Tensor) -> np.ndarray:
+    """Draws faces (N, 3, S, S) in rows of ROW, uint8 (H, W, 3), with a frame around each that is liked (N,)."""
     scale = max(1, WIDTH // (ROW * faces.shape[-1]))
     picture, side = grid(faces, ROW, scale), scale * faces.shape[-1] + GAP
     for i in liked.nonzero().flatten().tolist():
@@ -120,52 +120,52 @@ def page_picture(faces: Tensor, liked: Tensor) -> np.ndarray:
 
 
 class Marking:
-    """A user at work: the page of faces that is being marked, and the taste of the pages before it."""
+    """The work of a user: the present page of faces with its marks, and the taste of the pages before it."""
 
     def __init__(self, sample: Callable[[int, int], Tensor]):
         """sample: (count, seed) -> faces uint8 (count, 3, S, S), as Model.sample."""
         self.sample, self.taste, self.is_stopped = sample, Taste(), False
-        self._turn()
+        self._open_page()
 
-    def _turn(self) -> None:
+    def _open_page(self) -> None:
         self.faces = self.sample(PAGE, FIRST_SEED + len(self.taste.pages))
         self.liked = torch.zeros(PAGE, dtype=torch.bool)
 
     def click(self, x: float, y: float) -> None:
-        """Likes the face at (x, y), in [0, 1] of the width and the height of `picture`; or no longer likes it."""
+        """Changes the mark of the face at (x, y), in [0, 1] of the width and the height of the page."""
         index = int(y * PAGE / ROW) * ROW + int(x * ROW)
         if 0 <= x < 1 and 0 <= index < PAGE:
             self.liked[index] ^= True
 
-    def next(self) -> None:
-        """Keeps the marks of this page, and turns to a new one."""
+    def turn_page(self) -> None:
+        """Adds this page to the taste and opens a new one."""
         self.taste.add(self.faces, self.liked)
-        self._turn()
+        self._open_page()
 
     def undo(self) -> None:
-        """Turns back to the last page, with its marks, which count no more until `next`."""
+        """Returns to the last page with its marks, and removes it from the taste."""
         if last := self.taste.undo():
             self.faces, self.liked = last
 
-    def picture(self) -> np.ndarray:
-        """The page as uint8 (H, W, 3), with a frame around each face that is liked."""
-        return page_picture(self.faces, self.liked)
+    def draw(self) -> np.ndarray:
+        """Draws the page: uint8 (H, W, 3)."""
+        return draw_page(self.faces, self.liked)
 
     def describe(self) -> str:
-        """How much is marked, in a sentence."""
+        """Says in a sentence how many faces are marked."""
         return f"Marked: {self.taste.count} faces, of which you like {self.taste.liked_count}."
 
 
-def liked_share(extra: ExtraReward, images: Tensor, tries: int = 1) -> float:
-    """The share of uint8 images (N, 3, S, S) that the preference model likes (p > 1/2), in [0, 1].
+def measure_liked_share(extra: ExtraReward, images: Tensor, tries: int = 1) -> float:
+    """Measures the share of uint8 images (N, 3, S, S) that the preference model likes (p > 1/2), in [0, 1].
 
-    tries: k of best of k. Of each k images only the one that the model likes best counts.
+    tries: k of best of k. Only the best one of each k images counts.
     """
-    return (best_of(extra, images, tries)[1] > np.log(0.5)).float().mean().item()
+    return (select_best(extra, images, tries)[1] > np.log(0.5)).float().mean().item()
 
 
-def best_of(extra: ExtraReward, images: Tensor, tries: int) -> tuple[Tensor, Tensor]:
-    """Of each `tries` of the images (N, 3, S, S) the one with the highest reward, and that reward (N // tries,)."""
+def select_best(extra: ExtraReward, images: Tensor, tries: int) -> tuple[Tensor, Tensor]:
+    """Selects the image with the highest reward from each `tries` images (N, 3, S, S). Returns their rewards too."""
     groups = len(images) // tries
     images = images[: groups * tries]
     rewards = extra(images, images).reshape(groups, tries)  # it ignores the states

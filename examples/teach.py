@@ -1,6 +1,6 @@
-"""The tab Teach of explore.py: the user clicks faces, and the run of the page is trained by this taste.
+"""The tab Teach of explore.py: the user clicks faces, and the run of the page trains by this taste.
 
-taste.py has the marks and the preference model, lesson.py the training.
+taste.py has the marks and the preference model. lesson.py has the training.
 """
 
 from pathlib import Path
@@ -9,36 +9,37 @@ import numpy as np
 from torch import Tensor
 
 from examples.lesson import WEIGHT, Lesson
-from examples.taste import Marking, best_of, liked_share
+from examples.taste import Marking, measure_liked_share, select_best
 from magnet.evaluation.pictures import ROW, SHOWN, grid
 from magnet.support.errors import Diverged, UserError
 
 WIDTH = 800  # of the pictures, pixels, about
 TABLE = "| liked, says the model | before | best of 4 | best of 16 | after |\n| --- | --- | --- | --- | --- |\n"
-Drawn = tuple[Tensor, Tensor]  # what Lesson.draw gives
+Drawing = tuple[Tensor, Tensor]  # the result of Lesson.draw
 
 
-def picture(images: Tensor) -> np.ndarray:
-    """The first 64 images of (N, 3, S, S) uint8 in rows of 8."""
+def draw_picture(images: Tensor) -> np.ndarray:
+    """Arranges the first 64 images of (N, 3, S, S) uint8 in rows of 8."""
     return grid(images[:SHOWN], ROW, max(1, WIDTH // (ROW * images.shape[-1])))
 
 
-def pictures(lesson: Lesson, before: Drawn, after: Drawn) -> list[np.ndarray]:
-    """Five pictures: of noise before, after, and the best of each 4 before; of the answers before and after."""
-    best, _ = best_of(lesson.extra, before[0], 4)
-    return [picture(images) for images in (before[0], after[0], best, before[1], after[1])]
+def draw_pictures(lesson: Lesson, before: Drawing, after: Drawing) -> list[np.ndarray]:
+    """Draws samples before and after, the best of each 4 before, and answers before and after."""
+    best, _ = select_best(lesson.extra, before[0], 4)
+    return [draw_picture(images) for images in (before[0], after[0], best, before[1], after[1])]
 
 
-def table(lesson: Lesson, before: Drawn, after: Drawn) -> str:
-    """The shares of images that the preference model likes, in Markdown."""
+def format_table(lesson: Lesson, before: Drawing, after: Drawing) -> str:
+    """Formats the shares of images that the preference model likes, in Markdown."""
     lines = []
     for kind, old, new in zip(("from noise", "G_a's answers"), before, after, strict=True):
-        shares = [liked_share(lesson.extra, old, tries) for tries in (1, 4, 16)] + [liked_share(lesson.extra, new)]
+        shares = [measure_liked_share(lesson.extra, old, tries) for tries in (1, 4, 16)]
+        shares.append(measure_liked_share(lesson.extra, new))
         lines.append(f"| {kind} | " + " | ".join(f"{share:.0%}" for share in shares) + " |")
     return TABLE + "\n".join(lines)
 
 
-def tab(gr, model, run: Path, folder: Path, blocks, image) -> None:
+def build_tab(gr, model, run: Path, folder: Path, blocks, image) -> None:
     """Fills the tab. model: the Model of `run`; folder: where runs are saved; image: makes a gr.Image."""
     gr.Markdown(
         "**1.** Click the faces that you like, then **Next faces**. Faces without a click count as not liked. About a "
@@ -51,13 +52,13 @@ def tab(gr, model, run: Path, folder: Path, blocks, image) -> None:
     summary = gr.Markdown()
     gr.Markdown(
         f"**2.** Train, from the networks of {run.name}. The extra reward of an image is the log-probability that you "
-        "like it, says the model. With less weight the faces stay nearer to the images of the training. With much "
-        "weight, or after long, they please the model alone."
+        "like it, by the model. With less weight the faces stay nearer to the training images. With much weight, or "
+        "after a long time, they please the model alone."
     )
     with gr.Row():
         seconds = gr.Slider(5, 600, value=60, step=1, label="Seconds")
         weight = gr.Slider(0.5, 20, value=WEIGHT, step=0.5, label="Weight of your taste")
-        data = gr.Textbox(model.config.data, label="Images of the training", placeholder="a folder of faces")
+        data = gr.Textbox(model.config.data, label="Training images", placeholder="a folder of faces")
     with gr.Row():
         begin, stop = gr.Button("Train", variant="primary"), gr.Button("Stop")
         drop = gr.Button("Undo the training")
@@ -66,13 +67,13 @@ def tab(gr, model, run: Path, folder: Path, blocks, image) -> None:
         gr.Markdown("From noise. Left: before. Middle: after, from the same noise. Right: before, the best of each 4.")
         with gr.Row():
             grids = [image(), image(), image()]
-        gr.Markdown("G_a's answers to the same images of the training. Left: before. Right: after.")
+        gr.Markdown("G_a's answers to the same training images. Left: before. Right: after.")
         with gr.Row():
             grids += [image(), image()]
         shares = gr.Markdown()
         gr.Markdown(
-            "Best of k: of each k images before the training, the one that the model likes best. Where the model likes "
-            "nearly all images after it, the networks may have learned to please the model alone: look at the faces."
+            "Best of k is the image that the model likes best among each k images before the training. If the model "
+            "likes nearly all images after it, the networks may please the model alone: look at the faces."
         )
         with gr.Row():
             name = gr.Textbox(label="Name of the run", placeholder="empty: the time")
@@ -81,62 +82,62 @@ def tab(gr, model, run: Path, folder: Path, blocks, image) -> None:
 
     def start() -> tuple[Marking, np.ndarray, str]:
         marks = Marking(model.sample)
-        return marks, marks.picture(), marks.describe()
+        return marks, marks.draw(), marks.describe()
 
     def click(marks: Marking, event: gr.SelectData) -> np.ndarray:
-        height, width, _ = marks.picture().shape
+        height, width, _ = marks.draw().shape
         marks.click(event.index[0] / width, event.index[1] / height)
-        return marks.picture()
+        return marks.draw()
 
     def advance(marks: Marking) -> tuple[np.ndarray, str]:
-        marks.next()
-        return marks.picture(), marks.describe()
+        marks.turn_page()
+        return marks.draw(), marks.describe()
 
     def return_to_last(marks: Marking) -> tuple[np.ndarray, str]:
         marks.undo()
-        return marks.picture(), marks.describe()
+        return marks.draw(), marks.describe()
 
     def train(marks: Marking, seconds: float, weight: float, data: str):
-        """Trains; says how far it is, and at last shows the result."""
+        """Trains. It shows the progress, then the result."""
         marks.is_stopped = False
         try:
-            own = "" if data == model.config.data else data
-            pupil = Lesson(run, marks.taste, own, model.config.device, weight)
-            before = pupil.draw()
-            for spent in pupil.train(seconds):
-                yield {status: f"{spent:.0f} of {seconds:.0f} s, {pupil.trainer.steps:,} steps"}
+            source = "" if data == model.config.data else data
+            new_lesson = Lesson(run, marks.taste, source, model.config.device, weight)
+            before = new_lesson.draw()
+            for spent in new_lesson.train(seconds):
+                yield {status: f"{spent:.0f} of {seconds:.0f} s, {new_lesson.trainer.steps:,} steps"}
                 if marks.is_stopped:
                     break
-            after = pupil.draw()
+            after = new_lesson.draw()
         except UserError as error:
             raise gr.Error(str(error)) from error
-        words = f"Trained for {pupil.trainer.steps:,} steps by the marks on {marks.taste.count} faces."
-        yield {lesson: pupil, status: words, message: "", result: gr.update(visible=True)} | dict(
-            zip([*grids, shares], [*pictures(pupil, before, after), table(pupil, before, after)], strict=True)
-        )
+        words = f"Trained for {new_lesson.trainer.steps:,} steps by the marks on {marks.taste.count} faces."
+        values = *draw_pictures(new_lesson, before, after), format_table(new_lesson, before, after)
+        update = {lesson: new_lesson, status: words, message: "", result: gr.update(visible=True)}
+        yield update | dict(zip([*grids, shares], values, strict=True))
 
-    def end(marks: Marking) -> None:
+    def interrupt(marks: Marking) -> None:
         marks.is_stopped = True
 
     def undo() -> tuple[None, str, dict]:
         return None, "The training is undone. The marks stay.", gr.update(visible=False)
 
-    def save(pupil: Lesson, name: str) -> str:
+    def save(new_lesson: Lesson, name: str) -> str:
         try:
-            place = pupil.save(folder, name)
+            place = new_lesson.save(folder, name)
         except (UserError, Diverged, OSError) as error:
             raise gr.Error(str(error)) from error
         return f"Go on with `python3 train.py --resume {place} --extra-reward {place / 'reward.py'}`."
 
     private = {"api_visibility": "private", "show_progress": "minimal"}
-    draws = private | {"concurrency_id": "model", "concurrency_limit": 1}  # all samples are drawn from one stream
+    draws = private | {"concurrency_id": "model", "concurrency_limit": 1}  # all samples come from one random stream
     trains = private | {"concurrency_id": "lesson", "concurrency_limit": 1}
     blocks.load(start, None, [marking, faces, summary], **draws)
-    faces.select(click, [marking], [faces], trigger_mode="multiple", **draws)  # no click is lost while one is drawn
+    faces.select(click, [marking], [faces], trigger_mode="multiple", **draws)  # no click is lost while a page is drawn
     turn.click(advance, [marking], [faces, summary], **draws)
     back.click(return_to_last, [marking], [faces, summary], **draws)
     outputs = [lesson, status, message, result, *grids, shares]
     begin.click(train, [marking, seconds, weight, data], outputs, **trains)
-    stop.click(end, [marking], None, **private)
+    stop.click(interrupt, [marking], None, **private)
     drop.click(undo, None, [lesson, status, result], **private)
     keep.click(save, [lesson, name], [message], **trains)

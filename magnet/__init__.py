@@ -11,7 +11,7 @@ def load(run=None, device: str = "auto", data=None):
     data: where the images that a run folder learned from lie now, if they were moved; `answer` needs them.
     """
     from magnet.run.model import Model  # here, for it imports torch: --help of the programs stays immediate
-    from magnet.support.paths import SHIPPED, user_path
+    from magnet.support.paths import CELEBA_64, user_path
 
-    run = SHIPPED if run is None else user_path(run)
+    run = CELEBA_64 if run is None else user_path(run)
     return Model(run, device, None if data is None else user_path(data))

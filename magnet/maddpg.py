@@ -69,7 +69,7 @@ class MADDPG:
             config.replay_size if self.replayed_rows or config.extra_reward else 0,
             environment.fields | {
                 "recurrent": ((config.generators, *recurrent), torch.float32),
-                "image": ((config.generators, *config.shape), self.dataset.stored),
+                "image": ((config.generators, *config.shape), self.dataset.storage_dtype),
             },
             device, stream(config.seed, "replay", device),
         )  # fmt: skip

@@ -1,7 +1,7 @@
-"""Archives of CelebA: what one must be, and how its images are unpacked if it is that.
+"""Check an archive of CelebA and extract its images.
 
 record = verify(path, archive)
-count = unpack(path, archive, Path("data/celeba.download/images"))
+count = extract_images(path, archive, Path("data/celeba.download/images"))
 """
 
 import dataclasses
@@ -12,7 +12,6 @@ import shutil
 import stat
 import zipfile
 import zlib
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from tqdm import tqdm
@@ -21,8 +20,8 @@ from magnet.data.image_files import BadImage, load_image
 from magnet.support.errors import UserError
 
 FOLDER = "img_align_celeba"  # in the archive and on disk
-MAX_UNPACKED = 4_000_000_000  # bytes, whatever the archive (--any-archive); the official images are 1.4 GB
-MAX_RATIO = 20  # unpacked to packed; JPEGs hardly shrink, so the official archive is near 1
+MAX_UNPACKED = 4_000_000_000  # bytes, with --any-archive too; the official images are 1.4 GB
+MAX_RATIO = 20  # unpacked to packed size; JPEGs hardly shrink, so the official ratio is near 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,15 +38,15 @@ class Archive:
 
 
 class BadArchive(Exception):
-    """What is wrong with an archive; reading it again will not help."""
+    """The message says what is wrong with the archive. Reading it again does not help."""
 
 
-class OtherArchive(BadArchive):
-    """An archive that is not the official one, or has other folders: nothing else is known to be wrong with it."""
+class UnofficialArchive(BadArchive):
+    """The archive has another size or other members than the official one. It may hold good images all the same."""
 
 
 def require_space(folder: Path, needed: float, otherwise: str = "use --data-dir") -> None:
-    """Raises UserError if the folder's disk has less than `needed` bytes free. otherwise: what helps too."""
+    """Raises UserError if the folder's disk has less than `needed` bytes free. otherwise: another remedy."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         amounts = f"needs {needed / 1e9:.2f} GB and has {free / 1e9:.2f} GB"
@@ -55,95 +54,80 @@ def require_space(folder: Path, needed: float, otherwise: str = "use --data-dir"
 
 
 def verify(path: Path, archive: Archive) -> dict:
-    """The "size" and "md5" of the file. Raises BadArchive if they, or its first bytes, are not the archive's."""
+    """Returns the file's "size" and "md5". Raises BadArchive if they, or its first bytes, are not the archive's."""
+    digest, size = hashlib.md5(usedforsecurity=False), path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(8192)
-    if not re.match(archive.head, head):
-        title = re.search(r"<title[^>]*>([^<]*)|$", head.decode(errors="replace"), re.IGNORECASE)[1] or "no title"
-        raise BadArchive(f"not {archive.name} but perhaps a web page ({title[:80]})")
-    size = path.stat().st_size
-    if archive.size not in (None, size):
-        raise OtherArchive(f"not the right file: it has {size:,} bytes, not {archive.size:,}")
-    digest = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as file, tqdm(total=size, unit="B", unit_scale=True, desc="Checking", disable=None) as bar:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-            bar.update(len(piece))
-    md5 = digest.hexdigest()
-    if archive.md5 not in (None, md5):
-        raise BadArchive(f"not the right file: its md5 is {md5}, not {archive.md5}")
-    return {"size": size, "md5": md5}
+        if not re.match(archive.head, head):
+            title = re.search(r"<title[^>]*>([^<]*)|$", head.decode(errors="replace"), re.IGNORECASE)[1] or "no title"
+            raise BadArchive(f"not {archive.name} but perhaps a web page ({title[:80]})")
+        if archive.size not in (None, size):
+            raise UnofficialArchive(f"not the right file: it has {size:,} bytes, not {archive.size:,}")
+        file.seek(0)
+        with tqdm.wrapattr(file, "read", total=size, desc="Checking", disable=None) as reader:
+            while piece := reader.read(1 << 20):
+                digest.update(piece)
+    if archive.md5 not in (None, digest.hexdigest()):
+        raise BadArchive(f"not the right file: its md5 is {digest.hexdigest()}, not {archive.md5}")
+    return {"size": size, "md5": digest.hexdigest()}
 
 
-def unpack(path: Path, archive: Archive, folder: Path) -> int:
-    """Unpack the images of the archive into a new folder; returns how many they are.
+def extract_images(path: Path, archive: Archive, folder: Path) -> int:
+    """Extracts the images of the archive into a new folder and returns their number.
 
-    If nothing is known of it (no md5), all are decoded. Raises BadArchive, UserError (no room) and OSError.
+    If the md5 is unknown, it decodes every image. Raises BadArchive, UserError (no room) and OSError.
     """
     try:
         with zipfile.ZipFile(path) as source:
-            members = image_members(source.infolist(), path.stat().st_size, archive.images)
-            require_space(folder.parent, sum(member.file_size + 4096 for member in members))  # a disk rounds up
+            images = list_images(source.infolist(), path.stat().st_size, archive.images)
+            require_space(folder.parent, sum(image.file_size + 4096 for image in images))  # a disk rounds up
             folder.mkdir()
-            for member in tqdm(members, unit=" images", desc="Unpacking", disable=None):
-                with source.open(member) as packed, open(folder / Path(member.filename).name, "xb") as image:
-                    shutil.copyfileobj(packed, image)
+            for image in tqdm(images, unit=" images", desc="Unpacking", disable=None):
+                target = folder / Path(image.filename).name
+                with source.open(image) as packed, open(target, "xb") as file:
+                    shutil.copyfileobj(packed, file)
+                if archive.md5 is None:
+                    require_jpeg(target)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OSError) as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which a member before the file's start gives
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # zipfile seeks to before the file's start
             raise
         raise BadArchive(f"damaged ({error})") from error
-    if archive.md5 is None:
-        decode_all(folder)
-    return len(members)
+    return len(images)
 
 
-def image_members(infos: list[zipfile.ZipInfo], packed_size: int, images: int | None) -> list[zipfile.ZipInfo]:
-    """The images among the members, if all is as in the official archive: nothing else, nothing twice, no bomb.
+def list_images(members: list[zipfile.ZipInfo], packed_size: int, count: int | None) -> list[zipfile.ZipInfo]:
+    """Returns the images among an archive's members.
 
-    packed_size: bytes of the archive; images: how many there must be, None: any number. Raises BadArchive.
+    packed_size: bytes of the archive. count: how many images it must have; None accepts any number but 0. Raises
+    BadArchive if a member is no image, stands there twice or is unsafe to extract, or if all together are too large.
     """
-    members = [info for info in infos if info.orig_filename != f"{FOLDER}/"]
-    seen = set()
-    for info in members:
-        name = info.orig_filename  # zipfile changes slashes and null bytes in `filename`
+    images = [member for member in members if member.orig_filename != f"{FOLDER}/"]
+    for image in images:
+        name = image.orig_filename  # zipfile changes slashes and null bytes in `filename`
         if not re.fullmatch(FOLDER + r"/[0-9]{6}\.jpg", name):
-            raise OtherArchive(f"not the right archive: its member {name!r} is not {FOLDER}/NNNNNN.jpg")
-        if info.flag_bits & 1:
+            raise UnofficialArchive(f"not the right archive: its member {name!r} is not {FOLDER}/NNNNNN.jpg")
+        if image.flag_bits & 1:
             raise BadArchive(f"unsafe: its member {name} is encrypted")
-        if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
+        if stat.S_IFMT(image.external_attr >> 16) not in (0, stat.S_IFREG):
             raise BadArchive(f"unsafe: its member {name} is a link or a device")
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise BadArchive(f"unsafe: its member {name} is packed with method {info.compress_type}")
-        if name in seen:
-            raise BadArchive(f"unsafe: its member {name} is there twice")
-        seen.add(name)
-    unpacked_size = sum(info.file_size for info in members)
-    # Compared with the file itself, because members can share bytes in it and so declare more than it has.
-    if unpacked_size > min(MAX_UNPACKED, MAX_RATIO * packed_size):
-        raise BadArchive(f"unsafe: its {packed_size:,} bytes would unpack to {unpacked_size:,}")
-    if not members or images not in (None, len(members)):
-        raise OtherArchive(f"not the right archive: it has {len(members):,} images, not {images or 'one or more'}")
-    return members
+        if image.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise BadArchive(f"unsafe: its member {name} is packed with method {image.compress_type}")
+    if len({image.orig_filename for image in images}) < len(images):
+        raise BadArchive("unsafe: one of its members is there twice")
+    size = sum(image.file_size for image in images)
+    if size > min(MAX_UNPACKED, MAX_RATIO * packed_size):  # of the file: members may share bytes and declare more
+        raise BadArchive(f"unsafe: its {packed_size:,} bytes would unpack to {size:,}")
+    if not images or count not in (None, len(images)):
+        raise UnofficialArchive(f"not the right archive: it has {len(images):,} images, not {count or 'one or more'}")
+    return images
 
 
-def decode_all(folder: Path) -> None:
-    """Raises BadArchive unless every image in the folder decodes."""
-    images = sorted(folder.iterdir())
-    with ThreadPool() as pool:
-        for error in tqdm(
-            pool.imap(decoding_error, images, chunksize=64), total=len(images), desc="Decoding", disable=None
-        ):
-            if error:
-                raise BadArchive(f"damaged: {error}")
-
-
-def decoding_error(path: Path) -> str | None:
-    """Why the image does not decode; None if it does."""
+def require_jpeg(path: Path) -> None:
+    """Raises BadArchive if an unpacked image does not decode as a JPEG."""
     try:
-        with open(path, "rb") as file:
-            if file.read(3) != b"\xff\xd8\xff":
-                return f"{FOLDER}/{path.name} does not decode as a JPEG"
         load_image(path, 32)
-    except (BadImage, OSError) as error:
-        return f"{FOLDER}/{path.name} does not decode as a JPEG ({str(error).partition(': ')[2] or error})"
-    return None
+        is_jpeg = path.read_bytes().startswith(b"\xff\xd8\xff")
+    except BadImage:
+        is_jpeg = False
+    if not is_jpeg:
+        raise BadArchive(f"damaged: {FOLDER}/{path.name} does not decode as a JPEG")

@@ -1,4 +1,4 @@
-"""Which images are kept from training: chosen by a hash of their names, so alike on every machine."""
+"""Which images training never sees: a hash of their names selects them, so they are the same on every machine."""
 
 import hashlib
 import math
@@ -12,38 +12,30 @@ from magnet.support.errors import UserError
 MAX_SHARE = 0.5  # of --hold-out
 
 
-def _place(name: str) -> int:
+def _hash_name(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8).digest(), "big")
 
 
 def is_held_out(name: str, share: float) -> bool:
-    """Whether the image `name` is among the `share` in [0, 1] of all images that are kept from training.
+    """Whether the image `name` is among the `share` in [0, 1] of images that training never sees.
 
-    By a hash of the name alone, so alike on every machine; what one share holds out, every larger one does too.
+    The answer depends on the name alone. A larger share holds out the same images and more.
     """
-    return _place(name) < share * 2**64
+    return _hash_name(name) < share * 2**64
 
 
-def select_part(source: str, images: list, name: Callable[[Any], str], share: float, held_out: bool) -> list:
-    """Of `images` those that are held out, or the others. Raises UserError if either are none."""
+def select_part(source: str, images: list, get_name: Callable[[Any], str], share: float, held_out: bool) -> list:
+    """Returns the images that are held out, or the others. Raises UserError if there are none of either kind."""
     if not share and not held_out:
         return images
-    apart = [is_held_out(name(image), share) for image in images]
-    shares = f"--hold-out {share} keeps {sum(apart)} of {len(apart)} images in {source} from training"
-    if len(set(apart)) < 2:
-        other = _find_share([name(image) for image in images])
-        advice = f"give `train.py --hold-out {other}`, or more images" if other else "give more images"
-        raise UserError(f"{shares}: {advice}")
+    names = [get_name(image) for image in images]
+    part = [image for image, name in zip(images, names, strict=True) if is_held_out(name, share) == held_out]
+    count = len(part) if held_out else len(images) - len(part)
+    summary = f"--hold-out {share} keeps {count} of {len(images)} images in {source} from training"
+    if count in (0, len(images)):
+        better = math.ceil(min(map(_hash_name, names)) / 2**64 * 1000) / 1000  # it holds one image or a few out
+        is_good = better <= MAX_SHARE and not all(is_held_out(name, better) for name in names)
+        raise UserError(f"{summary}: give " + f"`train.py --hold-out {better}`, or " * is_good + "more images")
     if not held_out:
-        print(shares, file=sys.stderr)
-    return [image for image, is_apart in zip(images, apart, strict=True) if is_apart == held_out]
-
-
-def _find_share(names: list[str]) -> float | None:
-    """A share of few digits by which some of the images are held out and some are not; None if there is none."""
-    places = sorted(map(_place, names))
-    for digits in range(1, 7):
-        share = math.ceil(places[0] / 2**64 * 10**digits) / 10**digits
-        if places[0] < share * 2**64 <= places[-1] and share <= MAX_SHARE:
-            return share
-    return None
+        print(summary, file=sys.stderr)
+    return part

@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate, pad
 from tqdm import tqdm
 
 from magnet.data.archives import require_space
-from magnet.support.atomic_files import atomically
+from magnet.support.atomic_files import open_atomically
 from magnet.support.errors import UserError
 
 ROW, SHOWN = 8, 64  # pictures in a row of the grid, and in all of it
@@ -51,7 +51,7 @@ def write(
             if array:
                 array.write(pixels.data)
             for i, picture in enumerate(pixels if folder else ()):
-                with atomically(folder / f"{done + i:0{digits}d}.png", sync=False) as file:
+                with open_atomically(folder / f"{done + i:0{digits}d}.png", sync=False) as file:
                     Image.fromarray(picture).save(file, format="PNG")
             done += len(images)
             bar.update(len(images))
@@ -78,7 +78,7 @@ def require_room(shape: tuple[int, int, int], folder: Path | None, npz: Path | N
 def array_file(path: Path, shape: tuple[int, ...]) -> Iterator[BinaryIO]:
     """What is written to it becomes the uint8 array `arr_0` of `shape` in an .npz file, as np.savez writes it."""
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    with atomically(path) as file, zipfile.ZipFile(file, "w") as archive:
+    with open_atomically(path) as file, zipfile.ZipFile(file, "w") as archive:
         with archive.open("arr_0.npy", "w", force_zip64=True) as member:
             np.lib.format.write_array_header_1_0(member, header)
             yield member
@@ -109,7 +109,7 @@ def write_moving(frames: Iterable[Tensor], out: Path, scale: int | None = None) 
     for images in tqdm(frames, unit=" frames", desc="drawing", leave=False, disable=None):
         columns = math.ceil(len(images) ** 0.5)
         shown.append(grid(images, columns, scale or max(1, round(WIDTH / (columns * images.shape[-1])))))
-    with atomically(out) as file:
+    with open_atomically(out) as file:
         encode(shown, file)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from magnet.agents.generator import GeneratorAgent
 from magnet.config import agent_names
-from magnet.data.gaussians import SHOWN, count_modes
+from magnet.data.gaussians import SAMPLE_COUNT, count_modes
 from magnet.data.image_dataset import ImageDataset
 from magnet.evaluation.metrics import sliced_wasserstein
 from magnet.evaluation.sampling import BATCH, Sampler
@@ -35,7 +35,8 @@ class Evaluation:
         # What checkpoints hold, and a resumed run puts back. The last: evaluations, not steps.
         self.best = {self.score: math.inf, "step": 0, "worse_since": 0}
         if config.evaluate_every:
-            random, count = stream(config.seed, "evaluation"), SHOWN if config.points else min(IMAGES, len(dataset))
+            random = stream(config.seed, "evaluation")
+            count = SAMPLE_COUNT if config.points else min(IMAGES, len(dataset))
             self.z = torch.randn(count, config.nz, generator=random)
             if not config.points:
                 self.real = dataset.pack(dataset.batch(torch.randperm(2 * len(dataset), generator=random)[:count]))

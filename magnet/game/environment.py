@@ -14,7 +14,7 @@ from magnet.config import agent_names
 from magnet.data.image_dataset import ImageDataset, to_uint8
 from magnet.game.extra_rewards import ExtraReward, HostCopy, RewardNormaliser
 from magnet.game.rewards import reward_function
-from magnet.support.distributed import all_gather_rows, local_rows, uneven
+from magnet.support.distributed import all_gather_rows, is_uneven, local_rows
 from magnet.support.errors import UserError
 
 
@@ -187,7 +187,7 @@ def refuse_too_few(config, images: int) -> None:
 
     if images >= needed(config.batch_size):
         return
-    smaller = [size for size in range(4, config.batch_size) if needed(size) >= 4 and not uneven(config, size)]
+    smaller = [size for size in range(4, config.batch_size) if needed(size) >= 4 and not is_uneven(config, size)]
     fitting = [size for size in smaller if needed(size) <= images]
     powers_of_two = [size for size in fitting if size & (size - 1) == 0]
     if fitting:

@@ -25,7 +25,7 @@ from torch import Tensor
 from magnet.data.image_dataset import to_uint8
 from magnet.evaluation.pictures import ROW, grid
 from magnet.run.tensorboard import new_writer
-from magnet.support.atomic_files import named, remove_abandoned, write_atomically
+from magnet.support.atomic_files import name_path_in_errors, remove_abandoned, write_atomically
 from magnet.support.errors import Diverged, UserError
 from magnet.support.locks import Locked, locked
 from magnet.support.paths import INSTALLED
@@ -162,7 +162,7 @@ class RunLogger:
         line = {"step": self.step, "steps": count, "images": self.step * self.batch}
         line |= {name: statistics.fmean(found) for name, found in by_name.items()} | (scores or {})
         line["images_per_second"] = count * self.batch / (now - self.since)
-        with named(self.metrics), open(self.metrics, "a", encoding="utf-8") as file:
+        with name_path_in_errors(self.metrics), open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         for name, value in line.items():
             if name not in ("step", "steps"):

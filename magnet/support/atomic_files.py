@@ -8,30 +8,34 @@ from pathlib import Path
 from typing import BinaryIO
 
 TEMPORARY = ".tmp"
-NO_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+NO_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # some network and virtual-machine shares
 
 
 @contextmanager
-def atomically(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
-    """A temporary file beside `path`, open for writing, which is synced and renamed to `path` when the block ends.
+def open_atomically(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
+    """Opens a temporary file beside `path` for writing, and renames it to `path` when the block ends.
 
-    On any exception the temporary file goes and `path` stays as it was; the exception is raised on. sync: whether the
-    file must survive a loss of power from then on.
+    After an exception the temporary file is gone, `path` is as before, and the exception is raised on. sync: whether
+    the file must survive a loss of power.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
     try:
-        with named(path, temporary):
+        with name_path_in_errors(path, temporary):
             with open(temporary, "wb") as file:
                 yield file
                 file.flush()
-                if sync:
-                    sync_to_disk(file.fileno())
+                try:
+                    if sync:
+                        os.fsync(file.fileno())
+                except OSError as error:
+                    if error.errno not in NO_SYNC:
+                        raise
             os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    if sync and hasattr(os, "O_DIRECTORY"):  # POSIX: the new name must reach the disk too
-        with suppress(OSError):  # the file is whole and there; a folder that cannot be opened or synced is no failure
+    if sync:  # the new name too; Windows has no O_DIRECTORY, and some folders cannot be opened
+        with suppress(OSError, AttributeError):
             folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 os.fsync(folder)
@@ -39,18 +43,9 @@ def atomically(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
                 os.close(folder)
 
 
-def sync_to_disk(descriptor: int) -> None:
-    """os.fsync, where the file system has it: some network and virtual-machine shares have not."""
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in NO_SYNC:
-            raise
-
-
 @contextmanager
-def named(path: Path, temporary: Path | None = None) -> Iterator[None]:
-    """Within, an OSError that names no file, or the temporary one, names `path`."""
+def name_path_in_errors(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Puts `path` into each OSError of the block that names no file, or the temporary one."""
     try:
         yield
     except OSError as error:
@@ -60,13 +55,13 @@ def named(path: Path, temporary: Path | None = None) -> Iterator[None]:
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Calls `write(file)` on a file that is whole or absent, as `atomically` says."""
-    with atomically(path) as file:
+    """Calls `write(file)` on a file that is whole or absent."""
+    with open_atomically(path) as file:
         write(file)
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Deletes what killed programs left half written in `folder`. Only its one writer may call this."""
+    """Deletes the files that killed programs left half written in `folder`. Only its one writer may call this."""
     for path in folder.glob(f"*{TEMPORARY}"):
         with suppress(OSError):
             path.unlink()

@@ -1,11 +1,11 @@
-"""The trainer's step as CUDA graphs: what it launches is recorded once, and from then on launched as a whole.
+"""The trainer's step as CUDA graphs: record its operations once, then launch them all together.
 
 A GPU computes a small step faster than Python can launch its hundreds of operations. A graph repeats the operations on
-the same memory, with the same Python numbers: each step's inputs are copied to where the recorded step had its own.
+the same memory, with the same Python numbers. So each step copies its inputs to where the recorded step had its own.
 https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 """
 
-import copy
+import dataclasses
 import gc
 import sys
 from collections import Counter
@@ -14,12 +14,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# Steps of a kind that are not recorded: in them Adam makes its moments, and libraries choose their algorithms.
-STEPS_BEFORE = 2
+# Steps of a kind before one is recorded: in them Adam makes its moments, and libraries choose their algorithms.
+WARMUP_STEPS = 2
 
 
-def inputs(batch) -> list[Tensor]:
-    """What a step begins with, of a batch that has not been acted on (agents/batch.py)."""
+def list_inputs(batch) -> list[Tensor]:
+    """Lists the inputs of a step, in a batch that has not been acted on (agents/batch.py)."""
     return [batch.state, batch.real, batch.recurrent, batch.replayed_images, *batch.reward_batch.values()]
 
 
@@ -28,20 +28,17 @@ class RecordedStep:
 
     @torch.no_grad()
     def __init__(self, act: Callable, learn: Callable, agents: list, batch, pool):
-        """batch: not acted on yet; its shapes, dtypes and r1 are the recorded step's. Nothing is computed.
+        """Records a step with the shapes, dtypes and r1 of `batch`, which has not been acted on. It computes nothing.
 
         Raises RuntimeError if something in the step cannot be recorded.
         """
-        self.batch = copy.copy(batch)
-        own = [one.clone() for one in inputs(batch)]
-        self.batch.state, real, self.batch.recurrent, self.batch.replayed_images, *reward_batch = own
-        self.batch.reward_batch = dict(zip(batch.reward_batch, reward_batch, strict=True))
-        self.batch.real = real.requires_grad_(batch.real.requires_grad)
-        self.batch.acts, self.batch.policy_images, self.batch.played_images, self.batch.outputs = [], [], [], []
-        self.next_observations = ()
-        if agents[0].config.gamma:
-            self.next_observations = torch.empty_like(batch.state), torch.empty_like(batch.real)
-            self.batch.next_observations = self.next_observations
+        state, real, recurrent, replayed_images, *reward_batch = [tensor.clone() for tensor in list_inputs(batch)]
+        self.next_observations = (torch.empty_like(state), torch.empty_like(real)) if agents[0].config.gamma else ()
+        self.batch = dataclasses.replace(
+            batch, state=state, real=real.requires_grad_(batch.real.requires_grad), recurrent=recurrent,
+            replayed_images=replayed_images, reward_batch=dict(zip(batch.reward_batch, reward_batch, strict=True)),
+            next_observations=self.next_observations or None, acts=[], policy_images=[], played_images=[], outputs=[],
+        )  # fmt: skip
         self.graphs = [torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()]
         for graph in self.graphs:
             for agent in agents:
@@ -57,73 +54,71 @@ class RecordedStep:
         finally:
             for group in groups:
                 group["capturable"] = False
-        # Of the outputs stays what the environment and the buffer read. The rest would keep the autograd graph, whose
-        # nodes belong to the recording: later steps that are not recorded would have to wait for it.
-        self.batch.images = []
-        self.batch.acts = [
-            one._replace(action=None, policy=None, embedding=None, is_noise=None) for one in self.batch.acts
-        ]
+        # Keep only what the environment and the buffer read. The rest would keep the autograd graph, whose nodes belong
+        # to the recording: later steps that are not recorded would have to wait for it.
+        self.batch.policy_images = []
+        self.batch.acts = [a._replace(action=None, policy=None, embedding=None, is_noise=None) for a in self.batch.acts]
         self.batch.outputs = [
-            [one._replace(features=None, logits=one.logits.detach(), classes=None) for one in outputs]
+            [output._replace(features=None, logits=output.logits.detach(), classes=None) for output in outputs]
             for outputs in self.batch.outputs
         ]
 
     @torch.no_grad()
     def load(self, batch) -> None:
-        """Takes the inputs of a step."""
-        for place, one in zip(inputs(self.batch), inputs(batch), strict=True):
-            place.copy_(one)
+        """Copies the inputs of a step."""
+        for place, tensor in zip(list_inputs(self.batch), list_inputs(batch), strict=True):
+            place.copy_(tensor)
         self.batch.transitions = batch.transitions
 
     def act(self, batch) -> None:
-        """As the recorded `act`, on `self.batch`."""
+        """Repeats the recorded `act`, on `self.batch`."""
         self.graphs[0].replay()
 
     @torch.no_grad()
     def learn(self, batch) -> dict[str, Tensor]:
-        """As the recorded `learn`, on `self.batch`, which the environment has stepped with. Metrics are copies."""
-        for place, one in zip(self.next_observations, batch.next_observations or (), strict=True):
-            place.copy_(one)
+        """Repeats the recorded `learn`, on `self.batch` after the environment's step. Returns copies of the metrics."""
+        for place, tensor in zip(self.next_observations, batch.next_observations or (), strict=True):
+            place.copy_(tensor)
         self.graphs[1].replay()
         return dict(zip(self.metrics, torch.stack(list(self.metrics.values())).unbind(), strict=True))
 
 
 class StepGraphs:
-    """Records each kind of step (with R1, with all metrics, with both or neither) once it has been made a few times."""
+    """Records each kind of step (with R1, with all metrics, with both or neither) after WARMUP_STEPS of them."""
 
     def __init__(self, agents: list):
         """agents: those whose steps are recorded."""
         self.agents = agents
-        self.counts, self.recorded, self.pool, self.recordable = Counter(), {}, None, True
+        self.counts, self.steps, self.pool, self.is_recordable = Counter(), {}, None, True
 
     def prepare(self, batch, act: Callable, learn: Callable) -> tuple:
         """Counts the step, records its kind if it is due, loads its inputs.
 
         Returns the batch to go on with, and what acts and learns on it: graphs, or the trainer's `act` and `learn`.
         """
-        # The first steps, of an empty replay buffer, have fewer rows.
-        kind = (batch.r1, batch.with_metrics, *(len(one) for one in inputs(batch)))
-        if self.recordable and kind not in self.recorded:
+        # The first steps, with an empty replay buffer, have fewer rows.
+        kind = (batch.r1, batch.with_metrics, *(len(tensor) for tensor in list_inputs(batch)))
+        if self.is_recordable and kind not in self.steps:
             self.counts[kind] += 1
-            if self.counts[kind] > STEPS_BEFORE:
+            if self.counts[kind] > WARMUP_STEPS:
                 self.record(kind, batch, act, learn)
-        if kind not in self.recorded:
+        if kind not in self.steps:
             return batch, act, learn
-        recorded = self.recorded[kind]
-        recorded.load(batch)
-        return recorded.batch, recorded.act, recorded.learn
+        step = self.steps[kind]
+        step.load(batch)
+        return step.batch, step.act, step.learn
 
     def record(self, kind: tuple, batch, act: Callable, learn: Callable) -> None:
-        """Records a step, or says why that cannot be, and does not try again."""
-        gc.collect()  # an autograd graph of an earlier step, if it is still there, would be taken for part of this one
+        """Records a step. If that cannot be, it says why and does not try again."""
+        gc.collect()  # the recording would take over the autograd graph of an earlier step
         try:
             self.pool = self.pool or torch.cuda.graph_pool_handle()
             with torch.cuda.stream(torch.cuda.current_stream()):  # a recording that fails leaves its own stream current
-                self.recorded[kind] = RecordedStep(act, learn, self.agents, batch, self.pool)
+                self.steps[kind] = RecordedStep(act, learn, self.agents, batch, self.pool)
         except RuntimeError as error:
-            self.recordable = False
-            self.recorded.clear()
-            for agent in self.agents:  # what Python has noted of the half recorded step
+            self.is_recordable = False
+            self.steps.clear()
+            for agent in self.agents:  # undo what Python has noted of the half recorded step
                 agent.scaler.update(agent.scaler.get_scale())
                 agent.random = agent.random.clone_state()  # before PyTorch 2.13 the old one stays in the recording
                 for optimizer in agent.optimizers.values():

@@ -1,6 +1,6 @@
 """Where the programs and their files lie, and paths as a user writes them.
 
-A `~` that the shell left alone (`--data=~/photos`) is the home folder here too.
+`~` means the home folder, also where the shell leaves it alone (`--data=~/photos`).
 """
 
 import os
@@ -9,16 +9,16 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1]
 INSTALLED = (PACKAGE.parent / "magnet_programs").is_dir()  # pip puts the programs there (pyproject.toml)
 ROOT = PACKAGE.parent / "magnet_programs" if INSTALLED else PACKAGE.parent
-SHIPPED = ROOT / "models" / "celeba-64.pt"  # trained weights (models/README.md)
+CELEBA_64 = ROOT / "models" / "celeba-64.pt"  # models/README.md
 
 
 def command_of(program: str) -> str:
-    """The command that starts a program, such as `train`."""
+    """Returns the command that starts a program, such as `train`."""
     return f"magnet-{program.replace('_', '-')}" if INSTALLED else f"python3 {program}.py"
 
 
 def expand(path: str) -> str:
-    """`path` with a leading `~` or `~NAME` replaced by that home folder, if there is one."""
+    """Replaces a leading `~` or `~NAME` by that home folder, if there is one."""
     try:
         return os.path.expanduser(path)
     except ValueError:  # a zero byte
@@ -26,5 +26,5 @@ def expand(path: str) -> str:
 
 
 def user_path(path: str | Path) -> Path:
-    """The type of all paths on a command line, expanded."""
+    """Expands a path. It is the type of all paths on a command line."""
     return Path(expand(os.fspath(path)))

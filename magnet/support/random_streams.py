@@ -1,4 +1,4 @@
-"""Random numbers: a generator of its own for each part of a run, so that no part's draws move another's."""
+"""Random numbers: each part of a run has its own generator, so no part changes the numbers of another."""
 
 import random
 
@@ -6,20 +6,20 @@ import torch
 
 
 def derived_seed(seed: int, name: str) -> int:
-    """A seed for the part `name` of a run with `seed`: 63 bits, unlike those of other names and other seeds."""
+    """Derives a seed of 63 bits for the part `name` of a run. It differs between names and between seeds."""
     return random.Random(f"{seed}/{name}").getrandbits(63)
 
 
 def stream(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """The generator of the part `name`, on `device`."""
+    """Makes the generator of the part `name`, on `device`."""
     return torch.Generator(device).manual_seed(derived_seed(seed, name))
 
 
 def restore(generator: torch.Generator, state: torch.Tensor) -> None:
     """Sets `generator` to a saved state.
 
-    A CPU's state means nothing to a GPU's generator: a run that changes from one to the other draws fresh numbers, from
-    a seed that no part had before.
+    The state of a CPU's generator does not fit a GPU's. A run that changes from one to the other draws fresh numbers,
+    from a seed that no part had before.
     """
     if state.shape == generator.get_state().shape:
         generator.set_state(state.cpu())

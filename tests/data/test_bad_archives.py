@@ -10,8 +10,9 @@ import zipfile
 import pytest
 from conftest import SEED, cases
 from downloads import BODY, TINY, picture, tree, zipped
+from garbling import garble
 
-from magnet.data import archives as archive
+from magnet.data import archives
 
 pytest_plugins = ["downloads"]
 
@@ -32,20 +33,16 @@ HOSTILE = {
     "zip-slip": (zipped(FIRST, ("img_align_celeba/../../evil.jpg", b"")), "evil.jpg' is not"),
     "absolute": (zipped(FIRST, ("/tmp/evil.jpg", b"")), "'/tmp/evil.jpg' is not"),
     "backslash": (zipped(FIRST).replace(b"celeba/0", b"celeba\\0"), r"celeba\\000001.jpg' is not"),
-    "drive letter": (zipped(FIRST, ("C:/000002.jpg", b"")), "'C:/000002.jpg' is not"),
     "other file": (zipped(FIRST, ("img_align_celeba/000002.jpg.sh", b"")), "000002.jpg.sh' is not"),
-    "other folder": (zipped(FIRST, ("x/img_align_celeba/000002.jpg", b"")), "000002.jpg' is not"),
     "case collision": (zipped(FIRST, ("IMG_align_celeba/000001.jpg", b"")), "000001.jpg' is not"),
     "duplicate": (zipped(FIRST, ("img_align_celeba/000002.jpg", b"")).replace(b"000002", b"000001"), "is there twice"),
     "symlink": (zipped(FIRST, (with_mode("img_align_celeba/000002.jpg", stat.S_IFLNK | 0o777), b"/etc")), "a link"),
     "encrypted": (flagged_as_encrypted(zipped(FIRST)), "000001.jpg is encrypted"),
     "bomb": (zipped((FIRST[0], bytes(10**6)), method=zipfile.ZIP_DEFLATED), "would unpack to 1,000,000"),
-    "archive inside": (zipped(FIRST, ("img_align_celeba.zip", BODY)), "'img_align_celeba.zip' is not"),
     "null byte": (zipped(FIRST).replace(b"000001.jpg", b"00001.jp\0g"), "00001.jp\\x00g' is not"),
     "line break": (zipped(FIRST, ("img_align_celeba/000002.jpg\n", b"")), "000002.jpg\\n' is not"),
     "other digits": (zipped(FIRST, ("img_align_celeba/00000\u0662.jpg", b"")), "00000\u0662.jpg' is not"),
     "pipe": (zipped(FIRST, (with_mode("img_align_celeba/000002.jpg", stat.S_IFIFO | 0o666), b"")), "a link or"),
-    "folder": (zipped(FIRST, (with_mode("img_align_celeba/000002.jpg", stat.S_IFDIR | 0o777), b"")), "a link or"),
     "rare packing": (zipped(FIRST, method=zipfile.ZIP_LZMA), "is packed with method 14"),
     "no images": (zipped(), "it has 0 images"),
     "cut short": (zipped(FIRST)[:-30], "damaged"),
@@ -64,12 +61,12 @@ def test_hostile_archive_is_refused_before_unpacking(run, hand_made, tmp_path, m
 def test_limits(run, hand_made, monkeypatch):
     code, error = run("--from-zip", hand_made, archive=dataclasses.replace(TINY, images=7))
     assert code == 1 and "it has 6 images, not 7" in error
-    monkeypatch.setattr(archive, "MAX_UNPACKED", 100)
+    monkeypatch.setattr(archives, "MAX_UNPACKED", 100)
     code, error = run("--from-zip", hand_made)
     assert code == 1 and "would unpack to" in error
 
 
-@pytest.mark.parametrize("content", [FIRST[1][:-100], picture(24, "PNG")], ids=["cut short", "png"])
+@pytest.mark.parametrize("content", [FIRST[1][:-100], picture(24, "PNG"), BODY], ids=["cut short", "png", "archive"])
 def test_any_archive_decodes_every_image(run, hand_made, data_dir, content):
     hand_made.write_bytes(zipped(FIRST, ("img_align_celeba/000002.jpg", content)))
     code, error = run("--from-zip", hand_made, "--any-archive")
@@ -83,13 +80,6 @@ def test_full_disk(mirror, run, hand_made, tmp_path, monkeypatch, source):
     code, error = run(source, mirror.url if source == "--url" else hand_made)
     assert code == 1 and "make room" in error
     assert tree(tmp_path) == {hand_made.name: BODY} and mirror.ranges == []
-
-
-def test_an_archive_inside_an_image_is_no_image(run, hand_made, data_dir):
-    hand_made.write_bytes(zipped(FIRST, ("img_align_celeba/000002.jpg", BODY)))
-    code, error = run("--from-zip", hand_made, "--any-archive")
-    assert code == 1 and "img_align_celeba/000002.jpg does not decode" in error
-    assert tree(data_dir.parent) == {}
 
 
 def test_a_member_larger_than_it_says_is_not_unpacked_further(run, hand_made, data_dir, monkeypatch):
@@ -130,20 +120,8 @@ def test_damaged_archives_are_refused_or_their_images_are_whole(run, hand_made, 
     images = {f"img_align_celeba/{n:06}.jpg": picture(8 * n) for n in range(1, 4)}
     whole = [zipped(*images.items(), method=method) for method in METHODS]
     for _ in range(count):
-        data = bytearray(chance.choice(whole))
-        directory = data.index(b"PK\x01\x02")
-        for _ in range(chance.choice((0, 1, 1, 3))):
-            low = chance.choice((0, directory))
-            at = chance.randrange(low, len(data)) if low < len(data) else 0
-            kind = chance.choice(("flip", "flip", "overwrite", "leave out", "cut"))
-            if kind == "flip":
-                data[at] ^= 1 << chance.randrange(8)
-            elif kind == "overwrite":
-                data[at : at + 4] = chance.choice((b"\xff" * 4, bytes(4), chance.randbytes(4)))
-            elif kind == "leave out":
-                del data[at : at + chance.randrange(1, 9)]
-            else:
-                del data[at + 1 :]
+        data = chance.choice(whole)
+        data = garble(chance, data, times=chance.choice((0, 1, 1, 3)), start=data.index(b"PK\x01\x02"))
         hand_made.write_bytes(data)
         code, said = run("--from-zip", hand_made, "--any-archive")
         ended[code] += 1

@@ -8,6 +8,7 @@ import time
 import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,11 @@ import torch
 from PIL import Image
 from test_image_files import equal, folder_of, picture, pillow
 
-from magnet.data import image_dataset as faces
-from magnet.data import synthetic
+from magnet.data import image_dataset, synthetic
 from magnet.data.held_out import is_held_out
-from magnet.data.image_dataset import ImageDataset, from_uint8, load_faces, to_uint8
+from magnet.data.image_dataset import ImageDataset, fingerprint, from_uint8, load_faces, to_uint8
 from magnet.data.image_files import find_images, load_image
-from magnet.support import atomic_files as files
+from magnet.support import atomic_files
 from magnet.support.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +32,7 @@ REAL_FACES = ROOT.parent / "shared" / "celeba" / "full_size_sample.zip"
 
 
 def test_the_array_equals_pillow_image_by_image(tmp_path):
-    count = 2 * faces.CHUNK + 3
+    count = 2 * image_dataset.CHUNK + 3
     images = folder_of(tmp_path / "images", count)
     for workers in (1, 3):
         cache = tmp_path / f"cache{workers}"
@@ -42,14 +42,6 @@ def test_the_array_equals_pillow_image_by_image(tmp_path):
         assert [len(path.name) for path in cache.glob("*.npy*")] == [16 + len(".npy")]
         for i in range(count):
             assert equal(pixels[i], pillow(Image.open(images / f"{i:06d}.jpg"), 16))
-
-
-def test_the_array_is_made_once(tmp_path, monkeypatch):
-    images = folder_of(tmp_path / "images", 3)
-    first = load_faces(str(images), 16, cache_dir=tmp_path / "cache")
-    monkeypatch.setattr(faces, "load_image", lambda *_: pytest.fail("decoded again"))
-    second = load_faces(str(images), 16, cache_dir=tmp_path / "cache")
-    assert np.array_equal(first, second)
 
 
 def test_a_change_of_the_images_gives_another_array(tmp_path):
@@ -79,13 +71,13 @@ def test_a_change_of_the_images_gives_another_array(tmp_path):
 
 
 def test_a_killed_making_leaves_no_array_and_the_next_clears_up(tmp_path):
-    images = folder_of(tmp_path / "images", 3 * faces.CHUNK)
+    images = folder_of(tmp_path / "images", 3 * image_dataset.CHUNK)
     cache = tmp_path / "cache"
     slow = (
-        "import time; from pathlib import Path; from magnet.data import image_dataset as faces\n"
-        "load = faces.load_image\n"
-        "faces.load_image = lambda path, size: (time.sleep(60 if path.name > '000070' else 0), load(path, size))[1]\n"
-        f"faces.load_faces({str(images)!r}, 16, cache_dir=Path({str(cache)!r}), workers=1)"
+        "import time; from pathlib import Path; from magnet.data import image_dataset as data\n"
+        "load = data.load_image\n"
+        "data.load_image = lambda path, size: (time.sleep(60 if path.name > '000070' else 0), load(path, size))[1]\n"
+        f"data.load_faces({str(images)!r}, 16, cache_dir=Path({str(cache)!r}), workers=1)"
     )
     process = subprocess.Popen([sys.executable, "-c", slow], cwd=ROOT, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
@@ -96,7 +88,7 @@ def test_a_killed_making_leaves_no_array_and_the_next_clears_up(tmp_path):
     process.wait()
     assert len(list(cache.glob("*.tmp"))) == 1 and not list(cache.glob("*.npy"))
     pixels = load_faces(str(images), 16, cache_dir=cache)
-    assert len(pixels) == 3 * faces.CHUNK
+    assert len(pixels) == 3 * image_dataset.CHUNK
     assert len(list(cache.glob("*.npy"))) == 1 and not list(cache.glob("*.tmp"))
 
 
@@ -106,7 +98,7 @@ def test_a_failing_write_removes_its_file_and_is_a_user_error(tmp_path, monkeypa
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(atomic_files.os, "fsync", full)
     with pytest.raises(UserError, match="No space left on device"):
         load_faces(str(images), 16, cache_dir=tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*.npy*"))
@@ -122,31 +114,38 @@ def test_a_damaged_array_is_named(tmp_path):
             load_faces(str(images), 16, cache_dir=tmp_path / "cache")
 
 
-def test_two_at_once_make_the_array_once(tmp_path, monkeypatch, capsys):
+def test_two_at_once_and_a_third_after_them_make_the_array_once(tmp_path, monkeypatch, capsys):
     images, decoded, waits = folder_of(tmp_path / "images", 40), [], threading.Event()
-    say = faces._say_that_it_waits
+    report = image_dataset._report_waiting
 
     def load(path, size):
         assert waits.wait(60)
         decoded.append(path)
         return load_image(path, size)
 
-    monkeypatch.setattr(faces, "load_image", load)
-    monkeypatch.setattr(faces, "_say_that_it_waits", lambda: (say(), waits.set()))
+    monkeypatch.setattr(image_dataset, "load_image", load)
+    monkeypatch.setattr(image_dataset, "_report_waiting", lambda: (report(), waits.set()))
     with ThreadPoolExecutor(2) as pool:
         both = [pool.submit(load_faces, str(images), 16, cache_dir=tmp_path / "cache") for _ in range(2)]
-    assert np.array_equal(both[0].result(), both[1].result())
+        arrays = [one.result() for one in both]
+    arrays.append(load_faces(str(images), 16, cache_dir=tmp_path / "cache"))
+    assert all(np.array_equal(array, arrays[0]) for array in arrays)
     assert len(decoded) == 40 and "Waiting for another program" in capsys.readouterr().err
 
 
-def test_synthetic_faces_are_cached(tmp_path, monkeypatch):
-    monkeypatch.setattr(faces, "SYNTHETIC_FACES", faces.CHUNK + 2)
-    pixels = load_faces("synthetic", 16, cache_dir=tmp_path)
-    assert np.array_equal(pixels, synthetic.draw_faces(faces.CHUNK + 2, 16, seed=0)[0])
-    monkeypatch.setattr(synthetic, "draw_faces", lambda *_, **__: pytest.fail("drawn again"))
-    assert np.array_equal(load_faces("synthetic", 16, cache_dir=tmp_path), pixels)
+def test_synthetic_faces_are_cached_and_held_out_by_their_index(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_dataset, "SYNTHETIC_FACES", 2 * image_dataset.CHUNK + 2)
+    load = partial(load_faces, "synthetic", 16, cache_dir=tmp_path)
+    pixels = load()
+    assert np.array_equal(pixels, synthetic.draw_faces(len(pixels), 16, seed=0)[0])
     (array,) = tmp_path.glob("*.npy")
     assert f"v{synthetic.VERSION}-" in array.name and "-16" in array.name
+    apart = np.array([is_held_out(str(i), 0.2) for i in range(len(pixels))])
+    parts = [load(hold_out=0.2, held_out=part) for part in (False, True)]
+    assert np.array_equal(parts[0], pixels[~apart]) and np.array_equal(parts[1], pixels[apart])
+    assert len(load(hold_out=0.4)) < len(parts[0])
+    monkeypatch.setattr(synthetic, "draw_faces", lambda *_, **__: pytest.fail("drawn again"))
+    assert np.array_equal(load(), pixels)
 
 
 @pytest.mark.parametrize("size", [32, 64, 128])
@@ -176,10 +175,7 @@ def test_what_is_held_out_is_a_share_of_names_and_a_larger_share_holds_out_more(
         assert before <= apart
         assert len(apart) == pytest.approx(share * len(names), abs=4 * (len(names) * share * (1 - share)) ** 0.5)
         before = apart
-
-
-def test_what_is_held_out_never_changes():
-    """As `printf 11.jpg | b2sum -l 64` says: the first digits below a fifth of all. Runs rely on it ever after."""
+    # As `printf 11.jpg | b2sum -l 64` says: the first digits below a fifth of all. Runs rely on it ever after.
     assert [i for i in range(40) if is_held_out(f"{i}.jpg", 0.2)] == [11, 12, 30, 38]
 
 
@@ -199,15 +195,6 @@ def test_training_and_held_out_images_are_all_images_and_have_an_array_each(tmp_
     assert np.array_equal(more[: len(held_out)], held_out)
     elsewhere = images.rename(tmp_path / "moved")
     assert np.array_equal(load_faces(str(elsewhere), 16, cache_dir=cache, hold_out=0.2, held_out=True), more)
-
-
-def test_drawn_faces_are_held_out_by_their_index(tmp_path, monkeypatch):
-    monkeypatch.setattr(faces, "SYNTHETIC_FACES", 2 * faces.CHUNK + 2)
-    every = load_faces("synthetic", 8, cache_dir=tmp_path)
-    apart = np.array([is_held_out(str(i), 0.2) for i in range(len(every))])
-    parts = [load_faces("synthetic", 8, cache_dir=tmp_path, hold_out=0.2, held_out=part) for part in (False, True)]
-    assert np.array_equal(parts[0], every[~apart]) and np.array_equal(parts[1], every[apart])
-    assert load_faces("synthetic", 8, cache_dir=tmp_path, hold_out=0.4).shape < parts[0].shape
 
 
 @pytest.mark.parametrize(("share", "held_out"), [(1e-9, False), (1e-9, True), (0.0, True)])
@@ -281,18 +268,14 @@ def test_to_uint8_is_the_inverse_and_rounds_and_clamps():
     assert near.tolist() == [0, 1, 255, 0, 255, 128] and near.dtype == torch.uint8
 
 
-def test_a_fingerprint_counts_the_images_that_it_does_not_read():
-    some, more = (np.zeros((count, 3, 2, 2), np.uint8) for count in (1500, 1600))
-    assert faces.fingerprint(some) != faces.fingerprint(more)
-
-
 def test_a_fingerprint_tells_sets_of_images_apart_by_what_they_show(tmp_path):
     images = folder_of(tmp_path / "images", 3)
-    first = faces.fingerprint(load_faces(str(images), 16, cache_dir=tmp_path / "cache"))
+    assert fingerprint(np.zeros((1500, 3, 2, 2))) != fingerprint(np.zeros((1600, 3, 2, 2)))  # not all is read
+    first = fingerprint(load_faces(str(images), 16, cache_dir=tmp_path / "cache"))
     elsewhere = images.rename(tmp_path / "moved")
     for path in elsewhere.iterdir():
         os.utime(path, (1, 1))
-    assert faces.fingerprint(load_faces(str(elsewhere), 16, cache_dir=tmp_path / "cache")) == first
-    assert faces.fingerprint(load_faces(str(elsewhere), 8, cache_dir=tmp_path / "cache")) != first
+    assert fingerprint(load_faces(str(elsewhere), 16, cache_dir=tmp_path / "cache")) == first
+    assert fingerprint(load_faces(str(elsewhere), 8, cache_dir=tmp_path / "cache")) != first
     next(elsewhere.iterdir()).unlink()
-    assert faces.fingerprint(load_faces(str(elsewhere), 16, cache_dir=tmp_path / "cache")) != first
+    assert fingerprint(load_faces(str(elsewhere), 16, cache_dir=tmp_path / "cache")) != first

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import SEED
+from garbling import garble
 from test_image_files import folder_of, picture
 
 import train
-from magnet.data import image_dataset as faces
+from magnet.data import image_dataset
 from magnet.data.image_dataset import load_faces
 from magnet.data.image_files import BadImage, find_images, load_image
 from magnet.support.errors import UserError
@@ -47,7 +48,7 @@ def pictures(count, folder="img_align_celeba/"):
 @pytest.mark.parametrize("hold_out", [0.0, 0.3])
 def test_an_archive_gives_what_its_folder_gives(tmp_path, packing, hold_out):
     """In the same order, with the same ones held out; by several threads at once."""
-    files = pictures(3 * faces.CHUNK + 5) | pictures(3, "more/a/") | pictures(2, "")
+    files = pictures(3 * image_dataset.CHUNK + 5) | pictures(3, "more/a/") | pictures(2, "")
     archive = zipped(
         tmp_path / "images.zip", dict(random.Random(SEED).sample(list(files.items()), len(files))), packing
     )
@@ -63,27 +64,26 @@ def test_hidden_members_are_left_out_and_others_counted(tmp_path, capsys):
     files = dict.fromkeys(("__MACOSX/x.jpg", "a/._b.jpg", ".c/d.jpg", "a/Thumbs.db", "notes.txt", "b.heic"), b"")
     (photo,) = pictures(1).values()
     archive = zipped(tmp_path / "a.zip", files | {"z/": b"", "z/photo": photo, "z/b.JPEG": photo, "LICENSE": b"none"})
-    found = find_images(archive, tell=True)
+    found = find_images(archive, verbose=True)
     assert [str(image) for image in found] == [f"{archive}/z/b.JPEG", f"{archive}/z/photo"]
     assert capsys.readouterr().err == "3 of 5 files left out: 1 without an ending, 1 .heic, 1 .txt\n"
     assert np.array_equal(load_image(found[0], SIDE), load_image(found[1], SIDE))
 
 
 def test_a_change_of_a_member_gives_another_array(tmp_path):
-    cache, made = tmp_path / "cache", set()
-    good = pictures(3)
+    cache, good = tmp_path / "cache", pictures(3)
     (first, a), (second, b), (third, c) = good.items()
-    same_size = a[:-40] + b[-40:]
-    for files in (good, {first: a, second: b}, good | {third: c + b"\0"}, {first: a, second: b, "x.jpg": c}):
+    changes = [
+        good, {first: a, second: b}, good | {third: c + b"\0"}, {first: a, second: b, "x.jpg": c},
+        good | {first: a[:-40] + b[-40:]},
+    ]  # fmt: skip
+    for count, files in enumerate(changes, 1):
         load_faces(str(zipped(tmp_path / "a.zip", files)), SIDE, cache_dir=cache)
-        assert len(list(cache.glob("*.npy"))) == len(made) + 1
-        made |= set(cache.glob("*.npy"))
-    load_faces(str(zipped(tmp_path / "a.zip", good | {first: same_size})), SIDE, cache_dir=cache)
-    assert len(list(cache.glob("*.npy"))) == len(made) + 1
+        assert len(list(cache.glob("*.npy"))) == count
     (tmp_path / "a.zip").rename(tmp_path / "b.zip")
     os.utime(tmp_path / "b.zip", (1, 1))
     load_faces(str(tmp_path / "b.zip"), SIDE, cache_dir=cache)
-    assert len(list(cache.glob("*.npy"))) == len(made) + 1
+    assert len(list(cache.glob("*.npy"))) == count
 
 
 def patched(path, offset, change):
@@ -119,12 +119,6 @@ def test_a_bad_member_is_named_or_left_out(tmp_path, capsys, kind):
     assert f"1 of 120 images in {archive} are left out" in capsys.readouterr().err
 
 
-def test_zeros_that_pack_a_thousandfold_are_no_image(tmp_path):
-    archive = zipped(tmp_path / "a.zip", {"a.jpg": bytes(10_000_000)})
-    with pytest.raises(BadImage, match="a.zip/a.jpg: no JPEG"):
-        load_image(*find_images(archive), SIDE)
-
-
 def test_what_is_no_archive_is_named(tmp_path):
     (tmp_path / "a.zip").write_bytes(zipped(tmp_path / "b.zip", pictures(3)).read_bytes()[:-30])
     with pytest.raises(
@@ -140,11 +134,7 @@ def test_a_damaged_archive_is_a_sentence_or_gives_whole_images(tmp_path):
     expected = {load_image(image, SIDE).tobytes() for image in find_images(tmp_path / "a.zip")}
     refused = whole = 0
     for _ in range(300):
-        data = bytearray(good)
-        for _ in range(chance.choice((1, 3))):
-            data[
-                chance.choice((chance.randrange(len(data)), chance.randrange(data.index(b"PK\x01\x02"), len(data))))
-            ] = chance.randrange(256)
+        data = garble(chance, good, times=chance.choice((1, 3)), start=good.index(b"PK\x01\x02"))
         (tmp_path / "a.zip").write_bytes(data)
         try:
             for image in find_images(tmp_path / "a.zip"):

@@ -300,7 +300,7 @@ def test_the_advised_batch_size_is_a_game_for_these_images(monkeypatch, fraction
             if advice[1]:
                 advised = dataclasses.replace(config, batch_size=int(advice[1]))
                 check(advised)
-                distributed.refuse_uneven(advised)
+                distributed.require_even_shares(advised)
                 environment.new_environment(advised, small_faces(images))
             else:  # so many are a game with some batch size, one less is none
                 assert images < int(advice[2])

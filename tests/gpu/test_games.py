@@ -47,7 +47,7 @@ def test_a_game_is_played_and_goes_on_from_gpu_to_gpu_and_cpu_and_back(name, tmp
         for _ in range(6):  # over the end of an episode and of the order of images, and from there on as graphs
             trainer.step()
         assert not gpu.waits and not gpu.unseeded
-        assert trainer.graphs.recordable and trainer.graphs.recorded
+        assert trainer.graphs.is_recordable and trainer.graphs.steps
         assert all(images.isfinite().all() for images in grids.draw().values())
         assert evaluation.after(2)
         if not config.points:

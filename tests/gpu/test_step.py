@@ -84,16 +84,13 @@ def test_recorded_steps_train_bit_for_bit_as_others_do(name, monkeypatch):
             trainer.step()
             found[graphs], operations[graphs] = (metrics, saved(trainer)), gpu.launches.total()
             if graphs == "auto":  # with R1 and without
-                recorded = trainer.graphs.recorded.values()
+                recorded = trainer.graphs.steps.values()
                 assert len(recorded) == 2 and all(graph.replays > 2 for one in recorded for graph in one.graphs)
                 for one in recorded:  # no autograd graph is kept
                     outputs = [tensor for outputs in one.batch.outputs for parts in outputs for tensor in parts]
-                    kept = [
-                        *one.metrics.values(),
-                        *one.batch.played_images,
-                        *outputs,
-                        *(x for a in one.batch.acts for x in a),
-                    ]
+                    acts = [tensor for act in one.batch.acts for tensor in act]
+                    images = [*one.batch.policy_images, *one.batch.played_images]
+                    kept = [*one.metrics.values(), *images, *outputs, *acts]
                     assert not any(tensor.grad_fn for tensor in kept if tensor is not None)
     assert found["auto"][0] == found["off"][0]
     assert same(found["auto"][1], found["off"][1])
@@ -117,7 +114,7 @@ def test_a_step_that_cannot_be_recorded_is_made_one_operation_at_a_time(precisio
             agent.descend = waits
             metrics = [step(trainer) for _ in range(6)]
             found.append((metrics, saved(trainer)))
-            assert trainer.graphs is None or not trainer.graphs.recordable and not trainer.graphs.recorded
+            assert trainer.graphs is None or not trainer.graphs.is_recordable and not trainer.graphs.steps
             assert gpu.stream == "default"
     assert found[0][0] == found[1][0] and same(found[0][1], found[1][1])
     said = capsys.readouterr().err

@@ -154,7 +154,7 @@ def test_a_server_that_stalls_is_given_up(mirror, run, data_dir, monkeypatch, se
 
 
 def test_a_server_that_trickles_is_given_up(mirror, run, data_dir, monkeypatch):
-    monkeypatch.setattr(celeba, "PATIENCE", 0.3)
+    monkeypatch.setattr(celeba, "STALL_SECONDS", 0.3)
     given_up = threading.Event()
 
     def trickle(wire):

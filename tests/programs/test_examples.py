@@ -32,5 +32,5 @@ def test_without_pettingzoo_the_sentence_says_how_to_get_it(monkeypatch, capsys)
     monkeypatch.delitem(sys.modules, "magnet.game.parallel_env", raising=False)
     assert random_agents.main([]) == 2
     assert capsys.readouterr().err == (
-        "random_agents.py: magnet/game/parallel_env.py needs PettingZoo: `pip3 install pettingzoo` gets it.\n"
+        "random_agents.py: magnet/game/parallel_env.py needs PettingZoo: `pip3 install pettingzoo` installs it.\n"
     )

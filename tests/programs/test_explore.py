@@ -72,44 +72,44 @@ def single(picture) -> torch.Tensor:
 
 
 def test_samples_are_those_of_the_seed(model):
-    assert torch.equal(tiles(explore.samples(model, 3, 10), 10), model.sample(10, seed=3))
+    assert torch.equal(tiles(explore.draw_samples(model, 3, 10), 10), model.sample(10, seed=3))
 
 
 def test_a_walk_leads_from_face_to_face(model):
     for place, seed in ((0, 5), (1, 6)):
-        face, way = explore.walk(model, 5, 6, place)
+        face, way = explore.draw_walk(model, 5, 6, place)
         assert (single(face).int() - model.sample(1, seed)[0].int()).abs().max() <= 1
         assert (single(face).int() - tiles(way, 9, row=9)[8 * place].int()).abs().max() <= 1
-    face, way = explore.walk(model, 5, 6, 0.25)
+    face, way = explore.draw_walk(model, 5, 6, 0.25)
     assert (single(face).int() - tiles(way, 9, row=9)[2].int()).abs().max() <= 1
     assert len(tiles(way, 9, row=9).unique(dim=0)) == 9
 
 
 def test_an_answer_stands_beside_what_was_seen(model):
-    state, generated = tiles(explore.answer(model, "faces/07.png"), 2, row=2)
+    state, generated = tiles(explore.draw_answer(model, "faces/07.png"), 2, row=2)
     assert np.array_equal(state, load_image(Path("faces/07.png"), 32))
     assert torch.equal(generated, model.answer(["faces/07.png"])[0])
-    assert explore.answer(model, None) is None
+    assert explore.draw_answer(model, None) is None
     with pytest.raises(UserError, match="bad.pt.*another image"):
-        explore.answer(model, "models/bad.pt")
+        explore.draw_answer(model, "models/bad.pt")
 
 
 def test_the_grids_of_a_run_by_step(folder):
     run = folder / "models" / "run"
-    found = explore.grids(run)
-    assert [step for step, _, _ in found] == [0, 2, 4]
-    assert found == explore.grids(run / "checkpoints" / "000004.pt") and not explore.grids(run.parent / "w.pt")
+    grids = explore.find_grids(run)
+    assert [step for step, _, _ in grids] == [0, 2, 4] and not explore.find_grids(run.parent / "w.pt")
+    assert grids == explore.find_grids(run / "checkpoints" / "000004.pt")
     for index, name in ((1, "000002"), (2, "000004"), (3, "000004")):
-        words, *pictures = explore.grid(run, index)
+        words, *pictures = explore.draw_grids(run, index)
         assert f"**{int(name)}**" in words
         for picture, path in zip(pictures, (f"{name}.png", f"{name}-policy.png"), strict=True):
             assert np.array_equal(picture[::3, ::3], np.asarray(Image.open(run / "samples" / path)))
-    assert explore.grid(folder / "models" / "gan", 1)[2] is None
+    assert explore.draw_grids(folder / "models" / "gan", 1)[2] is None
 
 
 def test_two_runs_side_by_side(model):
     run, models = Path("models/run"), Path("models")
-    assert explore.names(models) == ["bad.pt", "gan", "run", "w.pt"]
+    assert explore.list_runs(models) == ["bad.pt", "gan", "run", "w.pt"]
     ours, theirs = explore.compare(magnet.load, run, models, "gan", 3, 8)
     assert torch.equal(tiles(ours, 8), model.sample(8, seed=3))
     assert torch.equal(tiles(theirs, 8), magnet.load("models/gan").sample(8, seed=3))
@@ -119,7 +119,7 @@ def test_two_runs_side_by_side(model):
 def test_without_gradio_the_sentence_says_how_to_get_it(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert explore.main([]) == 2
-    assert capsys.readouterr().err == "explore.py: the page needs Gradio: `pip3 install gradio` gets it.\n"
+    assert capsys.readouterr().err == "explore.py: the page needs Gradio: `pip3 install gradio` installs it.\n"
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_mistakes_are_a_sentence(model, capsys, arguments, words):
 def test_a_plain_gan_is_said_to_have_no_answers(model):
     gr = pytest.importorskip("gradio")
     for name, expected in (("gan", True), ("run", False)):
-        page = explore.page(gr, Path("models") / name, Path("models"), magnet.load)
+        page = explore.build_page(gr, Path("models") / name, Path("models"), magnet.load)
         texts = [str(part["props"].get("value")) for part in page.get_config_file()["components"]]
         assert any("is a plain GAN" in text for text in texts) == expected
 
@@ -239,16 +239,16 @@ def address(model, tmp_path):
 
 def test_the_page_in_a_browser(browser, address, model, tmp_path):
     page, run, models = Page(browser, address), Path("models/run"), Path("models")
-    page.shows(explore.samples(model, 0, 64))
+    page.shows(explore.draw_samples(model, 0, 64))
     page.enter("Seed", 7)
     page.enter("Images", 12)
-    page.shows(explore.samples(model, 7, 12))
+    page.shows(explore.draw_samples(model, 7, 12))
 
     page.tab("Walk")
-    page.shows(*explore.walk(model, 0, 1, 0.5))
+    page.shows(*explore.draw_walk(model, 0, 1, 0.5))
     page.enter("Second seed", 9)
     page.enter("Place between them", 0.2)
-    page.shows(*explore.walk(model, 0, 9, 0.2))
+    page.shows(*explore.draw_walk(model, 0, 9, 0.2))
 
     page.tab("Answer")
     (tmp_path / "bad.png").write_bytes(b"no image")
@@ -257,16 +257,16 @@ def test_the_page_in_a_browser(browser, address, model, tmp_path):
         if name.stem == "bad":
             page.until(lambda: "give another image" in browser.find_element("css selector", "body").text)
             page.act("button[aria-label='Clear'], button[aria-label='Remove this file']", lambda button: button.click())
-    page.shows(explore.answer(model, "faces/07.png"))
+    page.shows(explore.draw_answer(model, "faces/07.png"))
 
     page.tab("Training")
-    page.shows(*explore.grid(run, 2)[1:])
+    page.shows(*explore.draw_grids(run, 2)[1:])
     page.enter("Grid", 0)
-    page.shows(*explore.grid(run, 0)[1:])
+    page.shows(*explore.draw_grids(run, 0)[1:])
     assert "After 0 steps" in browser.find_element("css selector", "body").text
 
     page.tab("Compare")
-    page.shows(explore.samples(model, 0, 64))
+    page.shows(explore.draw_samples(model, 0, 64))
     page.act("input[aria-label='Other run']", lambda field: field.send_keys("gan", "\ue007"))  # Enter
     page.enter("Seed", 3)
     page.shows(*explore.compare(magnet.load, run, models, "gan", 3, 64))

@@ -12,7 +12,7 @@ import magnet
 import sample
 import train
 from examples.lesson import Lesson
-from examples.taste import FRAME, PAGE, ROW, Marking, Taste, best_of, liked_share
+from examples.taste import FRAME, PAGE, ROW, Marking, Taste, measure_liked_share, select_best
 from magnet.data.synthetic import draw_faces
 from magnet.game.extra_rewards import load_extra_reward
 from magnet.support.errors import UserError
@@ -42,7 +42,7 @@ def mark_pages(pages: int = 7) -> Taste:
 
 def write_reward(taste: Taste, folder: Path):
     """The extra reward of a taste, by way of a file."""
-    (folder / "reward.py").write_text(taste.source(), encoding="utf-8")
+    (folder / "reward.py").write_text(taste.format_source(), encoding="utf-8")
     return load_extra_reward(str(folder / "reward.py"))
 
 
@@ -57,17 +57,17 @@ def test_a_taste_ranks_faces_that_it_has_not_seen(tmp_path):
     dark, extra = is_dark_haired(faces), write_reward(mark_pages(), tmp_path)
     rewards = extra(faces, faces)
     assert (rewards[dark][:, None] > rewards[~dark]).float().mean() > 0.9  # AUC; chance: 0.5
-    assert is_dark_haired(best_of(extra, faces, 4)[0]).float().mean() > dark.float().mean() + 0.3
+    assert is_dark_haired(select_best(extra, faces, 4)[0]).float().mean() > dark.float().mean() + 0.3
 
 
 def test_best_of_k_by_hand(tmp_path):
     extra = write_reward(mark_pages(), tmp_path)
     faces = draw(9, seed=1)
     rewards = extra(faces, faces)
-    best, found = best_of(extra, faces, 4)
+    best, found = select_best(extra, faces, 4)
     assert torch.equal(found, torch.stack([rewards[:4].max(), rewards[4:8].max()]))
     assert torch.equal(best[1], faces[4 + rewards[4:8].argmax()])
-    assert liked_share(extra, faces) == (rewards.exp() > 0.5).float().mean()
+    assert measure_liked_share(extra, faces) == (rewards.exp() > 0.5).float().mean()
 
 
 def test_the_file_computes_the_fitted_model(tmp_path):
@@ -94,15 +94,15 @@ def test_undo_forgets_the_last_page_alone():
 
 def test_clicks_mark_the_faces_under_them():
     marking = Marking(draw)
-    first, plain = marking.faces, marking.picture()
+    first, plain = marking.faces, marking.draw()
     for row, column in ((0, 1), (3, 2), (0, 1), (2, 0)):  # the second click on a face takes the first back
         marking.click((column + 0.5) / ROW, (row + 0.5) / ROW)
     marking.click(1.0, 1.0)  # beyond the picture
     assert marking.liked.nonzero().flatten().tolist() == [8, 14]
-    side, picture = len(plain) // ROW, marking.picture()
+    side, picture = len(plain) // ROW, marking.draw()
     tops = picture[3::side, side // 2 :: side][:ROW].reshape(PAGE, 3)  # where a frame's upper edge would be
     assert (tops == FRAME).all(axis=1).nonzero()[0].tolist() == [8, 14]
-    marking.next()
+    marking.turn_page()
     assert (marking.taste.count, marking.taste.liked_count) == (16, 2) and not marking.liked.any()
     assert not torch.equal(marking.faces, first)
     marking.undo()
@@ -129,7 +129,7 @@ def test_a_lesson_makes_more_of_what_is_liked_and_goes_on_as_a_run(place, capsys
         pass
     after = lesson.draw()
     for old, new in zip(before, after, strict=True):
-        assert liked_share(lesson.extra, new) > liked_share(lesson.extra, old) + 0.05
+        assert measure_liked_share(lesson.extra, new) > measure_liked_share(lesson.extra, old) + 0.05
         assert is_dark_haired(new).float().mean() > is_dark_haired(old).float().mean() + 0.05
 
     run = lesson.save(Path("models"), "dark")

@@ -58,11 +58,11 @@ def test_the_commands_run_from_any_folder(installed):
 def test_from_python_weights_rewards_and_cache_are_those_of_the_installation(installed):
     code = """if True:
         import magnet, numpy, torch
-        from magnet.data.cache import cache_folders
+        from magnet.data.cache import list_cache_folders
         from magnet.game.smile import smile
         from magnet.run.logger import describe_environment
         from magnet.support.paths import command_of
-        print(magnet.__file__, *cache_folders())
+        print(magnet.__file__, *list_cache_folders())
         print(*magnet.load().sample(1).shape, *smile(*numpy.zeros((2, 1, 3, 32, 32), numpy.uint8)).shape)
         print(describe_environment(torch.device("cpu"))["git_commit"], command_of("download_celeba"))
     """

@@ -80,9 +80,9 @@ def play_together(rank, folder):
         play(game, folder, f"rank{rank}", start="alone")
     stop, evaluation = SimpleNamespace(signal=signal.SIGTERM if rank else 0), SimpleNamespace(patience_ended=False)
     further = goes_on(SimpleNamespace(steps=1), evaluation, 2, stop)
-    distributed.refuse_differing(seed=0)
+    distributed.require_equal(seed=0)
     try:
-        distributed.refuse_differing(seed=0, images=str(rank))
+        distributed.require_equal(seed=0, images=str(rank))
         refused = ""
     except UserError as error:
         refused = str(error)
@@ -188,13 +188,13 @@ def test_processes_have_equal_shares_of_fresh_and_replayed_rows(monkeypatch, pro
     monkeypatch.setattr(distributed, "world_size", lambda: processes)
     config = small_config(batch_size=batch, replay_fraction=fraction, device="cpu")
     if fits:
-        distributed.refuse_uneven(config)
+        distributed.require_even_shares(config)
         return
     with pytest.raises(UserError, match=f"{processes} processes") as refused:
-        distributed.refuse_uneven(config)
+        distributed.require_even_shares(config)
     batch = int(re.search(r"give --batch-size (\d+)", str(refused.value))[1])
     assert batch % processes == round(batch * fraction) % processes == 0
-    distributed.refuse_uneven(small_config(batch_size=batch, replay_fraction=fraction, device="cpu"))
+    distributed.require_even_shares(small_config(batch_size=batch, replay_fraction=fraction, device="cpu"))
 
 
 @pytest.mark.parametrize(("device", "local_rank"), [("cuda", 1), ("cuda:0", 0)])
@@ -203,6 +203,6 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch, device, local_rank):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_RANK", str(local_rank))
     with pytest.raises(UserError, match=f"{device}: .*--nproc-per-node 1"):
-        distributed.refuse_uneven(small_config(device=device))
+        distributed.require_even_shares(small_config(device=device))
     monkeypatch.setenv("LOCAL_RANK", "0")
-    distributed.refuse_uneven(small_config(device="cuda"))
+    distributed.require_even_shares(small_config(device="cuda"))
