@@ -13,8 +13,8 @@ from magnet.support.errors import one_line
 HPARAMS = ".hparams"  # ending of the file of events that holds this line
 
 
-def new_writer(run: Path, **options) -> SummaryWriter:
-    """A SummaryWriter on the folder `run`. TensorBoard takes names in UTF-8 alone: others get another one, on Linux."""
+def open_writer(run: Path, **options) -> SummaryWriter:
+    """A SummaryWriter on the folder `run`. TensorBoard takes UTF-8 names alone; on Linux others get another name."""
     name = str(run)
     if os.fsencode(name) != name.encode(errors="replace"):
         run.mkdir(parents=True, exist_ok=True)
@@ -22,38 +22,38 @@ def new_writer(run: Path, **options) -> SummaryWriter:
     return SummaryWriter(name, **options)
 
 
-def charts(config) -> dict[str, dict[str, list]]:
-    """The layout for SummaryWriter.add_custom_scalars: one chart for all rewards, accuracies and scores each.
-
-    Tags are regular expressions.
-    """
+def list_tags(config) -> tuple[list[str], list[str]]:
+    """The tags of all agents' rewards, and those of the discriminators' accuracies."""
     generators, discriminators = agent_names(config)
-    accuracies = [f"{name}/accuracy_{kind}" for name in discriminators for kind in ("real", "fake")]
+    accuracies = [f"{name}/accuracy_{images}" for name in discriminators for images in ("real", "fake")]
+    return [f"{name}/reward" for name in (*generators, *discriminators)], accuracies
+
+
+def lay_out_charts(config) -> dict[str, dict[str, list]]:
+    """The layout for SummaryWriter.add_custom_scalars: a chart of all rewards, one of accuracies, one of scores.
+
+    Its tags are regular expressions.
+    """
+    rewards, accuracies = list_tags(config)
     scores = ["kl", "modes", "high_quality"] if config.points else [r"swd(_\d+)?"]
-    tags = {
-        "rewards": [f"{name}/reward" for name in (*generators, *discriminators)],
-        "accuracies": accuracies,
-        "scores": scores if config.evaluate_every else [],
-    }
-    return {"MAGNET": {title: ["Multiline", [f"^{tag}$" for tag in part]] for title, part in tags.items() if part}}
+    charts = {"rewards": rewards, "accuracies": accuracies, "scores": scores if config.evaluate_every else []}
+    return {"MAGNET": {title: ["Multiline", [f"^{tag}$" for tag in tags]] for title, tags in charts.items() if tags}}
 
 
 def write_hparams(run: Path, config, step: int, best: dict) -> None:
-    """The run's line in the HPARAMS tab: all parameters, the last rewards and accuracies, the last and the best score.
+    """Writes the run's line in the HPARAMS tab: all parameters, the last rewards, accuracies and score, the best score.
 
-    step: where the run ended. best: of Evaluation. The columns of the metrics name scalars of the run. TensorBoard
-    takes the first such line of a run folder, so a run that goes on replaces the file of its earlier line.
+    step: where the run ended. best: Evaluation's. Columns of metrics name scalars of the run. TensorBoard takes the
+    first line in a run folder, so a run that goes on replaces the file of its earlier line.
     """
-    generators, discriminators = agent_names(config)
     score = next(iter(best))  # "swd" or "kl"
-    columns = [f"{name}/reward" for name in (*generators, *discriminators)]
-    columns += [f"{name}/accuracy_{kind}" for name in discriminators for kind in ("real", "fake")]
-    columns += [score, f"best/{score}", "images_per_second"]
+    rewards, accuracies = list_tags(config)
+    columns = [*rewards, *accuracies, score, f"best/{score}", "images_per_second"]
     earlier = list(run.glob(f"*{HPARAMS}"))
     parameters = {
         key: one_line(value) if isinstance(value, str) else value for key, value in dataclasses.asdict(config).items()
     }
-    with new_writer(run, filename_suffix=HPARAMS) as board:
+    with open_writer(run, filename_suffix=HPARAMS) as board:
         for summary in hparams(parameters, dict.fromkeys(columns)):
             board.file_writer.add_summary(summary)  # at no step, which a run that goes on might take back
         if best["step"]:
