@@ -47,7 +47,7 @@ class Recorder:
                 scores = self.evaluation.score(steps) if has_score else {}
                 if has_answers:
                     extra = self.trainer.environment.extra
-                    scores |= log_answers(self.trainer.generators, self.trainer.dataset, self.grids.state, extra)
+                    scores |= log_answers(self.trainer.generators, self.trainer.dataset, self.grids.states, extra)
         self.progress.show(self.logger.add(metrics, scores))
         self.progress.advance()
         return scores
