@@ -59,11 +59,11 @@ def program(config: Config, pixels, run: Path, owned: ExitStack, clock) -> tuple
     from benchmarks.measure import timed
     from magnet.evaluation.sampling import FixedGrids
     from magnet.run import checkpoint
-    from magnet.run.logger import RunLogger, new_run
+    from magnet.run.logger import RunLogger, create_run
     from magnet.run.session import build, load_reward
 
     trainer = build(config, pixels, extra=load_reward(config, {}))[0]
-    run = new_run(run)
+    run = create_run(run)
     logger = owned.enter_context(RunLogger(run, 0, config.batch_size))
     grids = FixedGrids(trainer.generators, trainer.dataset, config.seed)
 
@@ -73,7 +73,7 @@ def program(config: Config, pixels, run: Path, owned: ExitStack, clock) -> tuple
 
     def draw() -> None:
         for kind, images in grids.draw().items():
-            logger.picture(kind, images)
+            logger.save_grid(kind, images)
 
     def save() -> None:
         checkpoint.save(run / "checkpoints" / "000000.pt", {"trainer": trainer.state_dict()})

@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from magnet.run.process_memory import resident_peak
+from magnet.run.process_memory import read_resident_peak
 
 BLOCK_SECONDS = 1.0  # about how long a block lasts, unless one call lasts longer
 Clock = Callable[[], float]
@@ -101,9 +101,9 @@ def peak_memory(device: torch.device, work: Callable) -> int | None:
         torch.cuda.reset_peak_memory_stats(device)
         work()
         return torch.cuda.max_memory_allocated(device) - before
-    before = resident_peak()
+    before = read_resident_peak()
     work()
-    return None if before is None else resident_peak() - before
+    return None if before is None else read_resident_peak() - before
 
 
 def in_mebibytes(size: int | None) -> str:

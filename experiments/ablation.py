@@ -66,21 +66,21 @@ def scorer(features: Path, count: int) -> Callable[[Path], list[dict]]:
     """
     import torch
 
-    from magnet.evaluation.comparison import compare, described, pick
-    from magnet.evaluation.drawing import pieces
-    from magnet.evaluation.feature_networks import exported_network
+    from magnet.evaluation.comparison import collect_set, compare, pick
+    from magnet.evaluation.drawing import draw_pieces
+    from magnet.evaluation.feature_networks import load_exported_network
     from magnet.evaluation.sampling import Sampler
     from magnet.run.saved_runs import load_agents, load_checkpoint, load_states
     from magnet.support.random_streams import stream
 
     device = settle(Config()).device
-    embed, _ = exported_network(features, torch.device(device))
+    embed, _ = load_exported_network(features, torch.device(device))
 
     @functools.cache
     def real(config: Config) -> tuple:
         faces = load_states(config, None)
         order = torch.randperm(len(faces), generator=stream(0, "reference"))
-        return faces, described(pick(faces, order[:count]), min(count, len(order)), embed)
+        return faces, collect_set(pick(faces, order[:count]), min(count, len(order)), embed)
 
     def score(path: Path) -> list[dict]:
         generators, _, config = load_agents(*load_checkpoint(path), device)
@@ -88,8 +88,8 @@ def scorer(features: Path, count: int) -> Callable[[Path], list[dict]]:
         kinds = {"prior": None} if config.algorithm == "gan" else {"prior": None, "policy": faces}
         found = []
         for kind, states in kinds.items():
-            drawn = pieces([Sampler(agent, states) for agent in generators], kind, reals["count"])
-            fakes = described((images for images, _ in drawn), reals["count"], embed)
+            drawn = draw_pieces([Sampler(agent, states) for agent in generators], kind, reals["count"])
+            fakes = collect_set((images for images, _ in drawn), reals["count"], embed)
             found.append({"kind": kind} | compare(fakes, reals, "fd", torch.device(device)))
         return found
 
@@ -98,12 +98,12 @@ def scorer(features: Path, count: int) -> Callable[[Path], list[dict]]:
 
 def curve(run: Path, score: Callable[[Path], list[dict]]) -> list[dict]:
     """The scores of a run's checkpoints but that before step 1, by checkpoint and kind of sample."""
-    from magnet.run.checkpoint import listed
-    from magnet.run.session import parameters_of
+    from magnet.run.checkpoint import list_checkpoints
+    from magnet.run.session import read_parameters
 
-    minutes, batch = runs.minutes_at(run), parameters_of(run / "config.json")["batch_size"]
+    minutes, batch = runs.minutes_at(run), read_parameters(run / "config.json")["batch_size"]
     points = []
-    for path in listed(run / "checkpoints"):
+    for path in list_checkpoints(run / "checkpoints"):
         if step := int(path.stem):
             place = {"step": step, "images": step * batch, "minutes": round(minutes[step], 3)}
             points += [place | scores for scores in score(path)]

@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
+from torch.nn.functional import adaptive_avg_pool2d, cosine_similarity  # noqa: E402
 
 from experiments import runs  # noqa: E402
 from magnet.config import check, complete  # noqa: E402
@@ -33,9 +34,10 @@ from magnet.data.image_dataset import ImageDataset, to_uint8  # noqa: E402
 from magnet.evaluation import answers  # noqa: E402
 from magnet.evaluation.comparison import pick  # noqa: E402
 from magnet.evaluation.drawing import draw  # noqa: E402
-from magnet.evaluation.feature_networks import digest, exported_network  # noqa: E402
-from magnet.evaluation.metrics import feature_scores, streamed_features  # noqa: E402
-from magnet.evaluation.sampling import BATCH, Sampler  # noqa: E402
+from magnet.evaluation.feature_networks import digest, load_exported_network  # noqa: E402
+from magnet.evaluation.metrics import compute_features_in_parts, score_features  # noqa: E402
+from magnet.evaluation.sampling import BATCH, Sampler, copy_in_float32  # noqa: E402
+from magnet.game.extra_rewards import CELLS  # noqa: E402
 from magnet.maddpg import MADDPG  # noqa: E402
 from magnet.run import checkpoint  # noqa: E402
 from magnet.run.session import build, load_pixels, load_reward  # noqa: E402
@@ -51,6 +53,30 @@ TRIES = (4, 16, 64)  # k of best of k
 TRUTH_FROM = 500  # steps
 
 
+def resemble_with_gradient(states: Tensor, images: Tensor) -> Tensor:
+    """The shipped reward `resemble` with a gradient: (B, 3, S, S) in [-1, 1], two -> (B,)."""
+    means = [adaptive_avg_pool2d(one.float(), CELLS) for one in (states, images)]
+    return -(means[0] - means[1]).abs().mean(dim=(1, 2, 3)) / 2
+
+
+def measure_critic_cosines(agent, states: Tensor, recurrent: Tensor, true: Callable = resemble_with_gradient) -> dict:
+    """The cosine between the reward critic's gradient and the true one, at z and at the weights of G's first layer.
+
+    G_a follows the gradient at z ("reward_cosine_z"), G the other ("reward_cosine_weights"). states (B, 3, S, S) in
+    [-1, 1], recurrent (B, 2, layers, hidden), on the device. Copies of the networks compute it.
+    """
+    actor, generator, critic = (copy_in_float32(agent.networks[key]) for key in ("actor", "generator", "reward_critic"))
+    first = next(generator.parameters())
+    z = actor(states, recurrent)[0].detach().requires_grad_()
+    images = generator(z)
+    pairs = [
+        torch.autograd.grad(value(states, images).mean(), (z, first), retain_graph=True) for value in (critic, true)
+    ]
+    names = ("reward_cosine_z", "reward_cosine_weights")
+    both = ([gradient.double().flatten() for gradient in pair] for pair in zip(*pairs, strict=True))
+    return {name: cosine_similarity(*pair, dim=0, eps=1e-30).item() for name, pair in zip(names, both, strict=True)}
+
+
 def follow_truth(trainer: MADDPG) -> None:
     """The generators follow the true gradient of `resemble` instead of Q_r's, from step 500 on.
 
@@ -59,7 +85,7 @@ def follow_truth(trainer: MADDPG) -> None:
     for agent in trainer.generators:
 
         def value(batch, agent=agent) -> Tensor:
-            rewards = answers.differentiable_resemble(batch.state, batch.images[agent.index])
+            rewards = resemble_with_gradient(batch.state, batch.policy_images[agent.index])
             return trainer.environment.normaliser.standardise(rewards) * (trainer.steps >= TRUTH_FROM)
 
         agent.extra_value = value
@@ -71,7 +97,7 @@ def follow_score_function(trainer: MADDPG) -> None:
     for agent in trainer.generators:
 
         def value(batch, agent=agent) -> Tensor:
-            act, images = batch.acts[agent.index], batch.images[agent.index]
+            act, images = batch.acts[agent.index], batch.policy_images[agent.index]
             rewards = torch.zeros(len(images))
             rewards[: batch.new] = environment.normaliser.standardise(
                 environment.extra(to_uint8(batch.state[: batch.new]).cpu(), to_uint8(images[: batch.new]).cpu())
@@ -101,13 +127,13 @@ class Scorer:
         """faces, held_out: ImageDatasets; features: of torch.export; count: prior samples."""
         self.faces, self.extra, self.count = faces, extra, min(count, len(faces))
         self.states = torch.cat(list(pick(held_out, torch.arange(len(held_out)))))
-        self.embed, _ = exported_network(features, faces.device)
+        self.embed, _ = load_exported_network(features, faces.device)
         order = torch.randperm(len(faces), generator=stream(0, "reference"))
-        self.reals = streamed_features(self.embed, pick(faces, order[: self.count]), self.count)
+        self.reals = compute_features_in_parts(self.embed, pick(faces, order[: self.count]), self.count)
 
     def compare(self, images: Tensor) -> dict[str, float]:
         """FD, precision and recall of uint8 images (N, 3, S, S) against the images of training."""
-        found = feature_scores(streamed_features(self.embed, images.split(BATCH), len(images)), self.reals)
+        found = score_features(compute_features_in_parts(self.embed, images.split(BATCH), len(images)), self.reals)
         return {"fd": found["frechet"], "precision": found["precision"], "recall": found["recall"]}
 
     def score(self, trainer: MADDPG) -> dict:
@@ -117,7 +143,7 @@ class Scorer:
         given = sampler.answer(self.states)
         found = answers.score_answers(self.extra, self.states, given)
         if len(self.states) >= answers.CANDIDATES:
-            found["firsts"] = answers.share_of_firsts(self.extra, self.states, given)
+            found["firsts"] = answers.measure_firsts(self.extra, self.states, given)
         images, _ = draw([sampler], "prior", self.count)
         found |= {"prior": self.compare(images), "answers": self.compare(given)}
         others = images[torch.arange(len(self.states)) % len(images)]
@@ -125,14 +151,15 @@ class Scorer:
         if trainer.config.extra_reward == "resemble":
             recurrent = sampler.mid_episode[: len(self.faces)]
             states = self.faces.batch(torch.arange(len(recurrent)))
-            found |= answers.critic_cosines(agent, states, recurrent)
+            found |= measure_critic_cosines(agent, states, recurrent)
         return found
 
     def best_of(self, trainer: MADDPG, tries: int) -> dict:
         """For each held-out face the image with the highest reward of `tries` prior samples."""
         sampler, chosen = Sampler(trainer.generators[0], None), []
         for states in self.states.split(BATCH):
-            images = torch.stack([to_uint8(sampler.prior(sampler.noise(len(states)))).cpu() for _ in range(tries)])
+            noise = (sampler.draw_noise(len(states)) for _ in range(tries))
+            images = torch.stack([to_uint8(sampler.generate(z)).cpu() for z in noise])
             rewards = torch.stack([self.extra(states, some) for some in images])
             chosen.append(images[rewards.argmax(dim=0), torch.arange(len(states))])
         chosen = torch.cat(chosen)

@@ -126,11 +126,11 @@ def measure(options: argparse.Namespace, games: dict[tuple, dict], protocol: dic
     score: of a run's folder what is to stand in its line; protocol: how it does that.
     """
     from magnet.run.checkpoint import prune
-    from magnet.run.logger import sole_owner
+    from magnet.run.logger import lock_run
 
     wanted = {key: {"flags": flags, "protocol": protocol} for key, flags in games.items()}
     options.models_dir.mkdir(parents=True, exist_ok=True)
-    with sole_owner(options.models_dir):
+    with lock_run(options.models_dir):
         done = finished(options.out, wanted)
         missing = {options.models_dir / f"{key[0]}-seed{key[1]}": key for key in games if key not in done}
         with closing(trained({run: games[key] for run, key in missing.items()}, options.jobs)) as ended:

@@ -10,13 +10,13 @@ from magnet.data.image_dataset import read_images, to_uint8
 from magnet.evaluation.sampling import BATCH, Guide, Sampler
 
 WAY = 8  # pictures from one point of a walk to the next
-POINTS = 8  # of a walk in a moving picture
+POINTS = 8  # of a walk
 
 Piece = tuple[Tensor, Tensor | None]  # images, and for policy samples their states
 
 
-def interpolate(a: Tensor, b: Tensor, share: float | Tensor) -> Tensor:
-    """The point at `share`, in [0, 1] or (B, 1), of the way from a to b, both (B, nz), on the arc between them.
+def interpolate(a: Tensor, b: Tensor, share: float) -> Tensor:
+    """The point at `share` in [0, 1] of the way from a to b, both (B, nz), on the arc between them.
 
     A straight line between two draws of N(0, I) passes through points shorter than any draw; the arc does not (White
     2016, arXiv 1609.04468).
@@ -35,10 +35,9 @@ def divide(count: int, samplers: list[Sampler]) -> list[tuple[Sampler, int]]:
 def draw_pieces(samplers: list[Sampler], kind: str, count: int, guide: Guide | None = None) -> Iterator[Piece]:
     """`count` samples in pieces of up to a batch, and for policy samples their states, else None.
 
-    Images are (n, 3, S, S) uint8 on the CPU, points (n, 2) float32. kind: prior, policy, guided or interpolation. Each
-    generator makes its share, one after another. Policy samples come from the middle of episodes, whose recurrent state
-    goes from batch to batch. With one generator and one seed a larger `count` begins with the same samples, except for
-    interpolations.
+    Images are (n, 3, S, S) uint8 on the CPU, points (n, 2) float32. kind: prior, policy or guided. Each generator makes
+    its share, one after another. Policy samples come from the middle of episodes, whose recurrent state goes from batch
+    to batch. With one generator and one seed a larger `count` begins with the same samples.
     """
     for sampler, left in divide(count, samplers):
         pack = Tensor.detach if sampler.config.points else to_uint8
@@ -69,12 +68,6 @@ def answer_photos(sampler: Sampler, photos: Sequence) -> Iterator[Piece]:
 def _draw_batches(sampler: Sampler, kind: str, count: int, guide: Guide | None) -> Iterator[Piece]:
     """At least `count` images in [-1, 1], batch after batch, each with its states or None."""
     batch = sampler.config.batch_size
-    if kind == "interpolation":
-        points = sampler.draw_noise(-(-count // WAY))
-        for steps in torch.arange(count).split(batch):
-            place, share = steps // WAY, (steps % WAY / WAY)[:, None].to(points.device)
-            yield sampler.generate(interpolate(points[place], points[(place + 1) % len(points)], share)), None
-        return
     for t in range(-(-count // batch)):
         if kind == "policy":
             if t % sampler.run_length == 0:

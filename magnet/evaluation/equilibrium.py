@@ -59,9 +59,7 @@ def report_equilibrium(
         unseen = _draw_images(held_out, torch.randperm(len(held_out), generator=random)[:count], random)
         border = rewards.border(real_logits, fake_logits)
         report["accuracy_held_out"] = (discriminate(discriminator, unseen) > border).float().mean().item()
-    fresh = train_fresh_discriminator(
-        discriminator, draw=draw, real=training, indices=learned, steps=steps, seed=seed
-    )
+    fresh = train_fresh_discriminator(discriminator, draw=draw, real=training, indices=learned, steps=steps, seed=seed)
     accuracies = share_right(discriminate(fresh, unseen), discriminate(fresh, fakes[: len(unseen)]))
     return report | {"fresh_accuracy": sum(accuracies) / 2}
 

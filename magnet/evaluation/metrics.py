@@ -103,7 +103,7 @@ def cut_patches(images: Tensor, level: int, random: torch.Generator) -> Tensor:
 
 
 def compare_along(a: Tensor, b: Tensor, directions: Tensor) -> float:
-    """Mean Wasserstein-1 distance of points a, b (n, d) along unit directions (d, k), by sorting (Rabin et al. 2011)."""
+    """Mean Wasserstein-1 distance of points a, b (n, d) along unit directions (d, k), by sorting (Rabin 2011)."""
     distances = ((project(a, u) - project(b, u)).abs().mean(dim=1).sum().item() for u in directions.split(BLOCK, dim=1))
     return sum(distances) / directions.shape[1]
 

@@ -82,7 +82,7 @@ class Sampler:
             self.generator = copy_with_statistics(networks["generator"], self._show_noise)
             if dataset:
                 # The recurrent state in the middle of an episode (batch, 2, layers, hidden), as in training.
-                self.mid_episode = self._warm_up(copy_in_float32(networks["actor"]), batch)
+                self.mid_episode = self.warm_up(batch, copy_in_float32(networks["actor"]))
                 self.actor = copy_with_statistics(networks["actor"], self._show_states)
         self.reseed(seed)
 
@@ -104,22 +104,16 @@ class Sampler:
     @property
     def run_length(self) -> int:
         """The number of states that are left of an episode after `warm_up`."""
-        return self.config.episode_length - self._warm_up_length
-
-    @property
-    def _warm_up_length(self) -> int:
-        return min(WARM_UP, self.config.episode_length - 1)
+        return self.config.episode_length - min(WARM_UP, self.config.episode_length - 1)
 
     @torch.no_grad()
-    def _warm_up(self, actor: nn.Module, count: int) -> Tensor:
+    def warm_up(self, count: int, actor: nn.Module | None = None) -> Tensor:
+        """The recurrent state (count, 2, layers, hidden) in the middle of an episode, after some random states."""
+        actor = actor or self.actor
         recurrent = actor.initial_recurrent_state(count)
-        for _ in range(self._warm_up_length):
+        for _ in range(self.config.episode_length - self.run_length):
             _, recurrent = actor(self.draw_states(count), recurrent)
         return recurrent
-
-    def warm_up(self, count: int) -> Tensor:
-        """The recurrent state (count, 2, layers, hidden) in the middle of an episode, after some random states."""
-        return self._warm_up(self.actor, count)
 
     def draw_noise(self, count: int) -> Tensor:
         """z ~ N(0, I), (count, nz)."""

@@ -194,8 +194,8 @@ def restore_config(path: Path, parameters: dict, announce: bool = False) -> Conf
     unknown = (parameters.keys() - fields.keys()) | {name for name, value in added.items() if value is None}
     if unknown:
         raise UserError(
-            f"{path} is of another release of MAGNET, which differs in {', '.join(sorted(map(str, unknown)))}: use that "
-            f"release (git_commit in the run's environment.json)."
+            f"{path} is of another release of MAGNET, which differs in {', '.join(sorted(map(str, unknown)))}: use "
+            f"that release (git_commit in the run's environment.json)."
         )
     changing = {n: v for n, v in added.items() if v != fields[n].default and n not in FREE_ON_RESUME}
     if announce and changing:

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 
 from magnet.data.image_dataset import to_uint8
 from magnet.evaluation.pictures import ROW, grid
-from magnet.run.tensorboard import open_writer
 from magnet.support.atomic_files import named, remove_abandoned, write_atomically
 from magnet.support.errors import Diverged, UserError
 from magnet.support.locks import Locked, locked
@@ -96,6 +96,15 @@ def describe_environment(device: torch.device) -> dict:
         "cuda": torch.version.cuda, "platform": platform.platform(), "device": str(device), "device_name": name,
         "threads": torch.get_num_threads(), "git_commit": commit,
     }  # fmt: skip
+
+
+def open_writer(run: Path, **options) -> SummaryWriter:
+    """A SummaryWriter on the folder `run`. TensorBoard takes UTF-8 names alone; on Linux others get another name."""
+    name = str(run)
+    if os.fsencode(name) != name.encode(errors="replace"):
+        run.mkdir(parents=True, exist_ok=True)
+        name = f"/proc/self/fd/{os.open(run, os.O_RDONLY)}"  # open as long as the program: the writer opens files later
+    return SummaryWriter(name, **options)
 
 
 class RunLogger:

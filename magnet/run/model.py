@@ -40,11 +40,11 @@ class Model:
 
     def sample(self, count: int = 64, seed: int = 0) -> Tensor:
         """G(z) of noise z: images (count, 3, S, S), those of `sample.py --count COUNT --seed SEED`."""
-        return self._draw("prior", count, seed)
-
-    def interpolate(self, count: int = 64, seed: int = 0) -> Tensor:
-        """A loop of images (count, 3, S, S), with z on the arcs between points of noise, as `sample.py` makes it."""
-        return self._draw("interpolation", count, seed)
+        if count < 1:
+            raise ValueError(f"count is {count}, but must be at least 1")
+        for sampler in self._samplers:
+            sampler.reseed(seed)
+        return draw(self._samplers, "prior", count)[0]
 
     def walk(self, first: int, second: int, places: Sequence[float]) -> Tensor:
         """Images (len(places), 3, S, S) by the first generator, on the way from sample(1, first) to sample(1, second).
@@ -88,10 +88,3 @@ class Model:
             )
             self._samplers[0] = Sampler(agent, load_training_images(self.config, self._learned, self._data, advice))
         return self._samplers[0].answer(images)
-
-    def _draw(self, kind: str, count: int, seed: int) -> Tensor:
-        if count < 1:
-            raise ValueError(f"count is {count}, but must be at least 1")
-        for sampler in self._samplers:
-            sampler.reseed(seed)
-        return draw(self._samplers, kind, count)[0]

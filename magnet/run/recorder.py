@@ -8,8 +8,7 @@ from magnet.evaluation.sampling import FixedGrids
 from magnet.run import checkpoint
 from magnet.run.logger import RunLogger
 from magnet.run.progress import Progress
-from magnet.run.tensorboard import lay_out_charts, write_hparams
-from magnet.run.timing import ENOUGH, Pace, StepClock, describe_time, estimate_seconds
+from magnet.run.timing import StepClock
 
 
 class Recorder:
@@ -18,11 +17,9 @@ class Recorder:
     def __init__(self, run: Path, trainer, evaluation, total: int):
         """evaluation: the scores so far; total: the step at which the run ends."""
         self.run, self.trainer, self.evaluation, self.config = run, trainer, evaluation, trainer.config
-        self.total, self.grid_seconds = total, 0.0
         self.grids = FixedGrids(trainer.generators, trainer.dataset, self.config.seed)
         self.clock = StepClock(trainer.device)
         self.logger = RunLogger(run, trainer.steps, self.config.batch_size, clock=self.clock)
-        self.logger.tensorboard.add_custom_scalars(lay_out_charts(self.config))
         self.progress = Progress(trainer, total, "point" if self.config.points else "image")
         self.saved_at = trainer.steps
 
@@ -31,15 +28,10 @@ class Recorder:
         if self.trainer.steps == 0:
             self.draw()
             self.save()
-        self.pace = Pace(self.clock)
 
     def log(self, metrics: dict) -> dict[str, float]:
         """Takes the metrics of the step that was just made. Returns its scores, if they were due."""
         config, steps, scores = self.config, self.trainer.steps, {}
-        if self.pace.steps < ENOUGH:
-            self.pace.note()
-            if self.pace.steps == ENOUGH:
-                self.print_time_left()
         has_score = config.evaluate_every and steps % config.evaluate_every == 0
         has_answers = config.extra_reward and steps % config.sample_every == 0
         if has_score or has_answers:
@@ -52,21 +44,11 @@ class Recorder:
         self.progress.advance()
         return scores
 
-    def print_time_left(self) -> None:
-        """Prints how long the rest of the run will take."""
-        step = self.pace.step_seconds()
-        left = estimate_seconds(self.config, self.trainer.steps, self.total, step, self.grid_seconds)
-        unknown = ", scores not counted" if self.config.evaluate_every and not self.config.points else ""
-        self.progress.say(f"Time left{unknown}: {describe_time(self.config, left)}")
-
     def draw(self) -> None:
         """Draws the fixed grids."""
-
-        def draw() -> None:
+        with self.clock.pause():
             for kind, images in self.grids.draw().items():
                 self.logger.save_grid(kind, images)
-
-        self.grid_seconds = self.clock.measure(draw)
 
     def save(self, name: str | None = None) -> None:
         """Saves a checkpoint, by default under the step's number."""
@@ -82,10 +64,9 @@ class Recorder:
             self.saved_at = self.trainer.steps
 
     def finish(self) -> None:
-        """Saves what the last checkpoint lacks, and the run's line in TensorBoard's HPARAMS tab."""
+        """Saves what the last checkpoint lacks."""
         if self.trainer.steps != self.saved_at:
             self.save()
-        write_hparams(self.run, self.config, self.trainer.steps, self.evaluation.best)
 
     def __enter__(self) -> "Recorder":
         return self

@@ -21,20 +21,13 @@ from magnet.run.checkpoint_validation import find_fault, find_trainer_fault, ref
 from magnet.run.initial_networks import take_networks
 from magnet.run.process_memory import read_peak
 from magnet.run.signals import Stop, should_continue
-from magnet.run.timing import (
-    ENOUGH,
-    WARM_UP,
-    Pace,
-    StepClock,
-    count_steps,
-    describe_run,
-    describe_time,
-    estimate_seconds,
-)
+from magnet.run.timing import StepClock, count_steps, describe_run, describe_time, estimate_seconds
 from magnet.support.distributed import all_reduce_max, first_on_machine
 from magnet.support.errors import UserError
 
-LONGEST_TRIAL = 20  # seconds
+# Steps of a trial: the first ones, in which libraries set themselves up, and all; the 16 between are two periods of R1.
+WARM_UP, ENOUGH = 4, 20
+LONGEST_TRIAL = 20  # seconds, after the warm-up
 
 
 def resume_run(run: Path, named: Path | None, given: dict) -> tuple[Config, Path, dict]:
@@ -171,20 +164,22 @@ def try_run(config: Config, pixels, first: int, extra: ExtraReward | None = None
     file are not in the memory; not every system tells it. pixels, extra: as in `build`. Raises UserError.
     """
     trainer, evaluation = build(config, pixels, extra=extra)
-    clock = StepClock(trainer.device)
-    pace, began, spent = Pace(clock), clock(), 0
-    while pace.steps < ENOUGH and (pace.steps <= WARM_UP or spent < LONGEST_TRIAL):
+    clock, spent = StepClock(trainer.device), 0
+    times = [clock()]
+    while len(times) <= ENOUGH and (len(times) <= WARM_UP + 1 or spent < LONGEST_TRIAL):
         trainer.step()
-        pace.note()
-        (spent,) = all_reduce_max(int(clock() - began))  # several processes make the same steps
+        clock.wait()
+        times.append(clock())
+        (spent,) = all_reduce_max(int(times[-1] - times[0]))  # several processes make the same steps
+    step = (times[-1] - times[WARM_UP]) / (len(times) - 1 - WARM_UP)
     grid = clock.measure(FixedGrids(trainer.generators, trainer.dataset, config.seed).draw)
     score = clock.measure(lambda: evaluation.score(0)) if config.evaluate_every else 0.0
     total = max(first, count_steps(config, trainer.steps_per_epoch))
-    seconds = estimate_seconds(config, first, total, pace.step_seconds(), grid, score)
+    seconds = estimate_seconds(config, first, total, step, grid, score)
     run = describe_run(config, len(pixels), trainer.steps_per_epoch, first)
     lines = [f"{run}: {describe_time(config, seconds)}"]
     if peak := read_peak(trainer.device):
-        lines.append(f"Memory in all, by {pace.steps} steps and a grid: {peak / 2**20:,.0f} MiB")
+        lines.append(f"Memory in all, by {trainer.steps} steps and a grid: {peak / 2**20:,.0f} MiB")
     return "\n".join(lines)
 
 

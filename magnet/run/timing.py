@@ -1,4 +1,4 @@
-"""The time that a run takes: a clock of its steps, and an estimate from the first of them."""
+"""The time that a run takes: a clock of its steps, and an estimate from some of them."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -6,9 +6,6 @@ from contextlib import contextmanager
 
 import torch
 
-# Steps of a process: the first ones, in which libraries set themselves up, and all that an estimate needs. The 16
-# between them are two periods of R1.
-WARM_UP, ENOUGH = 4, 20
 LONG = 3 * 3600  # seconds, from which on a run on a CPU deserves a hint
 
 
@@ -44,28 +41,6 @@ class StepClock:
         finally:
             self.wait()
             self.left_out += self.now() - began
-
-
-class Pace:
-    """Measures the first steps of a process."""
-
-    def __init__(self, clock: StepClock):
-        self.clock, self.times = clock, [clock()]
-
-    @property
-    def steps(self) -> int:
-        """The number of steps that were measured."""
-        return len(self.times) - 1
-
-    def note(self) -> None:
-        """Takes the time after a step."""
-        self.clock.wait()
-        self.times.append(self.clock())
-
-    def step_seconds(self) -> float:
-        """The mean of the measured steps after the warm-up; of all steps, if there are no later ones."""
-        first = WARM_UP if self.steps > WARM_UP else 0
-        return (self.times[-1] - self.times[first]) / (self.steps - first)
 
 
 def estimate_seconds(config, first: int, total: int, step: float, grid: float = 0.0, score: float = 0.0) -> float:

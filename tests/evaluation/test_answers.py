@@ -5,7 +5,7 @@ import torch
 from conftest import new_trainer, pictures, run
 
 from magnet.data.image_dataset import from_uint8, to_uint8
-from magnet.evaluation.answers import critic_cosines, differentiable_resemble, score_answers, share_of_firsts
+from magnet.evaluation.answers import critic_cosines, differentiable_resemble, score_answers, measure_firsts
 from magnet.evaluation.sampling import Sampler
 from magnet.game.extra_rewards import load_extra_reward
 
@@ -22,22 +22,22 @@ def test_answers_that_copy_their_state_are_always_first():
     found = score_answers(REWARD, shown, shown)
     others = REWARD(shown.roll(1, dims=0), shown).mean().item()
     assert found == {"extra_reward": 0, "gap": pytest.approx(-others)}
-    assert share_of_firsts(REWARD, shown, shown) == 1
+    assert measure_firsts(REWARD, shown, shown) == 1
 
 
 def test_answers_that_do_not_know_their_state_have_no_gap():
     same = states(1).expand(200, -1, -1, -1)
     found = score_answers(REWARD, states(), same)
-    assert found["gap"] == pytest.approx(0, abs=1e-6) and share_of_firsts(REWARD, states(), same) <= 0.02
+    assert found["gap"] == pytest.approx(0, abs=1e-6) and measure_firsts(REWARD, states(), same) <= 0.02
 
 
 def test_one_answer_that_is_wrong_is_counted():
     shown = to_uint8(pictures(0, 150))
     answers = shown.clone()
     answers[7] = shown[8]
-    assert share_of_firsts(REWARD, shown, answers) == pytest.approx(0.99)  # of the first 100; the others are too few
+    assert measure_firsts(REWARD, shown, answers) == pytest.approx(0.99)  # of the first 100; the others are too few
     with pytest.raises(ValueError, match="too few"):
-        share_of_firsts(REWARD, shown[:99], answers[:99])
+        measure_firsts(REWARD, shown[:99], answers[:99])
 
 
 def test_the_reward_with_a_gradient_is_the_one_without():

@@ -16,7 +16,7 @@ from PIL import Image
 from torchvision.utils import make_grid
 
 from magnet.evaluation import comparison, drawing, pictures
-from magnet.evaluation.drawing import POINTS, WAY, draw, pieces, spherical, walks
+from magnet.evaluation.drawing import POINTS, WAY, draw, pieces, interpolate, walks
 from magnet.evaluation.metrics import features
 from magnet.evaluation.pictures import write, write_moving
 from magnet.evaluation.sampling import Guide, Sampler
@@ -58,7 +58,7 @@ def test_an_interpolation_beyond_a_block_of_points_goes_on_and_ends_where_it_beg
     sampler = Sampler(trainer.generators[0], None)
     for point in (0, 15, 16, 25):
         ends = noise[[point]], noise[[(point + 1) % len(noise)]]
-        expected = sampler.prior(spherical(*ends, 0.5))
+        expected = sampler.generate(interpolate(*ends, 0.5))
         picture = found[point * WAY + WAY // 2].float()
         torch.testing.assert_close(picture, ((expected[0] + 1) * 127.5).round(), atol=1, rtol=0)
 
@@ -131,11 +131,11 @@ from magnet.evaluation.drawing import pieces
 from magnet.evaluation.pictures import write
 from magnet.evaluation.sampling import Sampler
 from magnet.maddpg import new_agents
-from magnet.run.process_memory import resident_peak
+from magnet.run.process_memory import read_resident_peak
 count = int(sys.argv[1])
 sampler = Sampler(new_agents(Config(image_size=32, width=4, nz=4, batch_size=64), torch.device("cpu"))[0][0], None)
 write(pieces([sampler], "prior", count), (count, 32, 32), None, None, Path(sys.argv[2]))
-print(resident_peak())
+print(read_resident_peak())
 """
 
 
@@ -157,9 +157,9 @@ def test_walks_are_side_by_side_of_all_generators_and_closed():
     assert len(frames) == POINTS * WAY and {frame.shape for frame in frames} == {(5, 3, 32, 32)}
     for first, agent, share in ((0, trainer.generators[0], 3), (3, trainer.generators[1], 2)):
         sampler = Sampler(agent, None)
-        corners = sampler.noise(share * POINTS).unflatten(0, (share, POINTS))
+        corners = sampler.draw_noise(share * POINTS).unflatten(0, (share, POINTS))
         for point in range(POINTS):
-            expected = ((sampler.prior(corners[:, point]) + 1) * 127.5).round()
+            expected = ((sampler.generate(corners[:, point]) + 1) * 127.5).round()
             torch.testing.assert_close(frames[point * WAY][first : first + share].float(), expected, atol=1, rtol=0)
     shown = torch.stack(frames).float()
     steps = (shown - shown.roll(-1, 0)).abs().mean(dim=(1, 2, 3, 4))

@@ -13,7 +13,7 @@ from magnet.agents.discriminator import DiscriminatorAgent
 from magnet.data import synthetic
 from magnet.data.image_dataset import ImageDataset, from_uint8, to_uint8
 from magnet.evaluation import equilibrium
-from magnet.evaluation.equilibrium import calibration_error, d_a, equilibrium_report
+from magnet.evaluation.equilibrium import calibration_error, d_a, report_equilibrium
 
 
 class Bright(nn.Module):
@@ -54,7 +54,7 @@ def noise(count, seed=0, side=32):
 def test_an_ideal_judge_of_known_distributions():
     """Real images are white in 3 of 4 cases, fakes in 1 of 4: the best logit is log 3, and V is -log 4 + 2 JSD."""
     ideal = agent(actor=Bright(math.log(3)))
-    report = equilibrium_report(
+    report = report_equilibrium(
         ideal,
         fakes=kinds(30, 90),
         draw=lambda n: kinds(n, 0),
@@ -86,7 +86,7 @@ class Shifted(Bright):
 def test_reports_of_other_returns(kind, value, at_equilibrium):
     """Logits 1 and -1 (11 and -9 if shifted): real images are white in 3 of 4 cases, fakes in 1 of 4."""
     actor = Bright(1.0) if kind == "hinge" else Shifted(1.0)
-    report = equilibrium_report(
+    report = report_equilibrium(
         agent({"reward_function": kind}, actor=actor), fakes=kinds(30, 90), draw=lambda n: kinds(n, 0),
         training=real(kinds(90, 30)), steps=1,
     )  # fmt: skip
@@ -133,7 +133,7 @@ def test_d_is_judged_as_it_plays_and_left_as_it_was():
 
 def test_half_right_proves_nothing_a_fresh_judge_does():
     fooled = agent(actor=Bright(0.0))
-    logged = equilibrium_report(
+    logged = report_equilibrium(
         fooled, fakes=noise(64), draw=lambda n: noise(n, n), training=real(drawn(80, 0)), steps=30
     )
     assert logged["from_equilibrium"] == pytest.approx(0, abs=1e-6)
@@ -147,7 +147,7 @@ def test_a_fresh_judge_cannot_tell_real_images_from_others_of_their_kind_though_
         learned.append(noise(count, seed=5 + len(learned), side=4))
         return learned[-1]
 
-    report = equilibrium_report(
+    report = report_equilibrium(
         agent(actor=Bright(0.0)), fakes=noise(128, seed=1, side=4), draw=draw,
         training=real(noise(40, seed=2, side=4)), held_out=real(noise(128, seed=3, side=4)), steps=30,
     )  # fmt: skip
@@ -172,7 +172,7 @@ def test_without_held_out_images_a_fresh_judge_answers_on_a_fifth_that_it_was_no
     monkeypatch.setattr(equilibrium, "fresh_discriminator", fresh)
     greys = torch.arange(100, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 32, 32)
     judging = agent(actor=Bright(1.0))
-    report = equilibrium.equilibrium_report(judging, fakes=kinds(50, 0), draw=None, training=real(greys))
+    report = equilibrium.report_equilibrium(judging, fakes=kinds(50, 0), draw=None, training=real(greys))
     assert not any("held_out" in name for name in report)
     tested = seen[:20]
     assert sorted(tested + taught) == list(range(100)) and tested != sorted(tested), "at random: names may be in groups"
@@ -181,7 +181,7 @@ def test_without_held_out_images_a_fresh_judge_answers_on_a_fifth_that_it_was_no
 
 def test_a_report_follows_its_seed_and_moves_nothing_else():
     def report(seed):
-        return equilibrium_report(
+        return report_equilibrium(
             agent(actor=Bright(1.0)), fakes=noise(7), draw=noise, training=real(noise(9, 1)),
             held_out=real(noise(3, 2)), steps=2, seed=seed,
         )  # fmt: skip
@@ -206,7 +206,7 @@ def test_real_images_are_judged_in_both_orientations_as_they_are_played():
             return images[:, 0, 0, 0] - images[:, 0, 0, -1]
 
     white_on_the_left = torch.cat([kinds(100, 0)[..., :16], kinds(0, 100)[..., 16:]], dim=3)
-    report = equilibrium_report(
+    report = report_equilibrium(
         agent(actor=Left()), fakes=white_on_the_left, draw=noise, training=real(white_on_the_left),
         held_out=real(white_on_the_left), steps=1,
     )  # fmt: skip

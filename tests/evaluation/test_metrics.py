@@ -20,8 +20,8 @@ from magnet.data.image_dataset import ImageDataset, from_uint8, to_uint8
 from magnet.data.synthetic import draw_faces
 from magnet.evaluation import feature_networks, metrics
 from magnet.evaluation.comparison import nearest
-from magnet.evaluation.feature_networks import exported_network, imagenet, inception
-from magnet.evaluation.metrics import feature_scores, features, sliced, sliced_wasserstein
+from magnet.evaluation.feature_networks import load_exported_network, imagenet, inception
+from magnet.evaluation.metrics import score_features, features, sliced, sliced_wasserstein
 from magnet.support.errors import UserError
 from magnet.support.random_streams import stream
 
@@ -167,10 +167,10 @@ def points(count, dimensions=4, seed=0):
 def test_the_frechet_distance_of_shifted_and_stretched_sets_has_a_closed_form():
     pytest.importorskip("torch_fidelity")
     a, shift = points(500), torch.tensor([1.0, 0.0, -2.0, 0.5])
-    assert feature_scores(a + shift, a)["frechet"] == pytest.approx(1 + 4 + 0.25)
+    assert score_features(a + shift, a)["frechet"] == pytest.approx(1 + 4 + 0.25)
     a -= a.mean(dim=0)
     # tr(C) + tr(9 C) - 2 tr(3 C)
-    assert feature_scores(3 * a, a)["frechet"] == pytest.approx(4 * a.var(dim=0).sum().item())
+    assert score_features(3 * a, a)["frechet"] == pytest.approx(4 * a.var(dim=0).sum().item())
 
 
 def test_kid_by_its_definition():
@@ -185,17 +185,17 @@ def test_kid_by_its_definition():
     a, b = points(60), points(200, seed=1) * 2
     for fakes, tolerance in ((b[:60], 1e-6), (b, 0.03)):  # all at once; the mean of 100 subsets of 60
         expected = 1000 * (within(a) + within(fakes) - 2 * kernel(a, fakes).mean()).item()
-        assert feature_scores(fakes, a)["kid_x1000"] == pytest.approx(expected, rel=tolerance)
+        assert score_features(fakes, a)["kid_x1000"] == pytest.approx(expected, rel=tolerance)
 
 
 def test_precision_is_of_the_fakes_and_recall_of_the_reals():
     pytest.importorskip("torch_fidelity")
     left = points(100)
     reals = torch.cat([left, points(100, seed=1) + 100])  # two far clusters
-    found = feature_scores(points(100, seed=2), reals)  # the fakes are all in the first
+    found = score_features(points(100, seed=2), reals)  # the fakes are all in the first
     assert found["precision"] > 0.5 and found["recall"] <= 0.5
     assert found["recall"] > 0.2
-    assert feature_scores(left + 1000, left)["precision"] == 0
+    assert score_features(left + 1000, left)["precision"] == 0
 
 
 @pytest.mark.skipif(not (SHARED / "judge").is_dir(), reason="the judge and its faces are not beside this checkout")
@@ -212,8 +212,8 @@ def test_agrees_with_the_judge_on_real_faces(tmp_path):
     noise = 0.1 * torch.randn(fakes.shape, generator=stream(0, "noise"))
     fakes = blur(to_uint8(from_uint8(fakes) + noise))
 
-    embed, name = exported_network(tmp_path / "judge.pt2", CPU)
-    found = feature_scores(features(embed, fakes), features(embed, reals))
+    embed, name = load_exported_network(tmp_path / "judge.pt2", CPU)
+    found = score_features(features(embed, fakes), features(embed, reals))
     real, fake = d_a.features(network, reals, 32), d_a.features(network, fakes, 32)
     precision, recall = d_a.precision_recall(fake, real)
     expected = {"frechet": d_a.frechet(fake, real), "kid_x1000": 1000 * d_a.kid(fake, real)}
@@ -232,10 +232,10 @@ def test_agrees_with_the_judge_that_never_saw_a_face(faces, tmp_path):
     command = [sys.executable, str(program), "fake.npy", "--real", "real.npy", "--n", "40"]
     said = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
     embed, name = imagenet(CPU)
-    found = feature_scores(features(embed, fake), features(embed, real))
+    found = score_features(features(embed, fake), features(embed, real))
     assert found["frechet"] == pytest.approx(json.loads(said)["fd_imagenet"], rel=0.01)
     assert embed(fake).shape == (40, 1280) and name.startswith("EfficientNet-Lite0 ")
-    sharp = feature_scores(features(embed, faces[1][:40]), features(embed, faces[0][:40]))
+    sharp = score_features(features(embed, faces[1][:40]), features(embed, faces[0][:40]))
     assert sharp["frechet"] < 0.8 * found["frechet"], "it sees texture"
 
 
@@ -270,7 +270,7 @@ def test_agrees_with_the_command_line_of_torch_fidelity(inception_weights, faces
     expected = json.loads(answer)
 
     embed, name = inception(inception_weights, CPU)
-    found = feature_scores(*(features(embed, images) for images in sets))
+    found = score_features(*(features(embed, images) for images in sets))
     assert found["frechet"] == pytest.approx(expected["frechet_inception_distance"], rel=0.01)
     assert found["kid_x1000"] == pytest.approx(1000 * expected["kernel_inception_distance_mean"], rel=0.01)
     assert (found["precision"], found["recall"]) == (expected["precision"], expected["recall"])
@@ -279,7 +279,7 @@ def test_agrees_with_the_command_line_of_torch_fidelity(inception_weights, faces
 
 def test_an_exported_network_sees_64x64_and_any_number_of_images(thumbnail, faces):
     pytest.importorskip("torch_fidelity")
-    embed, name = exported_network(thumbnail, CPU)
+    embed, name = load_exported_network(thumbnail, CPU)
     assert name.startswith("thumbnail.pt2 ")
     images = faces[0][:65]  # one more than are embedded at a time
     found = features(embed, images)
@@ -320,7 +320,7 @@ def test_the_nearest_by_features_need_not_be_the_nearest_by_pixels():
 
 def test_without_torch_fidelity_the_sentence_names_it(monkeypatch, thumbnail):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    for load in (lambda: inception(None, CPU), lambda: exported_network(thumbnail, CPU), lambda: imagenet(CPU)):
+    for load in (lambda: inception(None, CPU), lambda: load_exported_network(thumbnail, CPU), lambda: imagenet(CPU)):
         with pytest.raises(UserError, match="pip3 install --upgrade torch-fidelity.*--no-features"):
             load()
 
@@ -362,8 +362,8 @@ def test_files_that_are_no_networks(tmp_path):
         with pytest.raises(UserError, match=f"{name}.*Inception.*https://"):
             inception(tmp_path / name, CPU)
         with pytest.raises(UserError, match=f"{name}.*face_features.py"):
-            exported_network(tmp_path / name, CPU)
+            load_exported_network(tmp_path / name, CPU)
     assert not (tmp_path / "made").exists(), "nothing in a file of weights may execute"
     export(nn.Identity(), tmp_path / "images.pt2")
     with pytest.raises(UserError, match="images.pt2.*face_features.py"):
-        exported_network(tmp_path / "images.pt2", CPU)
+        load_exported_network(tmp_path / "images.pt2", CPU)

@@ -14,7 +14,7 @@ from torch import nn
 
 import sample
 import train
-from magnet.evaluation.drawing import draw, spherical
+from magnet.evaluation.drawing import draw, interpolate
 from magnet.evaluation.sampling import (
     BATCHES,
     LANGEVIN_STEP,
@@ -23,9 +23,9 @@ from magnet.evaluation.sampling import (
     FixedGrids,
     Guide,
     Sampler,
-    in_float32,
-    logit_gradient,
-    with_own_statistics,
+    copy_in_float32,
+    compute_logit_gradient,
+    copy_with_statistics,
 )
 from magnet.maddpg import MADDPG
 
@@ -53,7 +53,7 @@ def test_the_statistics_are_plain_averages_over_what_is_shown():
     network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     before = copy.deepcopy(network.state_dict())
     batches = torch.randn(5, 7, 3) * 4 + 2
-    own = with_own_statistics(network, lambda shown: [shown(batch) for batch in batches])
+    own = copy_with_statistics(network, lambda shown: [shown(batch) for batch in batches])
     seen = network[0](batches)
     torch.testing.assert_close(own[1].running_mean, seen.mean(dim=(0, 1)))
     torch.testing.assert_close(own[1].running_var, seen.var(dim=1).mean(dim=0))
@@ -65,22 +65,22 @@ def test_the_statistics_are_plain_averages_over_what_is_shown():
 def test_a_run_in_half_precision_is_sampled_in_float32(precision):
     trained, same = (new_trainer(precision=one).generators[0] for one in (precision, "fp32"))
     z = torch.randn(4, small_config().nz)
-    expected = in_float32(same.networks["generator"])(z)
-    assert torch.equal(in_float32(trained.networks["generator"])(z), expected)
+    expected = copy_in_float32(same.networks["generator"])(z)
+    assert torch.equal(copy_in_float32(trained.networks["generator"])(z), expected)
     assert not torch.equal(trained.networks["generator"](z), expected)
 
 
 def test_samples_have_a_range_and_depend_on_what_they_should(trainer):
     sampler = Sampler(trainer.generators[0], trainer.dataset)
-    z = sampler.noise(6)
-    images = sampler.prior(z)
+    z = sampler.draw_noise(6)
+    images = sampler.generate(z)
     assert images.shape == (6, 3, 32, 32) and images.dtype == torch.float32 and images.abs().max() <= 1
-    assert torch.equal(images[:1], sampler.prior(z[:1])), "a sample depends on no other of its batch"
-    state = sampler.state(6)
-    memory = sampler.recurrent_state(6)
-    first, after = sampler.policy(state, memory)
-    again, _ = sampler.policy(state, memory)
-    later, _ = sampler.policy(state, after)
+    assert torch.equal(images[:1], sampler.generate(z[:1])), "a sample depends on no other of its batch"
+    state = sampler.draw_states(6)
+    memory = sampler.warm_up(6)
+    first, after = sampler.act(state, memory)
+    again, _ = sampler.act(state, memory)
+    later, _ = sampler.act(state, after)
     assert torch.equal(first, again)
     assert not torch.equal(first, later), "the policy remembers"
     assert not torch.allclose(first[0], first[1]), "the policy answers the state"
@@ -110,10 +110,10 @@ def test_guided_noise_follows_langevins_equation_for_its_density():
 
 def test_the_logits_gradient_is_that_of_the_discriminators_mean_and_no_parameter_gets_one():
     trainer = new_trainer(discriminators=2)
-    generator = in_float32(trainer.generators[0].networks["generator"])
-    actors = [in_float32(agent.networks["actor"]) for agent in trainer.discriminators]
+    generator = copy_in_float32(trainer.generators[0].networks["generator"])
+    actors = [copy_in_float32(agent.networks["actor"]) for agent in trainer.discriminators]
     z = torch.randn(8, 6)
-    found = logit_gradient(generator, actors, z)
+    found = compute_logit_gradient(generator, actors, z)
     assert not any(p.grad is not None or not p.requires_grad for net in (generator, *actors) for p in net.parameters())
     z.requires_grad_()
     images = generator(z)
@@ -125,9 +125,9 @@ def test_the_logits_gradient_is_that_of_the_discriminators_mean_and_no_parameter
 def test_guided_samples_are_taken_for_real_more_often_and_leave_the_run_untouched(trainer):
     generator, discriminator = trainer.generators[0], trainer.discriminators[0]
     before = copy.deepcopy(trainer.state_dict())
-    sampler, d_a = Sampler(generator, None), in_float32(discriminator.targets["actor"])
-    z = sampler.noise(200)
-    prior, guided = sampler.prior(z), sampler.prior(Guide([discriminator])(sampler, z))
+    sampler, d_a = Sampler(generator, None), copy_in_float32(discriminator.targets["actor"])
+    z = sampler.draw_noise(200)
+    prior, guided = sampler.generate(z), sampler.generate(Guide([discriminator])(sampler, z))
     assert d_a(guided).mean() > d_a(prior).mean()
     after = trainer.state_dict()
     for name, agent in after["agents"].items():
@@ -144,10 +144,10 @@ def test_policy_samples_are_spread_as_those_that_g_learned_from():
     for _ in range(5):
         trainer.step()
     sampler = Sampler(trainer.generators[0], trainer.dataset)
-    memory, actions = sampler.recurrent_state(400), []
+    memory, actions = sampler.warm_up(400), []
     sampler.actor.register_forward_hook(lambda module, inputs, outputs: actions.append(outputs[0]))
     for _ in range(25 - WARM_UP):
-        _, memory = sampler.policy(sampler.state(400), memory)
+        _, memory = sampler.act(sampler.draw_states(400), memory)
     z = torch.cat(actions)
     torch.testing.assert_close(z.mean(dim=0), torch.zeros(z.shape[1]), atol=0.15, rtol=0)
     torch.testing.assert_close(z.std(dim=0), torch.ones(z.shape[1]), atol=0.15, rtol=0)
@@ -156,7 +156,7 @@ def test_policy_samples_are_spread_as_those_that_g_learned_from():
 def test_the_averaged_networks_are_sampled_unless_said_otherwise(trainer):
     agent = trainer.generators[0]
     z = torch.randn(4, agent.config.nz)
-    averaged, trained = Sampler(agent, None).prior(z), Sampler(agent, None, averaged=False).prior(z)
+    averaged, trained = Sampler(agent, None).generate(z), Sampler(agent, None, averaged=False).generate(z)
     assert not torch.allclose(averaged, trained)
     for sampler, networks in (
         (Sampler(agent, None), agent.targets),
@@ -212,8 +212,8 @@ def test_an_array_for_fid_tools(run, tmp_path, monkeypatch, kind):
 
 def test_an_interpolation_keeps_the_length_of_noise_and_ends_where_it_began():
     a, b = torch.randn(2, 5, 400)
-    assert torch.allclose(spherical(a, b, 0.0), a, atol=1e-4) and torch.allclose(spherical(a, b, 1.0), b, atol=1e-4)
-    middle = spherical(a, b, 0.5)
+    assert torch.allclose(interpolate(a, b, 0.0), a, atol=1e-4) and torch.allclose(interpolate(a, b, 1.0), b, atol=1e-4)
+    middle = interpolate(a, b, 0.5)
     assert torch.allclose(middle.norm(dim=1), torch.stack([a, b]).norm(dim=2).mean(dim=0), rtol=0.05)
     assert ((a + b) / 2).norm(dim=1).max() < 0.8 * middle.norm(dim=1).min(), "a straight line cuts the corner"
 
@@ -300,7 +300,7 @@ def test_the_generator_agent_is_sampled_in_the_middle_of_an_episode(length):
 def test_generators_of_a_team_are_sampled_with_noise_and_states_of_their_own():
     trainer = trainer_on(small_config(generators=3), small_faces())
     samplers = [Sampler(agent, trainer.dataset, seed=1) for agent in trainer.generators]
-    noise, states = [sampler.noise(4) for sampler in samplers], [sampler.state(8) for sampler in samplers]
+    noise, states = [sampler.draw_noise(4) for sampler in samplers], [sampler.draw_states(8) for sampler in samplers]
     for first, second in ((0, 1), (0, 2), (1, 2)):
         assert not torch.equal(noise[first], noise[second]) and not torch.equal(states[first], states[second])
 
@@ -308,7 +308,7 @@ def test_generators_of_a_team_are_sampled_with_noise_and_states_of_their_own():
 def test_policy_samples_do_not_run_past_an_episode():
     trainer = trainer_on(small_config(episode_length=WARM_UP + 3), small_faces())
     sampler = Sampler(trainer.generators[0], trainer.dataset)
-    began, recurrent_state = [], sampler.recurrent_state
-    sampler.recurrent_state = lambda count: began.append(count) or recurrent_state(count)
+    began, recurrent_state = [], sampler.warm_up
+    sampler.warm_up = lambda count: began.append(count) or recurrent_state(count)
     draw([sampler], "policy", 8 * trainer.config.batch_size)
     assert len(began) == 3, "eight batches, three to an episode"

@@ -64,7 +64,7 @@ def test_a_run_killed_after_its_best_goes_on_from_there(place):
     finish(process)
     reached = checkpoint.load(run / "checkpoints" / "best.pt")["trainer"]["steps"]
     assert load_checkpoint(run)[0].name == "best.pt"  # what is sampled and scored is what would go on
-    assert reached >= 5 and [p.stem for p in checkpoint.listed(run / "checkpoints")] == ["000000"]
+    assert reached >= 5 and [p.stem for p in checkpoint.list_checkpoints(run / "checkpoints")] == ["000000"]
     first_part = [line for line in metrics(run).splitlines() if json.loads(line)["step"] <= reached]
     total = str(reached + 7)
     status, output = finish(start(place, "--resume", "models/killed", "--steps", total))

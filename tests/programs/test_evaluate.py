@@ -19,8 +19,8 @@ from magnet.data.image_dataset import ImageDataset, fingerprint, load_faces
 from magnet.data.synthetic import draw_faces
 from magnet.evaluation.drawing import draw
 from magnet.evaluation.equilibrium import d_a
-from magnet.evaluation.feature_networks import exported_network
-from magnet.evaluation.metrics import feature_scores, features, sliced_wasserstein
+from magnet.evaluation.feature_networks import load_exported_network
+from magnet.evaluation.metrics import score_features, features, sliced_wasserstein
 from magnet.evaluation.sampling import Sampler
 from magnet.run import checkpoint
 from magnet.run.saved_runs import load_agents, load_checkpoint, load_states
@@ -79,7 +79,7 @@ def real(**part):
 def test_the_scores_are_those_of_sample_py_against_all_images(place, thumbnail, capsys):
     pytest.importorskip("torch_fidelity")
     found = report(capsys, "models/default", "--features", str(thumbnail))["scores"]
-    embed, _ = exported_network(thumbnail, CPU)
+    embed, _ = load_exported_network(thumbnail, CPU)
     pixels = torch.from_numpy(real().copy())
     shuffled = pixels[torch.randperm(90, generator=stream(0, "reference"))]
     pairs = {kind: (samples("models/default", kind), shuffled) for kind in ("prior", "policy")}
@@ -87,7 +87,7 @@ def test_the_scores_are_those_of_sample_py_against_all_images(place, thumbnail, 
     assert found.keys() == pairs.keys()
     for kind, (fakes, reals) in pairs.items():
         assert found[kind]["samples"] == len(fakes) and found[kind]["references"] == len(reals)
-        expected = feature_scores(features(embed, fakes), features(embed, reals))
+        expected = score_features(features(embed, fakes), features(embed, reals))
         expected = {"fd": expected.pop("frechet")} | expected | sliced_wasserstein(fakes, reals, stream(0, "patches"))
         assert {key: found[kind][key] for key in expected} == pytest.approx(expected, rel=1e-4), kind
 

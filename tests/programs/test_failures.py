@@ -89,7 +89,7 @@ def test_what_is_not_finite_stops_the_run_and_names_the_step(place, capsys, monk
     assert train.main([*TINY, "--steps", "20", "--name", "nan"]) == 3
     error = capsys.readouterr().err
     assert "generator/critic_loss was nan at step 9" in error and "Traceback" not in error
-    assert [p.stem for p in checkpoint.listed(place / "models" / "nan" / "checkpoints")] == ["000000", "000006"]
+    assert [p.stem for p in checkpoint.list_checkpoints(place / "models" / "nan" / "checkpoints")] == ["000000", "000006"]
 
 
 @pytest.mark.parametrize("change", [{"r1_every": None}, {"unheard_of": 1}])

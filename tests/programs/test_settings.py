@@ -26,8 +26,8 @@ from test_train import TINY
 import train
 from magnet.config import Config, check, complete
 from magnet.data.gaussians import PointDataset, draw_points
-from magnet.run.checkpoint_validation import networks_fault, trainer_fault
-from magnet.run.summary import refuse_too_large, summary, without_effect
+from magnet.run.checkpoint_validation import find_networks_fault, find_trainer_fault
+from magnet.run.summary import refuse_too_large, summary, find_idle_flags
 from magnet.support.errors import UserError
 
 FIELDS = dataclasses.fields(Config)
@@ -123,15 +123,15 @@ def test_any_parameters_together_are_refused_or_train_and_go_on(count):
         assert "replay" in summary(config, 40)
         faces = PointDataset(draw_points(config.data, 40), CPU) if config.points else small_faces(40)
         first, second = (trainer_on(config, faces) for _ in range(2))
-        assert trainer_fault(saved(first), second) is None
+        assert find_trainer_fault(saved(first), second) is None
         run(first, 2)
         state = saved(first)
         broken = [name for name, value in run(first, 1)[0].items() if value != value]
-        fault = trainer_fault(state, second)
+        fault = find_trainer_fault(state, second)
         if fault:  # the wildest settings do diverge
             assert fault.endswith("is not finite")
             return
-        assert networks_fault(state, config) is None
+        assert find_networks_fault(state, config) is None
         second.load_state_dict(state)
         assert same(saved(second), state)
         assert [name for name, value in run(second, 1)[0].items() if value != value] == broken
@@ -163,7 +163,7 @@ def test_any_parameters_together_are_refused_or_train_and_go_on(count):
 )
 def test_settings_without_effect_are_known_by_the_game(changes, idle):
     of_the_reward = {"extra_weight", "extra_to"}
-    assert without_effect(Config(**changes)) == idle | (of_the_reward if "extra_reward" not in changes else set())
+    assert find_idle_flags(Config(**changes)) == idle | (of_the_reward if "extra_reward" not in changes else set())
 
 
 @pytest.mark.parametrize(

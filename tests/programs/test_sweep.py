@@ -78,8 +78,8 @@ def images(tmp_path_factory):
 def test_random_combinations_of_settings_train_sample_score_and_go_on(tmp_path, monkeypatch, images, count):
     draw = random.Random(SEED)
     monkeypatch.setattr("magnet.evaluation.sampling.BATCHES", 2)  # how well is not what is tested here
-    report = functools.partial(equilibrium.equilibrium_report, steps=2)
-    monkeypatch.setattr(equilibrium, "equilibrium_report", report)
+    report = functools.partial(equilibrium.report_equilibrium, steps=2)
+    monkeypatch.setattr(equilibrium, "report_equilibrium", report)
     for i in range(count):
         place = tmp_path / str(i)
         place.mkdir()

@@ -74,7 +74,7 @@ def metrics(run):
 
 
 def state(run):
-    return checkpoint.newest(run / "checkpoints")[1]["trainer"]
+    return checkpoint.load_newest(run / "checkpoints")[1]["trainer"]
 
 
 def test_every_parameter_has_a_flag_and_its_default(capsys):
@@ -173,7 +173,7 @@ def test_a_run_leaves_what_the_readme_says(place, monkeypatch):
     run = place / "models" / "first"
     assert json.loads((run / "config.json").read_text())["nz"] == 4
     assert json.loads((run / "environment.json").read_text())["torch"] == torch.__version__
-    assert [p.stem for p in checkpoint.listed(run / "checkpoints")] == ["000000", "000006", "000012", "000013"]
+    assert [p.stem for p in checkpoint.list_checkpoints(run / "checkpoints")] == ["000000", "000006", "000012", "000013"]
 
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [6, 12, 13]  # read back at each checkpoint
@@ -248,7 +248,7 @@ def test_a_plain_gan_trains_and_has_no_policy(place, capsys):
 
 def test_only_the_last_checkpoints_stay(place):
     assert train.main([*TINY, "--steps", "25", "--keep", "2", "--name", "kept"]) == 0
-    assert [p.stem for p in checkpoint.listed(place / "models" / "kept" / "checkpoints")] == ["000024", "000025"]
+    assert [p.stem for p in checkpoint.list_checkpoints(place / "models" / "kept" / "checkpoints")] == ["000024", "000025"]
 
 
 def test_a_name_is_never_used_twice(place):
@@ -277,7 +277,7 @@ def test_held_out_images_are_shown_to_no_agent_and_stay_apart(place, capsys):
     run = place / "models" / "apart"
     every = {p.name: np.asarray(Image.open(p)) for p in (place / "faces").iterdir()}
     training = np.stack([every[n] for n in sorted(every) if not is_held_out(n, 0.2)]).transpose(0, 3, 1, 2)
-    assert 0 < len(training) < 40 and checkpoint.newest(run / "checkpoints")[1]["faces"] == fingerprint(training)
+    assert 0 < len(training) < 40 and checkpoint.load_newest(run / "checkpoints")[1]["faces"] == fingerprint(training)
     assert train.main(["--resume", "models/apart", "--steps", "7", "--hold-out", "0.3"]) == 2
     assert "--hold-out (was 0.2)" in capsys.readouterr().err
     assert train.main(["--resume", "models/apart", "--steps", "7"]) == 0

@@ -89,7 +89,7 @@ def test_a_truncated_file_is_named_and_the_one_before_it_is_used(tmp_path, capsy
     (tmp_path / "000010.pt").write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(UserError, match="000010.pt"):
         checkpoint.load(tmp_path / "000010.pt")
-    path, contents = checkpoint.newest(tmp_path)
+    path, contents = checkpoint.load_newest(tmp_path)
     assert path.name == "000002.pt" and contents["trainer"]["steps"] == 2
     assert "000010.pt" in capsys.readouterr().out
 
@@ -134,19 +134,19 @@ def test_absent_files_and_empty_folders_are_named(tmp_path):
     with pytest.raises(UserError, match="no checkpoint"):
         checkpoint.load(tmp_path / "000001.pt")
     with pytest.raises(UserError, match="holds no checkpoint"):
-        checkpoint.newest(tmp_path)
+        checkpoint.load_newest(tmp_path)
 
 
 def test_half_written_files_go_and_what_could_not_be_read_is_not_counted_among_the_last_ones(tmp_path):
     saved(tmp_path, 6, 12)
     (tmp_path / "000018.pt").write_bytes(b"damaged")
     (tmp_path / f"000024.pt.123{files.TEMPORARY}").write_bytes(b"half")
-    path, _ = checkpoint.newest(tmp_path)
+    path, _ = checkpoint.load_newest(tmp_path)
     checkpoint.set_aside(tmp_path, int(path.stem))
     saved(tmp_path, 13)
     checkpoint.prune(tmp_path, keep=1)
     assert sorted(os.listdir(tmp_path)) == ["000013.pt", "000018.damaged"]
-    assert checkpoint.newest(tmp_path)[1]["trainer"]["steps"] == 13
+    assert checkpoint.load_newest(tmp_path)[1]["trainer"]["steps"] == 13
 
 
 def test_the_last_ones_stay(tmp_path):
@@ -154,6 +154,6 @@ def test_the_last_ones_stay(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     checkpoint.prune(tmp_path, keep=2)
     assert sorted(os.listdir(tmp_path)) == ["1000000.pt", "999999.pt", "notes.txt"]
-    assert checkpoint.newest(tmp_path)[0].name == "1000000.pt"
+    assert checkpoint.load_newest(tmp_path)[0].name == "1000000.pt"
     checkpoint.prune(tmp_path, keep=1)
     assert sorted(os.listdir(tmp_path)) == ["1000000.pt", "notes.txt"]

@@ -18,7 +18,7 @@ import evaluate
 import sample
 import train
 from magnet.run import checkpoint
-from magnet.run.checkpoint_validation import random_state, restored_config
+from magnet.run.checkpoint_validation import random_state, restore_config
 from magnet.run.saved_runs import load_agents
 from magnet.run.session import build
 from magnet.support.errors import UserError
@@ -59,7 +59,7 @@ def packed(state: dict) -> bytes:
 def resume(path):
     """What train.py --resume makes of a checkpoint."""
     found = checkpoint.load(path)
-    return build(restored_config(path, found["config"]), PIXELS, path, found)[0]
+    return build(restore_config(path, found["config"]), PIXELS, path, found)[0]
 
 
 def sampled(path):
@@ -205,7 +205,7 @@ def test_a_random_state_that_no_generator_takes_is_refused(whole, tmp_path):
     state["trainer"]["environment"]["random"] = torch.zeros(16, dtype=torch.uint8)  # as a GPU's, but it is on the CPU
     (tmp_path / "x.pt").write_bytes(packed(state))
     assert "environment.random is no state" in refused(tmp_path / "x.pt")
-    check = random_state(torch.Generator())
+    check = require_random_state(torch.Generator())
     assert check(torch.Generator().get_state()) is None and check(torch.zeros(16, dtype=torch.uint8)) is None
     assert check(torch.full((5056,), 255, dtype=torch.uint8)) and check(torch.zeros(17, dtype=torch.uint8))
 

@@ -13,7 +13,7 @@ import sample
 import train
 from magnet.config import Config
 from magnet.run import checkpoint, session
-from magnet.run.checkpoint_validation import restored_config
+from magnet.run.checkpoint_validation import restore_config
 from magnet.run.session import prepare_device
 from magnet.support.errors import UserError
 
@@ -102,8 +102,8 @@ def test_an_older_run_has_its_parameters_under_their_present_names(weights, crit
     older["returns"] = older.pop("reward_function")
     del older["critics"]
     older |= dict(zip(("lambda_generator", "lambda_discriminator"), weights, strict=True))
-    assert restored_config(Path("config.json"), older) == Config(reward_function="hinge", critics=critics)
+    assert restore_config(Path("config.json"), older) == Config(reward_function="hinge", critics=critics)
     with pytest.raises(
         UserError, match="differs in lambda_discriminator, lambda_generator"
     ):  # a mixture, since removed
-        restored_config(Path("config.json"), older | {"lambda_generator": 0.5})
+        restore_config(Path("config.json"), older | {"lambda_generator": 0.5})

@@ -12,7 +12,7 @@ from conftest import overhear, small_config, small_faces, trainer_on
 from torch import nn
 
 from magnet.agents.networks import discriminator_networks, generator_networks
-from magnet.run.process_memory import resident_peak
+from magnet.run.process_memory import read_resident_peak
 from magnet.run.summary import MIB, count, kept_bytes, summary
 
 
@@ -130,18 +130,18 @@ from magnet.data import image_dataset as faces
 from magnet.run import logger as logbook
 from magnet.evaluation import sampling
 from magnet import maddpg
-from magnet.run.process_memory import resident_peak
+from magnet.run.process_memory import read_resident_peak
 
 words = sys.argv[1:]
-peaks, told = [resident_peak()], io.StringIO()
+peaks, told = [read_resident_peak()], io.StringIO()
 with contextlib.redirect_stdout(told):
     assert train.main([*words, "--dry-run"]) == 0
     assert train.main([*words, "--steps", "40"]) == 0
-print(json.dumps([resident_peak(), peaks[0], told.getvalue()]))
+print(json.dumps([read_resident_peak(), peaks[0], told.getvalue()]))
 """
 
 
-@pytest.mark.skipif(resident_peak() is None, reason="the system does not tell what a process takes")
+@pytest.mark.skipif(read_resident_peak() is None, reason="the system does not tell what a process takes")
 def test_a_dry_run_tells_within_15_percent_what_a_run_takes(place):
     words = "--preset cpu --width 8 --data faces --batch-size 16 --replay-size 50000".split()
     child = subprocess.run(

@@ -53,7 +53,7 @@ def test_a_stopped_run_that_goes_on_has_one_line_of_its_last_parameters_and_scor
     assert {path.name for path in run.iterdir() if path.is_dir()} == {"samples", "checkpoints"}, "no run within the run"
 
     events = EventAccumulator(str(run)).Reload()
-    config = checkpoint.newest(run / "checkpoints")[1]["config"]
+    config = checkpoint.load_newest(run / "checkpoints")[1]["config"]
     assert parameters(events) == config and (config["lr"], config["steps"]) == (1e-4, 6)
     best = checkpoint.load(run / "checkpoints" / "best.pt")["best"]["swd"]
     assert [(e.step, e.value) for e in events.Scalars("best/swd")] == [(6, pytest.approx(best))]

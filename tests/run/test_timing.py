@@ -8,7 +8,7 @@ from conftest import CPU, small_config, small_faces, trainer_on
 
 from magnet.config import PRESETS, complete
 from magnet.evaluation.scores import Evaluation
-from magnet.run.logger import RunLogger, new_run
+from magnet.run.logger import RunLogger, create_run
 from magnet.run.recorder import Recorder
 from magnet.run.timing import ENOUGH, Pace, StepClock, described, estimate, in_words, run_seconds, shorter
 
@@ -71,7 +71,7 @@ def test_the_rate_in_the_log_leaves_out_grids_scores_and_checkpoints(tmp_path, c
     config = small_config(evaluate_every=10, sample_every=4)
     trainer = trainer_on(config, small_faces())
     evaluation = Evaluation(trainer.generators, trainer.dataset, config)
-    run = new_run(tmp_path, "run")
+    run = create_run(tmp_path, "run")
 
     def takes(seconds, result):
         def work(*_):
@@ -111,7 +111,7 @@ def test_what_a_clock_leaves_out_it_leaves_out_also_when_it_fails(clock):
 
 
 def test_a_logger_takes_the_time_of_the_clock_that_it_is_given(tmp_path, clock):
-    with RunLogger(new_run(tmp_path, "run"), step=0, batch=8, every=1, clock=clock) as book:
+    with RunLogger(create_run(tmp_path, "run"), step=0, batch=8, every=1, clock=clock) as book:
         clock.time = 4.0
         assert book.add({"x": torch.tensor(1.0)})["images_per_second"] == 2.0
 
