@@ -1,12 +1,11 @@
-"""What is said of a policy's answers: by hand for images that copy their state, or that do not know it."""
+"""Scores of a policy's answers, by hand for images that copy their state, or that do not know it."""
 
 import pytest
 import torch
-from conftest import new_trainer, pictures, run
+from conftest import pictures
 
-from magnet.data.image_dataset import from_uint8, to_uint8
-from magnet.evaluation.answers import critic_cosines, differentiable_resemble, score_answers, measure_firsts
-from magnet.evaluation.sampling import Sampler
+from magnet.data.image_dataset import to_uint8
+from magnet.evaluation.answers import measure_firsts, score_answers
 from magnet.game.extra_rewards import load_extra_reward
 
 REWARD = load_extra_reward("resemble")
@@ -38,21 +37,3 @@ def test_one_answer_that_is_wrong_is_counted():
     assert measure_firsts(REWARD, shown, answers) == pytest.approx(0.99)  # of the first 100; the others are too few
     with pytest.raises(ValueError, match="too few"):
         measure_firsts(REWARD, shown[:99], answers[:99])
-
-
-def test_the_reward_with_a_gradient_is_the_one_without():
-    first, second = to_uint8(pictures(0, 5)), to_uint8(pictures(1, 5))
-    torch.testing.assert_close(differentiable_resemble(from_uint8(first), from_uint8(second)), REWARD(first, second))
-
-
-def test_a_critic_that_is_the_truth_points_as_the_truth_does():
-    trainer = new_trainer(extra_reward="resemble")
-    run(trainer, 3)
-    agent, shown = trainer.generators[0], trainer.dataset.batch(torch.arange(16))
-    memory = Sampler(agent, trainer.dataset).mid_episode[:16]
-    found = critic_cosines(agent, shown, memory)
-    assert all(-1 <= value < 0.999 for value in found.values())
-    critic = agent.networks["reward_critic"]
-    for sign in (1, -1):
-        same = critic_cosines(agent, shown, memory, lambda state, image, sign=sign: sign * critic(state, image))
-        assert list(same.values()) == pytest.approx([sign, sign], abs=1e-4)

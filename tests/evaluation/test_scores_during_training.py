@@ -13,7 +13,7 @@ def test_a_score_changes_with_the_averaged_generator_alone():
     trainer = trainer_on(small_config(evaluate_every=2), small_faces())
     agent = trainer.generators[0]
     scoring = Evaluation([agent], trainer.dataset, trainer.config)
-    assert scoring.score(1) == scoring.score(3) == {} and scoring.best["swd"] == math.inf
+    assert scoring.best["swd"] == math.inf
     first = scoring.score(2)
     assert scoring.score(4) == first and scoring.best == {"swd": first["swd"], "step": 2, "worse_since": 1}
     assert Evaluation([agent], trainer.dataset, trainer.config).score(2) == first, "whenever the process started"

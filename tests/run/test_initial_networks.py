@@ -9,7 +9,7 @@ from conftest import new_trainer, run, small_config, weights
 from magnet.config import complete
 from magnet.run import checkpoint
 from magnet.run.exported import export
-from magnet.run.initial_networks import take_networks, adopt_architecture
+from magnet.run.initial_networks import adopt_architecture, take_networks
 from magnet.support.errors import UserError
 
 
@@ -40,7 +40,7 @@ def test_all_networks_and_targets_of_a_checkpoint_are_taken_and_nothing_else(tmp
 
 def test_exported_weights_are_where_networks_and_targets_begin(tmp_path):
     old, new = trained(seed=5), new_trainer()
-    export(tmp_path / "w.pt", old.generators, old.discriminators, old.faces, 3, "f")
+    export(tmp_path / "w.pt", old.generators, old.discriminators, old.dataset, 3, "f")
     fresh = weights(new.agents)
     said = take_networks(new.agents, str(tmp_path / "w.pt"))
     assert "G, G_a, D_a" in said and "New: G_c, D_c." in said
