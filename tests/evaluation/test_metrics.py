@@ -42,9 +42,7 @@ def blur(images):
 def test_the_distance_of_two_sets_on_a_line_by_hand():
     a, b = torch.tensor([[0.0], [1.0], [5.0]]), torch.tensor([[6.0], [-1.0], [2.0]])
     # sorted 0 1 5 and -1 2 6: |1| + |1| + |1|, over 3; the direction's sign does not matter
-    assert (
-        compare_along(a, b, torch.tensor([[1.0]])) == compare_along(a, b, torch.tensor([[-1.0]])) == pytest.approx(1.0)
-    )
+    assert all(compare_along(a, b, torch.tensor([[sign]])) == pytest.approx(1) for sign in (1.0, -1.0))
     assert compare_along(a, a.flip(0), torch.ones(1, 1)) == 0
 
 
@@ -265,13 +263,9 @@ def test_the_nearest_by_features_need_not_be_the_nearest_by_pixels():
 
 def test_without_torch_fidelity_the_sentence_names_it(monkeypatch, thumbnail):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    for load in (
-        lambda: load_inception(None, CPU),
-        lambda: load_exported_network(thumbnail, CPU),
-        lambda: load_imagenet(CPU),
-    ):
+    for load, *files in ((load_inception, None), (load_exported_network, thumbnail), (load_imagenet,)):
         with pytest.raises(UserError, match="pip3 install --upgrade torch-fidelity.*--no-features"):
-            load()
+            load(*files, CPU)
 
 
 def test_without_the_network_of_imagenet_the_sentence_names_its_packages(monkeypatch):
