@@ -18,7 +18,7 @@ from magnet import maddpg
 from magnet.data.image_dataset import ImageDataset, fingerprint, load_faces
 from magnet.data.synthetic import draw_faces
 from magnet.evaluation.drawing import draw
-from magnet.evaluation.equilibrium import d_a
+from magnet.evaluation.equilibrium import discriminate, report_equilibrium
 from magnet.evaluation.feature_networks import load_exported_network
 from magnet.evaluation.metrics import compute_features, score_features, sliced_wasserstein
 from magnet.evaluation.sampling import Sampler
@@ -53,6 +53,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def place(runs, monkeypatch):
+    monkeypatch.setitem(report_equilibrium.__kwdefaults__, "steps", 5)
     monkeypatch.chdir(runs)
     return runs
 
@@ -143,7 +144,7 @@ def test_the_equilibrium_is_reported_of_the_trained_generator_and_the_held_out_i
     equilibrium = found["equilibrium"]
     (generator,), (discriminator,), _ = load_agents(*load_checkpoint(Path("models/apart")), "cpu")
     fakes = draw([Sampler(generator, None, averaged=False)], "prior", 40)[0]
-    assert equilibrium["accuracy_fake"] == (d_a(discriminator, fakes) <= 0).float().mean().item()
+    assert equilibrium["accuracy_fake"] == (discriminate(discriminator, fakes) <= 0).float().mean().item()
     assert {"accuracy_real", "accuracy_held_out", "value", "fresh_accuracy"} <= equilibrium.keys()
     assert evaluate.main(["models/gan", "--no-features", "--count", "40", "--equilibrium"]) == 0
     lines = capsys.readouterr().out.splitlines()

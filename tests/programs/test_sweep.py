@@ -4,7 +4,6 @@ A combination that check() refuses is drawn anew. All others must end without a 
 tests) or a number that is not finite. Each case is a test of its own, so that pytest-xdist can spread them.
 """
 
-import functools
 import json
 import math
 import random
@@ -18,7 +17,7 @@ import evaluate
 import sample
 import train
 from magnet.config import GAUSSIANS, check, complete
-from magnet.evaluation import equilibrium
+from magnet.evaluation.equilibrium import report_equilibrium
 from magnet.game.rewards import REWARD_FUNCTIONS
 from magnet.support.errors import UserError
 
@@ -78,8 +77,7 @@ def images(tmp_path_factory):
 def test_a_random_combination_of_settings_trains_samples_scores_and_goes_on(tmp_path, monkeypatch, images, case):
     monkeypatch.setattr("magnet.evaluation.sampling.BATCHES", 2)  # how well is not what is tested here
     monkeypatch.setattr("magnet.evaluation.drawing.POINTS", 2)
-    report = functools.partial(equilibrium.report_equilibrium, steps=2)
-    monkeypatch.setattr(equilibrium, "report_equilibrium", report)
+    monkeypatch.setitem(report_equilibrium.__kwdefaults__, "steps", 2)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "faces").symlink_to(images)
     flags = combine(random.Random(f"{SEED}/{case}"))
