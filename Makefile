@@ -13,9 +13,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 FOR_CPUS := https://download.pytorch.org/whl/cpu
 SEES_GPU := $(PYTHON) -c "import shutil, sys; sys.exit(not shutil.which('nvidia-smi'))"
 
-# Files of tests are shared out among processes, one for each core; each computes with one thread.
+# Tests are shared out among processes, one for each core; each computes with one thread. A process that is done takes
+# tests of another, also in the middle of a file: no test needs another one to have run.
 test test-long: export OMP_NUM_THREADS = 1
-SHARED_OUT := -n auto --dist loadfile
+SHARED_OUT := -n auto --dist worksteal
 
 .PHONY: demo test test-long clean
 

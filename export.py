@@ -4,10 +4,10 @@
     python3 export.py RUN --out faces.pt               the running averages of G, G_a and D_a, parameters in float16
     python3 export.py RUN --onnx faces.onnx            G alone: z (B, nz) float32 -> images (B, 3, S, S) in [-1, 1]
 
-RUN is a run folder (its newest checkpoint), a checkpoint file or, for --onnx, exported weights. What --out writes is
-for sample.py, evaluate.py and magnet.load; training cannot go on from it. It holds no optimizers, replay buffer, images
-or paths. --onnx needs the packages onnx and onnxscript.
-Exit status 2: a mistake in the settings or files, said in one sentence.
+RUN is a run folder (its last checkpoint), a checkpoint or, for --onnx, exported weights. sample.py, evaluate.py and
+magnet.load take what --out writes; training cannot go on from it. It holds no optimizers, replay buffer, images or
+paths. --onnx writes the first of several generators, and needs the packages onnx and onnxscript.
+Exit status 2: a mistake in the settings or files, printed as one sentence.
 """
 
 import argparse
@@ -19,23 +19,21 @@ from magnet.support.errors import Diverged, UserError
 from magnet.support.output import as_program
 from magnet.support.paths import expand, user_path
 
-# What imports torch is imported where it is needed: --help and a wrong word are immediate.
+# What imports torch is imported where it is needed: --help and a mistyped option are immediate.
 
 
-def write_onnx(path: Path, generators: list, index: int) -> None:
-    """Writes the averaged G of generators[index] for ONNX, opset of PyTorch's choice. Raises UserError and OSError."""
+def write_onnx(path: Path, agent) -> None:
+    """Writes the averaged G of a generator agent for ONNX, opset of PyTorch's choice. Raises UserError and OSError."""
     import torch
 
     from magnet.evaluation.sampling import Sampler
     from magnet.support.atomic_files import write_atomically
 
-    if not 0 <= index < len(generators):
-        raise UserError(f"--generator is {index}, but the run has {len(generators)}: 0 is the first.")
-    network = Sampler(generators[index], None).generator.requires_grad_(False)
+    network = Sampler(agent, None).generator.requires_grad_(False)
     try:
         program = torch.onnx.export(
-            network, (torch.zeros(2, generators[index].config.nz, device=generators[index].device),), dynamo=True,
-            input_names=["z"], output_names=["images"], dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False,
+            network, (torch.zeros(2, agent.config.nz, device=agent.device),), dynamo=True, input_names=["z"],
+            output_names=["images"], dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False,
         )  # fmt: skip
     except ImportError as error:
         raise UserError(f"--onnx needs two more packages ({error}): `pip3 install onnx onnxscript`.") from error
@@ -43,14 +41,14 @@ def write_onnx(path: Path, generators: list, index: int) -> None:
 
 
 def export(options: argparse.Namespace) -> None:
-    """Writes what `options` names. Raises UserError, Diverged and OSError."""
+    """Writes what `options` name. Raises UserError, Diverged and OSError."""
     from magnet.run.checkpoint import WEIGHTS
     from magnet.run.exported import export as export_weights
-    from magnet.run.saved_runs import load_agents, load_checkpoint, load_states, only_pictures
+    from magnet.run.saved_runs import load_agents, load_checkpoint, load_states, refuse_points
 
     path, saved = load_checkpoint(options.run)
     generators, discriminators, config = load_agents(path, saved, "cpu")
-    only_pictures(options.run, config)
+    refuse_points(options.run, config)
     if options.out:
         if saved["format"] == WEIGHTS:
             raise UserError(f"{path} holds exported weights already; copy the file.")
@@ -63,16 +61,15 @@ def export(options: argparse.Namespace) -> None:
                 )
         export_weights(options.out, generators, discriminators, faces, saved["trainer"]["steps"], saved["faces"])
     if options.onnx:
-        write_onnx(options.onnx, generators, options.generator)
+        write_onnx(options.onnx, generators[0])
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line. Exits with 2 on a bad word."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=user_path, help="run folder, checkpoint file or exported weights")
+    parser.add_argument("run", type=user_path, help="run folder, checkpoint or exported weights")
     parser.add_argument("--out", type=user_path, metavar="FILE", help="exported weights, a name that ends in .pt")
     parser.add_argument("--onnx", type=user_path, metavar="FILE", help="the generator alone, for ONNX")
-    parser.add_argument("--generator", type=int, default=0, metavar="I", help="for --onnx, one of several, from 0")
     parser.add_argument("--data", type=expand, help="for --out, the run's images, if they lie elsewhere now")
     add_cache_flag(parser)
     options = parser.parse_args(arguments)
@@ -83,7 +80,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 @as_program
 def main(arguments: list[str] | None = None) -> int:
-    """The program; returns its exit status."""
+    """The program. Returns the exit status."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         export(options)

@@ -1,21 +1,20 @@
 #!/usr/bin/env python3
-"""Makes pictures with a trained generator: a grid, single files, or an array for FID tools.
+"""Makes pictures with a trained generator: a grid, single files, an array for FID tools, or an animation.
 
     python3 sample.py models/2026-11-22_14-03-59                          64 prior samples -> samples.png
     python3 sample.py RUN --kind policy --out policy.png                  states, each with the policy's image beside it
     python3 sample.py RUN --kind policy --data MY_PHOTOS --out mine.png   your photos in their order, each answered
-    python3 sample.py RUN --kind guided --out guided.png                  noise led to what the discriminator believes
-    python3 sample.py RUN --kind interpolation --out walk.gif             16 loops from face to face, side by side
+    python3 sample.py RUN --kind guided --out guided.png                  noise refined with D_a's gradient
+    python3 sample.py RUN --kind interpolation --out walk.gif             16 walks from face to face, side by side
     python3 sample.py RUN --count 1000000 --npz faces.npz                 uint8 (N, H, W, 3) under the key arr_0
 
-RUN is a run folder (its newest checkpoint) or a checkpoint file. prior: z from noise; policy: z from G_a, which plays
-an episode of the run's images, or with --data answers each photo once, as `Model.answer` does; guided: z from noise,
-moved by Langevin steps to where D_a takes G(z) for real; interpolation: z on the arcs between points of noise and back
-to the first: --count pictures of one such walk, or into a .gif or .mp4 (a sixth as large) --count walks side by side,
-past 8 points each.
-Of several generators each makes a share, one after another; photos are answered by the first. A large --count takes no
-more memory than a small one.
-Exit status 2: a mistake in the settings or files, said in one sentence.
+RUN is a run folder (its last checkpoint), a checkpoint or exported weights. The kinds of samples are
+  prior          G(z) of noise z
+  policy         G(z) of G_a's actions z in an episode of the run's images; with --data on each of your photos once
+  guided         G(z) of noise that D_a's gradient has moved (Langevin steps)
+  interpolation  G(z) of z on the arcs between 8 points of noise, back to the first
+Several generators make equal shares of the samples, one after another. The first one answers photos. A large --count
+takes no more memory than a small one. Exit status 2: a mistake in the settings or files, printed as one sentence.
 """
 
 import argparse
@@ -28,50 +27,40 @@ from magnet.support.errors import UserError
 from magnet.support.output import as_program
 from magnet.support.paths import CELEBA_64, command_of, expand, user_path
 
+# What imports torch is imported where it is needed: --help and a mistyped option are immediate.
+
+ANIMATIONS = (".gif", ".mp4")
+
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line. Exits with 2 on a bad word."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "run", type=user_path, nargs="?", help=f"run folder, checkpoint or exported weights (default {CELEBA_64.name})"
-    )
-    parser.add_argument(
-        "--kind", choices=("prior", "policy", "guided", "interpolation"), default="prior", help="where z comes from"
-    )
-    parser.add_argument("--generator", type=int, metavar="I", help="one of several, from 0 (default: a share of each)")
-    parser.add_argument(
-        "--count",
-        type=int,
-        help="samples (default 64); of a .gif or .mp4: walks (default 16, up to 64); with --data: photos (default all)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the noise and of the states (default 0)")
-    parser.add_argument("--data", type=expand, help="photos for the policy to answer: a folder, .zip or synthetic")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument(
-        "--out", type=user_path, help="grid of the first 64, or of 32 pairs (default samples.png), or walks"
-    )
-    parser.add_argument(
-        "--scale", type=int, metavar="N", help="pictures in --out N times as large (default: walks 512 wide)"
-    )
-    parser.add_argument("--images", type=user_path, metavar="DIR", help="one PNG file each")
-    parser.add_argument("--npz", type=user_path, metavar="FILE", help="uint8 (N, H, W, 3), key arr_0")
-    parser.add_argument("--ema", action=argparse.BooleanOptionalAction, default=True, help="running averages (default)")
+    add = parser.add_argument
+    add("run", type=user_path, nargs="?", help=f"run folder, checkpoint or exported weights (default {CELEBA_64.name})")
+    kinds = ("prior", "policy", "guided", "interpolation")
+    add("--kind", choices=kinds, default="prior", help="where z comes from")
+    add("--count", type=int, help="samples (default 64), walks (default 16, up to 64) or photos (default all)")
+    add("--seed", type=int, default=0, help="of the noise and of the states (default 0)")
+    add("--data", type=expand, help="photos for the policy to answer: a folder, .zip or synthetic")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add("--out", type=user_path, help="grid of the first 64, or of 32 pairs (default samples.png); walks: .gif or .mp4")
+    add("--images", type=user_path, metavar="DIR", help="one PNG file each")
+    add("--npz", type=user_path, metavar="FILE", help="uint8 (N, H, W, 3), key arr_0")
     add_cache_flag(parser)
     options = parser.parse_args(arguments)
-    options.moving = options.out is not None and options.out.suffix.lower() in (".gif", ".mp4")
-    if options.moving and (options.kind != "interpolation" or options.images or options.npz):
-        parser.error(f"{options.out} shows walks: give --kind interpolation, without --images and --npz")
-    options.answers = options.kind == "policy" and options.data is not None
-    if options.count is None and not options.answers:
-        options.count = 16 if options.moving else 64
-    for name in ("count", "scale"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            parser.error(f"--{name} is {getattr(options, name)}, but must be at least 1")
+    options.has_walks, options.has_photos = options.kind == "interpolation", options.kind == "policy" and options.data
+    if options.count is not None and options.count < 1:
+        parser.error(f"--count is {options.count}, but must be at least 1")
+    if options.count is None and not options.has_photos:
+        options.count = 16 if options.has_walks else 64
+    if not (options.out or options.images or options.npz):
+        options.out = Path("walk.gif" if options.has_walks else "samples.png")
+    is_animation = options.out is not None and options.out.suffix.lower() in ANIMATIONS
+    if is_animation != options.has_walks or options.has_walks and (options.images or options.npz):
+        parser.error("--kind interpolation makes an animation: give both it and --out FILE.gif (or .mp4), or neither")
     if options.run is None:
         print(f"Sampling {CELEBA_64.name}, trained on CelebA at 64x64 (models/README.md); name a RUN for yours.")
         options.run = CELEBA_64
-    if not (options.out or options.images or options.npz):
-        options.out = Path("samples.png")
     return options
 
 
@@ -90,46 +79,44 @@ def find_photos(options: argparse.Namespace, config) -> Sequence:
     return photos[: options.count]
 
 
-@as_program
-def main(arguments: list[str] | None = None) -> int:
-    """The program; returns its exit status."""
-    options = parse(sys.argv[1:] if arguments is None else arguments)
-    from magnet.evaluation.drawing import answer_photos, pieces, walks
-    from magnet.evaluation.pictures import SHOWN, write, write_moving
+def sample(options: argparse.Namespace) -> None:
+    """Draws the samples and writes them. Raises UserError, OSError, and Pillow's KeyError and ValueError."""
+    from magnet.evaluation.drawing import answer_photos, draw_pieces, draw_walks
+    from magnet.evaluation.pictures import SHOWN, write, write_animation
     from magnet.evaluation.sampling import Guide, Sampler
     from magnet.run.checkpoint import WEIGHTS
-    from magnet.run.saved_runs import load_agents, load_checkpoint, load_learned, load_states, only_pictures
+    from magnet.run.saved_runs import load_agents, load_checkpoint, load_states, load_training_images, refuse_points
 
+    path, saved = load_checkpoint(options.run)
+    generators, discriminators, config = load_agents(path, saved, options.device)
+    refuse_points(options.run, config)
+    if options.kind == "policy" and config.algorithm == "gan":
+        raise UserError(f"{options.run} is a plain GAN and has no policy; leave out --kind policy.")
+    photos = find_photos(options, config) if options.has_photos else None
+    faces = None
+    if options.has_photos and saved["format"] != WEIGHTS:
+        export = f"`{command_of('export')} {options.run} --data FOLDER --out faces.pt`"
+        faces = load_training_images(config, saved["faces"], options.data, f"write {export} and sample faces.pt.")
+    elif options.kind == "policy" and not options.has_photos:
+        faces = load_states(config, None)
+    samplers = [Sampler(agent, faces, seed=options.seed) for agent in generators]
+    if options.has_walks:
+        write_animation(draw_walks(samplers, min(options.count, SHOWN)), options.out)
+        return
+    if options.has_photos:
+        count, pieces = len(photos), answer_photos(samplers[0], photos)
+    else:
+        count = options.count
+        pieces = draw_pieces(samplers, options.kind, count, Guide(discriminators))
+    write(pieces, (count, config.image_size, config.image_size), options.out, options.images, options.npz)
+
+
+@as_program
+def main(arguments: list[str] | None = None) -> int:
+    """The program. Returns the exit status."""
+    options = parse(sys.argv[1:] if arguments is None else arguments)
     try:
-        path, saved = load_checkpoint(options.run)
-        generators, discriminators, config = load_agents(path, saved, options.device)
-        only_pictures(options.run, config)
-        if saved["format"] == WEIGHTS and not options.ema:
-            raise UserError(f"{path} holds running averages alone; leave out --no-ema.")
-        if options.generator is not None:
-            if not 0 <= options.generator < len(generators):
-                raise UserError(
-                    f"--generator is {options.generator}, but {options.run} has {len(generators)}: 0 is the first."
-                )
-            generators = [generators[options.generator]]
-        if options.kind == "policy" and config.algorithm == "gan":
-            raise UserError(f"{options.run} is a plain GAN and has no policy; leave out --kind policy.")
-        photos = find_photos(options, config) if options.answers else None
-        faces = None
-        if options.answers and saved["format"] != WEIGHTS:
-            export = f"`{command_of('export')} {options.run} --data FOLDER --out faces.pt`"
-            faces = load_learned(config, saved["faces"], options.data, f"write {export} and sample faces.pt.")
-        elif options.kind == "policy" and not options.answers:
-            faces = load_states(config, None)
-        samplers = [Sampler(agent, faces, seed=options.seed, averaged=options.ema) for agent in generators]
-        if options.moving:
-            write_moving(walks(samplers, min(options.count, SHOWN)), options.out, options.scale)
-        else:
-            count, guide = len(photos) if options.answers else options.count, Guide(discriminators, options.ema)
-            answers = options.answers and answer_photos(samplers[0], photos)
-            drawn = answers or pieces(samplers, options.kind, count, guide)
-            shape = (count, config.image_size, config.image_size)
-            write(drawn, shape, options.out, options.images, options.npz, options.scale or 1)
+        sample(options)
     except KeyError as error:
         print(f"sample.py: Pillow cannot write {error} files; end {options.out} in .png.", file=sys.stderr)
         return 2

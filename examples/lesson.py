@@ -23,8 +23,8 @@ from magnet.data.image_dataset import to_uint8
 from magnet.evaluation.drawing import draw
 from magnet.evaluation.sampling import Sampler
 from magnet.game.extra_rewards import load_extra_reward
-from magnet.run.checkpoint_validation import restored_config
-from magnet.run.logger import describe_environment, new_run, sole_owner, write_json
+from magnet.run.checkpoint_validation import restore_config
+from magnet.run.logger import create_run, describe_environment, lock_run, write_json
 from magnet.run.recorder import Recorder
 from magnet.run.saved_runs import load_checkpoint
 from magnet.run.session import build, load_pixels
@@ -48,7 +48,7 @@ class Lesson:
     def __init__(self, run: Path, taste: Taste, data: str = "", device: str = "auto", weight: float = WEIGHT):
         """data: a folder of images to train on; "" takes the run's own. weight: of the taste. Raises UserError."""
         path, saved = load_checkpoint(run)
-        config = restored_config(path, saved["config"])
+        config = restore_config(path, saved["config"])
         if not (data or config.data):
             raise UserError(
                 f"{run} holds no images to train on: name a folder of faces, such as data/celeba, which "
@@ -96,8 +96,8 @@ class Lesson:
         `python3 train.py --resume RUN --extra-reward RUN/reward.py` goes on with it.
         """
         check(dataclasses.replace(self.trainer.config, name=name))
-        run = new_run(models_dir, name)
-        with sole_owner(run):
+        run = create_run(models_dir, name)
+        with lock_run(run):
             file, trainer = run / FILE, self.trainer
             write_atomically(file, lambda out: out.write(self.source.encode()))
             trainer.config = dataclasses.replace(

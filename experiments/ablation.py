@@ -126,17 +126,17 @@ def new_scorer(config: Config, features: Path, count: int) -> tuple[str, Callabl
     It compares, as evaluate.py does, `count` samples with as many of the images of `config`. Raises UserError.
     """
     device = torch.device(config.device)
-    embed, name = feature_networks.exported_network(features, device)
+    embed, name = feature_networks.load_exported_network(features, device)
     faces = saved_runs.load_states(config, None)
     order = torch.randperm(len(faces), generator=random_streams.stream(0, "reference"))[:count]
-    reals = comparison.described(comparison.pick(faces, order), len(order), embed)
+    reals = comparison.collect_set(comparison.pick(faces, order), len(order), embed)
 
     def score(path: Path) -> list[dict]:
         generators, _, game = saved_runs.load_agents(*saved_runs.load_checkpoint(path), config.device)
         kinds, scores = {"prior": None} | ({} if game.algorithm == "gan" else {"policy": faces}), []
         for kind, states in kinds.items():
-            parts = drawing.pieces([sampling.Sampler(agent, states) for agent in generators], kind, len(order))
-            fakes = comparison.described((images for images, _ in parts), len(order), embed)
+            parts = drawing.draw_pieces([sampling.Sampler(agent, states) for agent in generators], kind, len(order))
+            fakes = comparison.collect_set((images for images, _ in parts), len(order), embed)
             scores.append({"kind": kind} | comparison.compare(fakes, reals, "fd", device))
         return scores
 
@@ -145,9 +145,9 @@ def new_scorer(config: Config, features: Path, count: int) -> tuple[str, Callabl
 
 def curve(run: Path, score: Callable[[Path], list[dict]]) -> list[dict]:
     """The scores of a run's checkpoints after step 0, by checkpoint and kind of sample."""
-    minutes, batch = minutes_at(run), session.parameters_of(run / "config.json")["batch_size"]
+    minutes, batch = minutes_at(run), session.read_parameters(run / "config.json")["batch_size"]
     points = []
-    for path in checkpoint.listed(run / "checkpoints"):
+    for path in checkpoint.list_checkpoints(run / "checkpoints"):
         if step := int(path.stem):
             place = {"step": step, "images": step * batch, "minutes": round(minutes[step], 3)}
             points += [place | scores for scores in score(path)]
@@ -167,7 +167,7 @@ def ablate(options: argparse.Namespace, base: dict) -> None:
             flags = {key: value for key, value in vars(config).items() if key not in ("keep", "name", "models_dir")}
             wanted[setting, seed] = {"flags": flags, "protocol": protocol}
     options.models_dir.mkdir(parents=True, exist_ok=True)
-    with logger.sole_owner(options.models_dir):
+    with logger.lock_run(options.models_dir):
         done = read_finished(options.out, wanted)
         for (setting, seed), line in wanted.items():
             if (setting, seed) in done:

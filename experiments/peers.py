@@ -36,7 +36,7 @@ from experiments import ablation  # noqa: E402
 from magnet.config import check, complete  # noqa: E402
 from magnet.data.image_dataset import fingerprint, to_uint8  # noqa: E402
 from magnet.evaluation import metrics, sampling  # noqa: E402
-from magnet.evaluation.feature_networks import exported_network, imagenet  # noqa: E402
+from magnet.evaluation.feature_networks import load_exported_network, load_imagenet  # noqa: E402
 from magnet.run import logger, session  # noqa: E402
 from magnet.support import devices, random_streams  # noqa: E402
 from magnet.support.errors import UserError  # noqa: E402
@@ -70,7 +70,7 @@ def train_magnet(job: dict, seen: list[int]) -> Callable:
     repeat(trainer.step)
     seen.append(trainer.images_seen)
     samplers = [sampling.Sampler(agent, None) for agent in trainer.generators]
-    return lambda n: torch.cat([one.prior(one.noise(n)) for one in samplers])
+    return lambda n: torch.cat([one.generate(one.draw_noise(n)) for one in samplers])
 
 
 def train_dcgan(job: dict, seen: list[int]) -> Callable:
@@ -190,10 +190,15 @@ def measure(options: argparse.Namespace, base: dict) -> None:
         raise UserError(missing[0])
     sys.stdout.writelines(f"{sentence}\n" for sentence in missing)
     pixels = session.load_pixels(config)
-    networks = {"face": exported_network(ROOT / "experiments/face_features.pt2", CPU), "ImageNet": imagenet(CPU)}
+    networks = {
+        "face": load_exported_network(ROOT / "experiments/face_features.pt2", CPU),
+        "ImageNet": load_imagenet(CPU),
+    }
 
     def embed(images: np.ndarray) -> dict:
-        return {key: metrics.features(network, torch.from_numpy(images)) for key, (network, _) in networks.items()}
+        return {
+            key: metrics.compute_features(network, torch.from_numpy(images)) for key, (network, _) in networks.items()
+        }
 
     chosen = torch.randperm(len(pixels), generator=random_streams.stream(0, "reference"))[: options.count].numpy()
     protocol = {"data": fingerprint(pixels), "count": len(chosen), **{key: name for key, (_, name) in networks.items()}}
@@ -216,7 +221,7 @@ def measure(options: argparse.Namespace, base: dict) -> None:
             try:
                 line["images"], samples = run_child(line | job)
                 for key, fakes in embed(samples).items():
-                    line |= {f"{key} {kind}": n for kind, n in metrics.feature_scores(fakes, reals[key]).items()}
+                    line |= {f"{key} {kind}": n for kind, n in metrics.score_features(fakes, reals[key]).items()}
             except UserError as error:
                 line["failed"] = str(error)
             line |= {"protocol": protocol, "machine": logger.describe_environment(CPU) | {"threads": 1}}

@@ -24,11 +24,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
+from torch.nn.functional import adaptive_avg_pool2d, cosine_similarity  # noqa: E402
 
 from experiments import ablation  # noqa: E402
 from magnet.config import check, complete  # noqa: E402
 from magnet.data.image_dataset import ImageDataset, to_uint8  # noqa: E402
 from magnet.evaluation import answers, comparison, drawing, feature_networks, metrics, sampling  # noqa: E402
+from magnet.game.extra_rewards import CELLS  # noqa: E402
 from magnet.maddpg import MADDPG  # noqa: E402
 from magnet.run import checkpoint, session  # noqa: E402
 from magnet.support import devices, random_streams  # noqa: E402
@@ -41,6 +43,32 @@ TRIES = (4, 16, 64)  # k of best of k
 TRUTH_FROM = 500  # steps
 
 
+def resemble_with_gradient(states: Tensor, images: Tensor) -> Tensor:
+    """The shipped reward `resemble` with a gradient: (B, 3, S, S) in [-1, 1], two -> (B,)."""
+    means = [adaptive_avg_pool2d(one.float(), CELLS) for one in (states, images)]
+    return -(means[0] - means[1]).abs().mean(dim=(1, 2, 3)) / 2
+
+
+def measure_critic_cosines(agent, states: Tensor, recurrent: Tensor, true: Callable = resemble_with_gradient) -> dict:
+    """The cosine between the reward critic's gradient and the true one, at z and at the weights of G's first layer.
+
+    G_a follows the gradient at z ("reward_cosine_z"), G the other ("reward_cosine_weights"). states (B, 3, S, S) in
+    [-1, 1], recurrent (B, 2, layers, hidden), on the device. Copies of the networks compute it.
+    """
+    actor, generator, critic = (
+        sampling.copy_in_float32(agent.networks[key]) for key in ("actor", "generator", "reward_critic")
+    )
+    first = next(generator.parameters())
+    z = actor(states, recurrent)[0].detach().requires_grad_()
+    images = generator(z)
+    pairs = [
+        torch.autograd.grad(value(states, images).mean(), (z, first), retain_graph=True) for value in (critic, true)
+    ]
+    names = ("reward_cosine_z", "reward_cosine_weights")
+    both = ([gradient.double().flatten() for gradient in pair] for pair in zip(*pairs, strict=True))
+    return {name: cosine_similarity(*pair, dim=0, eps=1e-30).item() for name, pair in zip(names, both, strict=True)}
+
+
 def follow_truth(trainer: MADDPG) -> None:
     """The generators follow the true gradient of `resemble` instead of Q_r's, from step 500 on.
 
@@ -49,7 +77,7 @@ def follow_truth(trainer: MADDPG) -> None:
     for agent in trainer.generators:
 
         def value(batch, agent=agent) -> Tensor:
-            rewards = answers.differentiable_resemble(batch.state, batch.policy_images[agent.index])
+            rewards = resemble_with_gradient(batch.state, batch.policy_images[agent.index])
             return trainer.environment.normaliser.standardise(rewards) * (trainer.steps >= TRUTH_FROM)
 
         agent.extra_value = value
@@ -93,14 +121,16 @@ class Scorer:
         """faces, held_out: ImageDatasets; features: of torch.export; count: prior samples."""
         self.faces, self.extra, self.count = faces, extra, min(count, len(faces))
         self.states = torch.cat(list(comparison.pick(held_out, torch.arange(len(held_out)))))
-        self.embed, _ = feature_networks.exported_network(features, faces.device)
+        self.embed, _ = feature_networks.load_exported_network(features, faces.device)
         order = torch.randperm(len(faces), generator=random_streams.stream(0, "reference"))
-        self.reals = metrics.streamed_features(self.embed, comparison.pick(faces, order[: self.count]), self.count)
+        self.reals = metrics.compute_features_in_parts(
+            self.embed, comparison.pick(faces, order[: self.count]), self.count
+        )
 
     def compare(self, images: Tensor) -> dict[str, float]:
         """FD, precision and recall of uint8 images (N, 3, S, S) against the images of training."""
-        scores = metrics.feature_scores(
-            metrics.streamed_features(self.embed, images.split(sampling.BATCH), len(images)), self.reals
+        scores = metrics.score_features(
+            metrics.compute_features_in_parts(self.embed, images.split(sampling.BATCH), len(images)), self.reals
         )
         return {"fd": scores["frechet"], "precision": scores["precision"], "recall": scores["recall"]}
 
@@ -111,7 +141,7 @@ class Scorer:
         policy_images = sampler.answer(self.states)
         scores = answers.score_answers(self.extra, self.states, policy_images)
         if len(self.states) >= answers.CANDIDATES:
-            scores["firsts"] = answers.share_of_firsts(self.extra, self.states, policy_images)
+            scores["firsts"] = answers.measure_firsts(self.extra, self.states, policy_images)
         images, _ = drawing.draw([sampler], "prior", self.count)
         scores |= {"prior": self.compare(images), "answers": self.compare(policy_images)}
         others = images[torch.arange(len(self.states)) % len(images)]
@@ -119,14 +149,16 @@ class Scorer:
         if trainer.config.extra_reward == "resemble":
             recurrent = sampler.mid_episode[: len(self.faces)]
             states = self.faces.batch(torch.arange(len(recurrent)))
-            scores |= answers.critic_cosines(agent, states, recurrent)
+            scores |= measure_critic_cosines(agent, states, recurrent)
         return scores
 
     def best_of(self, trainer: MADDPG, tries: int) -> dict:
         """For each held-out face the image with the highest reward of `tries` prior samples."""
         sampler, best = sampling.Sampler(trainer.generators[0], None), []
         for states in self.states.split(sampling.BATCH):
-            images = torch.stack([to_uint8(sampler.prior(sampler.noise(len(states)))).cpu() for _ in range(tries)])
+            images = torch.stack(
+                [to_uint8(sampler.generate(sampler.draw_noise(len(states)))).cpu() for _ in range(tries)]
+            )
             rewards = torch.stack([self.extra(states, some) for some in images])
             best.append(images[rewards.argmax(dim=0), torch.arange(len(states))])
         images = torch.cat(best)

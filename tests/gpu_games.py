@@ -9,7 +9,7 @@ from magnet.game.environment import new_environment
 from magnet.game.extra_rewards import load_extra_reward
 from magnet.maddpg import MADDPG
 from magnet.run import checkpoint
-from magnet.run.checkpoint_validation import trainer_fault
+from magnet.run.checkpoint_validation import find_trainer_fault
 
 DEFAULT = {"replay_fraction": 0.25, "r1": 0.1, "precision": "bf16", "sample_every": 2, "evaluate_every": 2}
 TEAM = {"generators": 2, "discriminators": 2}
@@ -35,7 +35,7 @@ def going_on(trainer: MADDPG, device, path) -> MADDPG:
     checkpoint.save(path, state)
     saved = checkpoint.load(path)["trainer"]
     other = on(device, trainer.config)
-    assert trainer_fault(saved, other) is None
+    assert find_trainer_fault(saved, other) is None
     other.load_state_dict(saved)
     return other
 

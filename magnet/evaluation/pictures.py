@@ -1,8 +1,7 @@
-"""Samples as files: a grid, single pictures, an array, written as they are drawn; and walks as a moving picture."""
+"""Samples as files: a grid, single pictures, an array, all written as they are drawn; and walks as an animation."""
 
 import math
 import zipfile
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -22,31 +21,31 @@ from magnet.support.errors import UserError
 ROW, SHOWN = 8, 64  # pictures in a row of the grid, and in all of it
 GAP = 2  # black pixels between and around them
 FRAME = 80  # milliseconds
-WIDTH = 512  # about as many pixels as a moving picture is wide
+WIDTH = 512  # pixels, about, of an animation
 
 
 def write(
     pieces: Iterable[tuple[Tensor, Tensor | None]], shape: tuple[int, int, int], out: Path | None,
-    folder: Path | None = None, npz: Path | None = None, scale: int = 1,
+    folder: Path | None = None, npz: Path | None = None,
 ) -> None:  # fmt: skip
-    """Writes a grid of up to 64 pictures, each `scale` times as large, a PNG each into `folder`, and an array.
+    """Writes a grid of up to 64 pictures to `out`, a PNG of each into `folder`, and an array to `npz`, unless None.
 
-    What is None is left out. pieces: as `drawing.pieces` gives them; shape: (N, H, W) of all of them. Memory does not
-    grow with N, the array is whole or absent, and a bar is on stderr. Raises UserError if the disk is too small.
+    pieces: as `drawing.draw_pieces` gives them; shape: (N, H, W) of all of them. Memory does not grow with N. The array
+    is whole or absent. A bar is on stderr. Raises UserError if the disk is too small.
     """
-    count, height, width = shape
+    count = shape[0]
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
     require_room(shape, folder, npz)
     shown, done, digits = [], 0, max(6, len(str(count - 1)))
     with ExitStack() as stack:
-        array = stack.enter_context(array_file(npz, (*shape, 3))) if npz else None
+        array = stack.enter_context(open_array(npz, (*shape, 3))) if npz else None
         bar = stack.enter_context(tqdm(total=count, unit=" images", desc="drawing", leave=False, disable=None))
         for images, states in pieces:
             if out and done < SHOWN:
                 shown.append(images if states is None else torch.stack([states, images], dim=1).flatten(0, 1))
                 if done + len(images) >= min(count, SHOWN):
-                    Image.fromarray(grid(torch.cat(shown)[:SHOWN], ROW, scale)).save(out)
+                    Image.fromarray(grid(torch.cat(shown)[:SHOWN], ROW)).save(out)
             pixels = images.permute(0, 2, 3, 1).contiguous().numpy()  # (n, H, W, 3)
             if array:
                 array.write(pixels.data)
@@ -58,25 +57,19 @@ def write(
 
 
 def require_room(shape: tuple[int, int, int], folder: Path | None, npz: Path | None) -> None:
-    """Raises UserError if a disk has less room than the files for images of `shape` (N, H, W) take on it."""
+    """Raises UserError if a disk has less room than the pictures or the array of `shape` (N, H, W) take."""
     count, height, width = shape
     # A PNG has a byte for each row beside its pixels, and where these cannot be packed it grows a little; a disk rounds
     # up. The array's file has headers.
     png = 4096 * math.ceil((1.01 * height * (3 * width + 1) + 256) / 4096)
-    sizes = {folder: count * png, npz and npz.parent: count * height * width * 3 + 1024}
-    needed, places = Counter(), {}
-    for place, size in sizes.items():
+    for place, size in ((folder, count * png), (npz and npz.parent, count * height * width * 3 + 1024)):
         if place:
-            disk = place.stat().st_dev
-            needed[disk] += size
-            places[disk] = place
-    for disk, place in places.items():
-        require_space(place, needed[disk], "lower --count")
+            require_space(place, size, "lower --count")
 
 
 @contextmanager
-def array_file(path: Path, shape: tuple[int, ...]) -> Iterator[BinaryIO]:
-    """What is written to it becomes the uint8 array `arr_0` of `shape` in an .npz file, as np.savez writes it."""
+def open_array(path: Path, shape: tuple[int, ...]) -> Iterator[BinaryIO]:
+    """A file for the bytes of the uint8 array `arr_0` of `shape` in an .npz file, as np.savez writes it."""
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     with open_atomically(path) as file, zipfile.ZipFile(file, "w") as archive:
         with archive.open("arr_0.npy", "w", force_zip64=True) as member:
@@ -98,30 +91,30 @@ def grid(images: Tensor, columns: int, scale: int = 1) -> np.ndarray:
     return pad(rows, (0, 0, 0, gap, 0, gap)).numpy()
 
 
-def write_moving(frames: Iterable[Tensor], out: Path, scale: int | None = None) -> None:
+def write_animation(frames: Iterable[Tensor], out: Path) -> None:
     """Writes walks as a .gif or .mp4 that shows them side by side, in a loop; `out` is whole or absent.
 
-    frames: (N, 3, S, S) uint8 each, of the same N walks. scale: as often enlarged; None: to about 512 pixels in all.
-    Raises UserError if the package for .mp4 is missing.
+    frames: (N, 3, S, S) uint8 each, of the same N walks, enlarged to about 512 pixels in all. Raises UserError if the
+    package for .mp4 is missing.
     """
-    encode = save_gif if out.suffix.lower() == ".gif" else mp4_encoder()
-    shown = []
+    encode = save_gif if out.suffix.lower() == ".gif" else load_mp4_encoder()
+    pictures = []
     for images in tqdm(frames, unit=" frames", desc="drawing", leave=False, disable=None):
         columns = math.ceil(len(images) ** 0.5)
-        shown.append(grid(images, columns, scale or max(1, round(WIDTH / (columns * images.shape[-1])))))
+        pictures.append(grid(images, columns, max(1, round(WIDTH / (columns * images.shape[-1])))))
     with open_atomically(out) as file:
-        encode(shown, file)
+        encode(pictures, file)
 
 
 def save_gif(frames: list[np.ndarray], file: BinaryIO) -> None:
-    """A GIF that loops, of frames (height, width, 3) uint8; they share a palette: still colours stay still."""
+    """Writes a looping GIF of frames (height, width, 3) uint8. They share a palette, so that still colours stay."""
     pictures = [Image.fromarray(frame) for frame in frames]
     palette = Image.fromarray(np.concatenate(frames[:: max(1, len(frames) // 8)])).quantize(255)
     first, *others = (picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures)
     first.save(file, format="GIF", save_all=True, append_images=others, duration=FRAME, loop=0)
 
 
-def mp4_encoder():
+def load_mp4_encoder():
     """A function like `save_gif` for MP4 (H.264). Raises UserError if imageio-ffmpeg is not installed."""
     try:
         from imageio_ffmpeg import write_frames

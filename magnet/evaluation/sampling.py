@@ -1,7 +1,7 @@
-"""How a trained generator agent is sampled: its averaged networks, with statistics of BatchNorm of their own.
+"""Samples of a trained generator agent: its averaged networks, with BatchNorm statistics of their own.
 
-Prior samples are G(z) of noise z ~ N(0, I), policy samples G(z) of G_a's actions z on real states, guided
-samples G(z) of noise that was moved to where the discriminator takes G(z) for real.
+Prior samples are G(z) of noise z ~ N(0, I). Policy samples are G(z) of G_a's actions z on real states. Guided samples
+are G(z) of noise that the discriminator's gradient has moved.
 """
 
 import copy
@@ -19,14 +19,14 @@ from magnet.support.random_streams import stream
 BATCHES, BATCH = 16, 128  # over which the statistics are taken
 GRID_BATCH = 32  # instead, for the grids of a run, which waits for them
 # States that G_a sees before it is sampled. In training z is normalised over a batch whose rows have all seen equally
-# many; the first actions of an episode lie nearer to each other, and with the statistics of the later ones they look
-# alike. After 8 states nothing changes any more (docs/results.md).
+# many states. The first actions of an episode lie nearer to each other: with the statistics of later ones, they would
+# look alike.
 WARM_UP = 8
-LANGEVIN_STEPS, LANGEVIN_STEP = 10, 0.05  # of guided samples; steps of 0.02 and 0.1 scored alike (docs/results.md)
+LANGEVIN_STEPS, LANGEVIN_STEP = 10, 0.05  # of guided samples
 
 
-def in_float32(network: nn.Module) -> nn.Module:
-    """A copy of `network` in training mode, for this process alone, without autocast.
+def copy_in_float32(network: nn.Module) -> nn.Module:
+    """A copy of `network` in training mode, without autocast, for this process alone.
 
     So pictures do not depend on where they are made.
     """
@@ -40,13 +40,13 @@ def in_float32(network: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def with_own_statistics(network: nn.Module, play: Callable[[nn.Module], None]) -> nn.Module:
-    """A float32 copy of `network` for evaluation, whose BatchNorms hold plain averages over what `play(copy)` shows it.
+def copy_with_statistics(network: nn.Module, play: Callable[[nn.Module], None]) -> nn.Module:
+    """A float32 copy of `network` for evaluation. Its BatchNorms hold plain averages over what `play(copy)` shows it.
 
-    The running statistics were taken from the trained weights, not from their average; with them its pictures are
-    worse, early in a run by far (README). Compare the standing statistics of Brock et al. 2019 (BigGAN).
+    The running statistics belong to the trained weights, not to their average, and would make worse pictures. Compare
+    the standing statistics of Brock et al. 2019 (BigGAN).
     """
-    network = in_float32(network)
+    network = copy_in_float32(network)
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.reset_running_stats()
@@ -56,101 +56,98 @@ def with_own_statistics(network: nn.Module, play: Callable[[nn.Module], None]) -
 
 
 class Sampler:
-    """G and G_a of one agent, as they stand now, ready to be sampled. Draws nothing from the run's own generators."""
+    """Copies of one agent's G and G_a as they stand now, ready to be sampled.
+
+    It draws nothing from the run's own random generators. `actor` is None if only prior samples can be drawn.
+    """
 
     def __init__(
         self, agent: GeneratorAgent, dataset: ImageDataset | None, seed: int = 0, averaged: bool = True,
         batch: int = BATCH,
     ):  # fmt: skip
-        """dataset: whose images are G_a's states; None if only prior samples are wanted, or there is no G_a (a plain
-        GAN).
+        """dataset: the images that are G_a's states; None for prior samples alone, or for a plain GAN.
 
-        averaged: sample the targets, running averages of the trained networks; else these themselves. batch: inputs in
-        each of the batches over which the statistics are taken.
+        averaged: sample the targets, running averages of the trained networks; else these themselves. batch: the rows
+        of the batches over which the statistics are taken.
         """
         self.batch, self.index = batch, agent.index
         self.config, self.device, self.dataset = agent.config, agent.device, dataset
-        networks = agent.targets if averaged else agent.networks
+        networks, self.actor = agent.targets if averaged else agent.networks, None
         if agent.mid_episode is not None:  # exported weights: their BatchNorms hold the statistics already
-            self.generator, self.mid_episode = in_float32(networks["generator"]).eval(), agent.mid_episode
-            self.actor = in_float32(networks["actor"]).eval() if "actor" in networks else None
+            self.generator, self.mid_episode = copy_in_float32(networks["generator"]).eval(), agent.mid_episode
+            if "actor" in networks:
+                self.actor = copy_in_float32(networks["actor"]).eval()
         else:
             self.reseed(0, "statistics")
-            self.generator = with_own_statistics(networks["generator"], self._show_noise)
+            self.generator = copy_with_statistics(networks["generator"], self._show_noise)
             if dataset:
                 # The recurrent state in the middle of an episode (batch, 2, layers, hidden), as in training.
-                self.mid_episode = self._recurrent_after_warm_up(in_float32(networks["actor"]), batch)
-                self.actor = with_own_statistics(networks["actor"], self._show_states)
+                self.mid_episode = self.warm_up(batch, copy_in_float32(networks["actor"]))
+                self.actor = copy_with_statistics(networks["actor"], self._show_states)
         self.reseed(seed)
 
     def reseed(self, seed: int, purpose: str = "sampler") -> None:
-        """Draws as a new Sampler with `seed` does. The statistics are the same for all seeds."""
+        """Restarts the random stream: it then draws as a new Sampler with `seed` does."""
         # Generators of a team have noise and states of their own, so that their samples together are independent.
         self.random = stream(seed, f"{purpose}/{self.index}" if self.index else purpose, self.device)
 
     def _show_noise(self, generator: nn.Module) -> None:
         for _ in range(BATCHES):
-            generator(self.noise(self.batch))
+            generator(self.draw_noise(self.batch))
 
     def _show_states(self, actor: nn.Module) -> None:
         for t in range(BATCHES):
             if t % self.run_length == 0:
                 recurrent = self.mid_episode  # at first, and where an episode would end
-            _, recurrent = actor(self.state(self.batch), recurrent)
+            _, recurrent = actor(self.draw_states(self.batch), recurrent)
 
     @property
     def run_length(self) -> int:
-        """How many states are left of an episode after those before `recurrent_state`."""
-        return self.config.episode_length - self._warm_up
-
-    @property
-    def _warm_up(self) -> int:
-        return min(WARM_UP, self.config.episode_length - 1)
+        """The number of states that are left of an episode after `warm_up`."""
+        return self.config.episode_length - min(WARM_UP, self.config.episode_length - 1)
 
     @torch.no_grad()
-    def _recurrent_after_warm_up(self, actor: nn.Module, count: int) -> Tensor:
+    def warm_up(self, count: int, actor: nn.Module | None = None) -> Tensor:
+        """The recurrent state (count, 2, layers, hidden) in the middle of an episode, after some random states."""
+        actor = actor or self.actor
         recurrent = actor.initial_recurrent_state(count)
-        for _ in range(self._warm_up):
-            _, recurrent = actor(self.state(count), recurrent)
+        for _ in range(self.config.episode_length - self.run_length):
+            _, recurrent = actor(self.draw_states(count), recurrent)
         return recurrent
 
-    def recurrent_state(self, count: int) -> Tensor:
-        """The recurrent state (count, 2, layers, hidden) in the middle of an episode, after some random states."""
-        return self._recurrent_after_warm_up(self.actor, count)
-
-    def noise(self, count: int) -> Tensor:
+    def draw_noise(self, count: int) -> Tensor:
         """z ~ N(0, I), (count, nz)."""
         return torch.randn(count, self.config.nz, generator=self.random, device=self.device)
 
-    def state(self, count: int) -> Tensor:
-        """Real images (count, 3, S, S), drawn from the dataset and their mirror images."""
+    def draw_states(self, count: int) -> Tensor:
+        """Real images (count, 3, S, S), from the dataset and their mirror images."""
         indices = torch.randint(2 * len(self.dataset), (count,), generator=self.random, device=self.device)
         return self.dataset.batch(indices)
 
     @torch.no_grad()
-    def prior(self, z: Tensor) -> Tensor:
+    def generate(self, z: Tensor) -> Tensor:
         """G(z): (B, nz) -> images (B, 3, S, S) in [-1, 1]."""
         return self.generator(z)
 
     @torch.no_grad()
-    def policy(self, state: Tensor, recurrent: Tensor) -> tuple[Tensor, Tensor]:
-        """By G_a on states (B, 3, S, S): the generated images (B, 3, S, S), and the next recurrent state.
+    def act(self, states: Tensor, recurrent: Tensor) -> tuple[Tensor, Tensor]:
+        """The images (B, 3, S, S) of G_a's actions on states (B, 3, S, S), and the next recurrent state.
 
-        recurrent: as `recurrent_state` gives it, or the last call's in the same episode.
+        recurrent: from `warm_up`, or from the last call in the same episode.
         """
-        z, recurrent = self.actor(state, recurrent)
+        z, recurrent = self.actor(states, recurrent)
         return self.generator(z), recurrent
 
     def answer(self, states: Tensor) -> Tensor:
-        """G(z) of G_a's actions z on states uint8 (N, 3, S, S), as in the middle of an episode; alike, on the CPU."""
+        """G(z) of G_a's actions on states uint8 (N, 3, S, S), in the middle of an episode; uint8 on the CPU."""
         recurrent = self.mid_episode.repeat(-(-len(states) // len(self.mid_episode)), 1, 1, 1)[: len(states)]
         answers = []
         for part, memory in zip(states.split(BATCH), recurrent.split(BATCH), strict=True):
-            answers.append(to_uint8(self.policy(from_uint8(part.to(self.device)), memory)[0]).cpu())
+            answers.append(to_uint8(self.act(from_uint8(part.to(self.device)), memory)[0]).cpu())
         return torch.cat(answers)
 
 
-def logit_gradient(generator: nn.Module, discriminators: list[nn.Module], z: Tensor) -> Tensor:
+def compute_logit_gradient(generator: nn.Module, discriminators: list[nn.Module], z: Tensor) -> Tensor:
     """dl/dz (B, nz) of the discriminators' mean logit on G(z), z (B, nz). No parameter gets a gradient."""
     z = z.detach().requires_grad_()
     images = generator(z)
@@ -159,50 +156,48 @@ def logit_gradient(generator: nn.Module, discriminators: list[nn.Module], z: Ten
 
 
 class Guide:
-    """Moves noise to where discriminators take G(z) for real."""
+    """Refines noise with the discriminators' gradient, so that they rate G(z) as more real."""
 
-    def __init__(self, discriminators: list[DiscriminatorAgent], averaged: bool = True):
-        """averaged: ask the targets of D_a, running averages; else D_a itself."""
-        chosen = [agent.targets if averaged else agent.networks for agent in discriminators]
-        self.discriminators = [in_float32(networks["actor"]) for networks in chosen]
+    def __init__(self, discriminators: list[DiscriminatorAgent]):
+        """discriminators: whose running averages of D_a are used."""
+        self.discriminators = [copy_in_float32(agent.targets["actor"]) for agent in discriminators]
 
     def __call__(self, sampler: Sampler, z: Tensor) -> Tensor:
         """z ~ N(0, I), (B, nz) -> z (B, nz), about from the density N(z; 0, I) exp(l(G(z))), with l the mean logit.
 
-        If D were optimal for G, G(z) of such z would be distributed as the data are: Langevin steps in z, Che et al.
-        2020 (DDLS, arXiv 2003.06060, algorithm 1). D_a runs as in training, by the statistics of the batch.
+        If D were optimal for G, G(z) of such z would be distributed as the data are (Che et al. 2020, DDLS, arXiv
+        2003.06060, algorithm 1: Langevin steps in z). D_a runs as in training, with the statistics of the batch.
         """
         for _ in range(LANGEVIN_STEPS):
-            gradient = logit_gradient(sampler.generator, self.discriminators, z)
+            gradient = compute_logit_gradient(sampler.generator, self.discriminators, z)
             noise = torch.randn(z.shape, generator=sampler.random, device=z.device)
             z = z + LANGEVIN_STEP / 2 * (gradient - z) + LANGEVIN_STEP**0.5 * noise
         return z
 
 
 class FixedGrids:
-    """The grids of a run: 64 images of fixed noise, and images of G_a's actions on 32 fixed states, each beside its
-    state.
+    """The grids of a run: 64 samples of fixed noise, and G_a's answers to 32 fixed states, each beside its state.
 
-    Of points 2,500 of fixed noise, and the points of the actions on 1,250 fixed states, over points of the data.
-    Several generators have the same noise and states, each in a part of the grid: rows of 8 pictures, as many as fit
-    into 64, or one.
+    For points they show 2,500 samples, and the answers to 1,250 states, over points of the data. Several generators
+    share the noise and states. Each has a part of the grid: as many rows of 8 pictures as fit into 64, or one.
     """
 
     def __init__(self, agents: list[GeneratorAgent], dataset: ImageDataset, seed: int):
         self.agents, self.dataset = agents, dataset
-        draw, count = stream(seed, "grid"), max(8, dataset.grid_size // len(agents) // 8 * 8)
-        z = torch.randn(dataset.grid_size, agents[0].config.nz, generator=draw)
-        state = dataset.batch(torch.randperm(len(dataset), generator=draw)[: dataset.grid_size // 2].to(dataset.device))
-        self.z, self.state = z[:count].to(agents[0].device), state[: count // 2]
+        random, count = stream(seed, "grid"), max(8, dataset.grid_size // len(agents) // 8 * 8)
+        z = torch.randn(dataset.grid_size, agents[0].config.nz, generator=random)
+        indices = torch.randperm(len(dataset), generator=random)[: dataset.grid_size // 2]
+        self.z = z[:count].to(agents[0].device)
+        self.states = dataset.batch(indices.to(dataset.device))[: count // 2]
 
     def draw(self) -> dict[str, Tensor]:
-        """The grids of the present networks by name, "prior" and "policy": (N, 3, S, S) in [-1, 1] each."""
+        """The grids of the present networks by kind, "prior" and "policy": (N, 3, S, S) in [-1, 1] each."""
         has_policy = "actor" in self.agents[0].networks
         dataset = self.dataset if has_policy else None
-        samplers = [Sampler(agent, dataset, batch=max(GRID_BATCH, len(self.state))) for agent in self.agents]
-        grids = {"prior": torch.cat([self.dataset.grid(sampler.prior(self.z)) for sampler in samplers])}
+        samplers = [Sampler(agent, dataset, batch=max(GRID_BATCH, len(self.states))) for agent in self.agents]
+        grids = {"prior": torch.cat([self.dataset.grid(sampler.generate(self.z)) for sampler in samplers])}
         if has_policy:
-            count = len(self.state)
-            generated = [sampler.policy(self.state, sampler.mid_episode[:count])[0] for sampler in samplers]
-            grids["policy"] = torch.cat([self.dataset.grid(images, self.state) for images in generated])
+            count = len(self.states)
+            answers = [sampler.act(self.states, sampler.mid_episode[:count])[0] for sampler in samplers]
+            grids["policy"] = torch.cat([self.dataset.grid(images, self.states) for images in answers])
         return grids

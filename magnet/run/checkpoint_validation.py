@@ -1,7 +1,7 @@
-"""Whether what was read from a checkpoint has the form of what a run writes, checked before any of it is used.
+"""Checks that the contents of a checkpoint have the form that a run writes, before any of them are used.
 
-The form is given by an example: what the run itself would write, with a type or a function where it cannot know the
-value's own form.
+An example gives the form: the values that the run itself would write. Where a value's form is not known in advance, the
+example holds its type or a function that checks it.
 """
 
 import dataclasses
@@ -16,35 +16,35 @@ from magnet.config import FREE_ON_RESUME, Config, agent_names, check, convert
 from magnet.maddpg import MADDPG
 from magnet.support.errors import UserError
 
-LARGEST = 2**62  # of whole numbers: all that count something stay below it
-CUDA_STATE = 16  # bytes: the state of a GPU's random generator
+LARGEST = 2**62  # whole numbers count something and stay below it
+CUDA_STATE = 16  # bytes in the state of a GPU's random generator
+
+Check = Callable[[object], str | None]  # value -> its fault in words, or None
 
 
-def first_fault(found, example, name: str) -> str | None:
-    """What is wrong first with `found`, in words that begin with its dotted name, or None.
+def find_fault(value, example, name: str) -> str | None:
+    """The first fault of `value`, in words that begin with its dotted name, or None.
 
-    It must have the keys, lengths and types of `example`; its tensors the shapes and dtypes, and finite numbers. In
-    place of a value the example may have its type, or a function that says what is wrong with a value, or None.
+    `value` must have the keys, lengths and types of `example`; its tensors must have the same shapes and dtypes, and
+    finite numbers. In place of a value the example may hold a type or a Check.
     """
-    if isinstance(example, list) and isinstance(found, list):
-        found, example = dict(enumerate(found)), dict(enumerate(example))
-    if isinstance(example, dict) and isinstance(found, dict):
+    if isinstance(example, list) and isinstance(value, list):
+        value, example = dict(enumerate(value)), dict(enumerate(example))
+    if isinstance(example, dict) and isinstance(value, dict):
         inside = name and f"{name}."
-        for key in example:
-            if key not in found:
-                return f"{inside}{key} is missing"
-        for key in found:
-            if key not in example:
-                return f"{name or 'it'} has the unknown key {str(key)[:80]!r}"
-        faults = (first_fault(found[key], example[key], f"{inside}{key}") for key in example)
+        if missing := [key for key in example if key not in value]:
+            return f"{inside}{missing[0]} is missing"
+        if unknown := [key for key in value if key not in example]:
+            return f"{name or 'it'} has the unknown key {str(unknown[0])[:80]!r}"
+        faults = (find_fault(value[key], example[key], f"{inside}{key}") for key in example)
         return next(filter(None, faults), None)
     if isinstance(example, Tensor):
-        wrong = unlike(found, example)
+        fault = find_tensor_fault(value, example)
     elif callable(example) and not isinstance(example, type):
-        wrong = example(found)
+        fault = example(value)
     else:
-        wrong = no_value(found, example if isinstance(example, type) else type(example))
-    return wrong and f"{name} {wrong}"
+        fault = find_type_fault(value, example if isinstance(example, type) else type(example))
+    return fault and f"{name} {fault}"
 
 
 def refuse(path: Path, fault: str | None) -> None:
@@ -55,165 +55,153 @@ def refuse(path: Path, fault: str | None) -> None:
         )
 
 
-def no_value(found, kind: type) -> str | None:
-    """What tells `found` from a value of the type `kind`."""
-    if not isinstance(found, kind) or isinstance(found, bool):
-        return f"is of type {type(found).__name__}, not {kind.__name__}"
-    if kind is int and not 0 <= found < LARGEST:
+def find_type_fault(value, expected: type) -> str | None:
+    """Why `value` is no value of the type `expected`, or None."""
+    if not isinstance(value, expected) or isinstance(value, bool):
+        return f"is of type {type(value).__name__}, not {expected.__name__}"
+    if expected is int and not 0 <= value < LARGEST:
         return f"is not from 0 to {LARGEST}"
-    return "is not a number" if kind is float and found != found else None
+    return "is not a number" if expected is float and value != value else None
 
 
-def unlike(found, example: Tensor) -> str | None:
-    """What tells `found` from a tensor of finite numbers with the shape and dtype of `example`, wherever that lies."""
-    if type(found) is not Tensor or found.layout != torch.strided or found.is_nested or found.device.type != "cpu":
+def find_tensor_fault(value, example: Tensor) -> str | None:
+    """Why `value` is no CPU tensor of finite numbers with the shape and dtype of `example`, or None."""
+    if type(value) is not Tensor or value.layout != torch.strided or value.is_nested or value.device.type != "cpu":
         return "is not a plain tensor"
-    if (found.dtype, found.shape) != (example.dtype, example.shape):
-        forms = [f"{one.dtype} {tuple(one.shape)}".removeprefix("torch.") for one in (found, example)]
+    if (value.dtype, value.shape) != (example.dtype, example.shape):
+        forms = [f"{one.dtype} {tuple(one.shape)}".removeprefix("torch.") for one in (value, example)]
         return "is {}, not {}".format(*forms)
-    return None if found.isfinite().all() else "is not finite"
+    return None if value.isfinite().all() else "is not finite"
 
 
-def indices(example: Tensor, below: int) -> Callable:
-    """For an example: whole numbers from 0 to below `below`, with the shape of `example`."""
+def require_indices(example: Tensor, below: int) -> Check:
+    """A Check for whole numbers from 0 to below `below`, with the shape of `example`."""
 
-    def wrong(found) -> str | None:
-        if fault := unlike(found, example):
+    def find(value) -> str | None:
+        if fault := find_tensor_fault(value, example):
             return fault
-        return None if ((found >= 0) & (found < below)).all() else f"has an index outside 0 ... {below - 1}"
+        return None if ((value >= 0) & (value < below)).all() else f"has an index outside 0 ... {below - 1}"
 
-    return wrong
+    return find
 
 
-def random_state(generator: torch.Generator, others: bool = True) -> Callable:
-    """For an example: a state that `generator` takes; with `others` also one that another kind of device has left."""
+def require_random_state(generator: torch.Generator, any_device: bool = True) -> Check:
+    """A Check for a state that `generator` takes; with `any_device` also for one from another kind of device."""
     own = len(generator.get_state())
-    sizes = {own, CUDA_STATE, len(torch.Generator().get_state())} if others else {own}
+    sizes = {own, CUDA_STATE, len(torch.Generator().get_state())} if any_device else {own}
 
-    def wrong(found) -> str | None:
+    def find(value) -> str | None:
         try:
-            if unlike(found, torch.empty(len(found), dtype=torch.uint8)) or len(found) not in sizes:
+            if find_tensor_fault(value, torch.empty(len(value), dtype=torch.uint8)) or len(value) not in sizes:
                 raise ValueError
-            if len(found) == own:
-                torch.Generator(generator.device).set_state(found)
+            if len(value) == own:
+                torch.Generator(generator.device).set_state(value)
         except (TypeError, ValueError, RuntimeError):
             return "is no state of a random generator"
         return None
 
-    return wrong
+    return find
 
 
-def adam_state(parameters: list[Tensor]) -> dict:
-    """What Adam keeps of `parameters` once it has made a step."""
-    return {i: {"step": torch.zeros(()), "exp_avg": p, "exp_avg_sq": p} for i, p in enumerate(parameters)}
+def require_number(low: float, high: float) -> Check:
+    """A Check for a number from `low` to `high`, of their type."""
+
+    def find(value) -> str | None:
+        return None if type(value) is type(low) and low <= value <= high else f"is no number from {low:g} to {high:g}"
+
+    return find
 
 
-def within(low: float, high: float) -> Callable:
-    """For an example: a number from `low` to `high`, of their type."""
-
-    def wrong(found) -> str | None:
-        return None if type(found) is type(low) and low <= found <= high else f"is no number from {low:g} to {high:g}"
-
-    return wrong
-
-
-def trainer_fault(saved, trainer: MADDPG) -> str | None:
-    """What is wrong first with `saved`, a trainer's state, if `trainer`, which has made no step, cannot go on there."""
+def find_trainer_fault(saved, trainer: MADDPG) -> str | None:
+    """The first fault of `saved`, a trainer's state, or None if `trainer`, which has made no step, can go on there."""
     example, below = trainer.state_dict(), 2 * len(trainer.dataset)
     steps = saved.get("steps") if isinstance(saved, dict) else 0
-
-    def has_learned(key: str) -> bool:
-        """In the first step no extra reward is known yet."""
-        return steps not in ((0, 1) if key == "reward_critic" else (0,))
-
     for agent in trainer.agents:
-        example["agents"][agent.name] |= {
-            "random": random_state(agent.random),
-            "optimizers": {  # param_groups are not read: the config has what they say
-                key: {"state": adam_state(list(network.parameters())) if has_learned(key) else {}, "param_groups": list}
-                for key, network in agent.networks.items()
-            },
-        }
+        optimizers = {}
+        for key, network in agent.networks.items():
+            first = 2 if key == "reward_critic" else 1  # in the first step no extra reward is known yet
+            parameters = list(network.parameters()) if steps not in range(first) else []
+            state = {i: {"step": torch.zeros(()), "exp_avg": p, "exp_avg_sq": p} for i, p in enumerate(parameters)}
+            optimizers[key] = {"state": state, "param_groups": list}  # the groups are not read: the config has them
+        example["agents"][agent.name] |= {"random": require_random_state(agent.random), "optimizers": optimizers}
         if agent.scaler.is_enabled():  # the scale is a float32, and grows when the count reaches the interval
-            count = within(0, agent.scaler.get_growth_interval() - 1)
-            example["agents"][agent.name]["scaler"] = {"scale": within(2.0**-126, 2.0**127), "_growth_tracker": count}
-    drawn = example["environment"]
-    drawn |= {name: indices(drawn[name], below) for name in ("state", "real", "order")}
-    drawn["random"] = random_state(trainer.environment.random, others=False)
-    example["replay"] |= {"storage": dict, "random": random_state(trainer.replay.random)}
-    fault = first_fault(saved, example, "trainer")
-    if fault:
+            count = require_number(0, agent.scaler.get_growth_interval() - 1)
+            scale = require_number(2.0**-126, 2.0**127)
+            example["agents"][agent.name]["scaler"] = {"scale": scale, "_growth_tracker": count}
+    environment = example["environment"]
+    environment |= {name: require_indices(environment[name], below) for name in ("state", "real", "order")}
+    environment["random"] = require_random_state(trainer.environment.random, any_device=False)
+    example["replay"] |= {"storage": dict, "random": require_random_state(trainer.replay.random)}
+    if fault := find_fault(saved, example, "trainer"):
         return fault
     rows = min(saved["replay"]["written"], trainer.replay.capacity)
     stored = {name: values[:rows] for name, values in trainer.replay.storage.items()}
-    stored |= {name: indices(stored[name], below) for name in ("state", "real", "next_real")}
-    return first_fault(saved["replay"]["storage"], stored, "trainer.replay.storage")
+    stored |= {name: require_indices(stored[name], below) for name in ("state", "real", "next_real")}
+    return find_fault(saved["replay"]["storage"], stored, "trainer.replay.storage")
 
 
-def halved(network: nn.Module) -> dict[str, Tensor]:
+def pack_weights(network: nn.Module) -> dict[str, Tensor]:
     """The state of `network` as exported weights hold it: parameters in float16, BatchNorm's statistics as they are."""
     parameters = {name for name, _ in network.named_parameters()}
     return {name: x.half() if name in parameters else x for name, x in network.state_dict().items()}
 
 
-def networks_fault(saved, config, exported: int = 0) -> str | None:
-    """What is wrong first with the agents of `saved`, a trainer's state, for sampling by `config`.
+def find_networks_fault(saved, config, exported_states: int = 0) -> str | None:
+    """The first fault of the agents in `saved`, a trainer's state, for sampling by `config`; or None.
 
-    exported: of exported weights how many recurrent states they hold. The networks are counted without being made:
-    nothing is allocated for a file that does not hold them.
+    exported_states: the number of recurrent states that exported weights hold; 0 for a checkpoint. The networks are
+    built without memory: nothing is allocated for a file that does not hold them.
     """
-    agents, kinds = {}, (generator_networks(config), discriminator_networks(config))
-    for names, makers in zip(agent_names(config), kinds, strict=True):
+    agents, makers = {}, (generator_networks(config), discriminator_networks(config))
+    for names, makers_by_key in zip(agent_names(config), makers, strict=True):
         with torch.device("meta"):
-            networks = {key: make() for key, make in makers.items()}
-        if exported:
-            example = {"targets": {key: halved(net) for key, net in networks.items() if "critic" not in key}}
-            if makers is kinds[0]:
+            networks = {key: make() for key, make in makers_by_key.items()}
+        if exported_states:
+            example = {"targets": {key: pack_weights(net) for key, net in networks.items() if "critic" not in key}}
+            if makers_by_key is makers[0]:
                 shape = networks["actor"].recurrent_state_shape if "actor" in networks else (0,)
-                example["mid_episode"] = torch.empty(exported, *shape, dtype=torch.float16, device="meta")
+                example["mid_episode"] = torch.empty(exported_states, *shape, dtype=torch.float16, device="meta")
         else:
             weights = {key: net.state_dict() for key, net in networks.items()}
             example = {"networks": weights, "targets": weights, "optimizers": dict, "random": Tensor}
             example |= {"scaler": dict} if config.precision == "fp16" else {}
         agents |= dict.fromkeys(names, example)
-    return first_fault(saved.get("agents"), agents, "trainer.agents")
+    return find_fault(saved.get("agents"), agents, "trainer.agents")
 
 
-def with_present_names(found: dict) -> dict:
-    """The parameters `found` of an older run, under the names that Config has now."""
-    found = dict(found)
-    if "returns" in found:
-        found["reward_function"] = found.pop("returns")
-    weights = [found.get(f"lambda_{kind}") for kind in ("generator", "discriminator")]  # 1: the actor has no critic
+def rename_old_parameters(parameters: dict) -> dict:
+    """`parameters` of an older run, under the names that Config has now."""
+    parameters = dict(parameters)
+    if "returns" in parameters:
+        parameters["reward_function"] = parameters.pop("returns")
+    weights = [parameters.get(f"lambda_{role}") for role in ("generator", "discriminator")]  # 1: it has no critic
     if all(type(weight) in (int, float) and weight in (0, 1) for weight in weights):
-        del found["lambda_generator"], found["lambda_discriminator"]
+        del parameters["lambda_generator"], parameters["lambda_discriminator"]
         critics = {(0, 0): "both", (0, 1): "generator", (1, 0): "discriminator", (1, 1): "none"}
-        found["critics"] = critics[tuple(weights)]
-    return found
+        parameters["critics"] = critics[tuple(weights)]
+    return parameters
 
 
-def restored_config(path: Path, found: dict, told: bool = False) -> Config:
-    """The config of `found`, the parameters in a checkpoint or in a config.json, read from `path`.
+def restore_config(path: Path, parameters: dict, announce: bool = False) -> Config:
+    """The Config of `parameters`, which were read from `path`, a checkpoint or a config.json.
 
-    A parameter that it lacks has the `old` value that the field declares; with `told` a line says so.
-
-    Raises UserError if there is none, if it has parameters that are no more, or if a value cannot be.
+    A missing parameter gets the `old` value that its field declares; with `announce` a line is printed. Raises
+    UserError if the field declares none, for unknown parameters, and for values that cannot be.
     """
-    found = with_present_names(found)
+    parameters = rename_old_parameters(parameters)
     fields = {field.name: field for field in dataclasses.fields(Config)}
-    added = {name: field.metadata["old"] for name, field in fields.items() if name not in found}
-    differing = sorted(map(str, (found.keys() - fields.keys()) | {name for name in added if added[name] is None}))
-    if differing:
+    added = {name: field.metadata["old"] for name, field in fields.items() if name not in parameters}
+    unknown = (parameters.keys() - fields.keys()) | {name for name, value in added.items() if value is None}
+    if unknown:
         raise UserError(
-            f"{path} is of another release of MAGNET, which differs in {', '.join(differing)}: use that release "
-            f"(git_commit in the run's environment.json)."
+            f"{path} is of another release of MAGNET, which differs in {', '.join(sorted(map(str, unknown)))}: use "
+            f"that release (git_commit in the run's environment.json)."
         )
-    unlike_new = {name: value for name, value in added.items() if value != fields[name].default}
-    of_game = {name: value for name, value in unlike_new.items() if name not in FREE_ON_RESUME}
-    if told and of_game:
-        values = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in of_game.items())
+    changing = {n: v for n, v in added.items() if v != fields[n].default and n not in FREE_ON_RESUME}
+    if announce and changing:
+        values = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in changing.items())
         print(f"{path} is older than {values}: with these values it does what it did.")
-    config = Config(**convert(found), **added)
+    config = Config(**convert(parameters), **added)
     try:
         check(config)
     except UserError as error:

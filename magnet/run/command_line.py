@@ -1,4 +1,4 @@
-"""The command line of train.py, made from the fields of Config, in groups; experiments and benchmarks take it too."""
+"""The command line of train.py, made from the fields of Config; experiments and benchmarks take it too."""
 
 import argparse
 import dataclasses
@@ -8,7 +8,7 @@ from magnet.data.cache import add_cache_flag
 from magnet.support.paths import user_path
 
 
-def presets() -> str:
+def describe_presets() -> str:
     """The sources, and each preset with what it sets, for the help."""
     lines = [f"  {name:<12}" + " ".join(f"{key}={value}" for key, value in PRESETS[name].items()) for name in PRESETS]
     sources = "[M]: as the published MAGNET, [L]: as Lowe et al. 2017 (MADDPG), [D]: see docs/differences.md"
@@ -18,27 +18,26 @@ def presets() -> str:
 def parse(
     arguments: list[str], about: str | None = None, parameters: dict | None = None
 ) -> tuple[dict, argparse.Namespace]:
-    """The parameters that the command line gives, and its commands preset, config, resume, dry_run. Others exit with 2.
+    """The parameters that are given, and the commands preset, config, resume and dry_run. Other words exit with 2.
 
     parameters: PARAMETERS of train.py, whose names are checked.
     """
     parser = argparse.ArgumentParser(
         prog="train.py",
         usage="%(prog)s [--preset NAME | --config FILE | --resume RUN] [--dry-run] [parameters]; --help lists them",
-        description=about, epilog=presets(), formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=about, epilog=describe_presets(), formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     begin = parser.add_mutually_exclusive_group()
-    begin.add_argument("--preset", choices=PRESETS, help="a set of parameters; flags beside it win")
+    begin.add_argument("--preset", choices=PRESETS, default="default", help="a set of parameters; flags beside it win")
     begin.add_argument("--config", metavar="FILE", type=user_path, help="those of another run's config.json; flags win")
     begin.add_argument(
         "--resume", metavar="RUN", type=user_path,
         help="go on with a run, its folder or its name, from its last checkpoint; or from the file of an earlier one",
     )  # fmt: skip
     parser.add_argument(
-        "--dry-run",
-        action="store_true",
+        "--dry-run", action="store_true",
         help="print the settings, the time and the memory that a run takes, by some steps, and stop",
-    )
+    )  # fmt: skip
     fields = {field.name: field for field in dataclasses.fields(Config)}
     for field in fields.values():
         if title := field.metadata["group"]:
@@ -47,16 +46,13 @@ def parse(
                 add_cache_flag(group)
         flag, about = f"--{field.name.replace('_', '-')}", field.metadata["about"]
         if field.type is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=about)
+            options = {"action": argparse.BooleanOptionalAction, "help": about}
         else:
-            about = f"{about} (default {field.default!r})"
-            choices = field.metadata["choices"] or None
-            group.add_argument(flag, type=field.type, choices=choices, default=argparse.SUPPRESS, help=about)
+            options = {"type": field.type, "choices": field.metadata["choices"] or None}
+            options["help"] = f"{about} (default {field.default!r})"
+        group.add_argument(flag, default=argparse.SUPPRESS, **options)
     if unknown := sorted((parameters or {}).keys() - fields.keys()):
         parser.error(f"PARAMETERS in train.py has no such parameters as {', '.join(unknown)}; --help lists them")
-    given = parser.parse_args(arguments)
-    commands = argparse.Namespace(
-        preset=given.preset or "default", config=given.config, resume=given.resume, dry_run=given.dry_run
-    )
-    given = convert({key: value for key, value in vars(given).items() if key not in vars(commands)})
-    return given, commands
+    values = vars(parser.parse_args(arguments))
+    commands = argparse.Namespace(**{name: values.pop(name) for name in ("preset", "config", "resume", "dry_run")})
+    return convert(values), commands

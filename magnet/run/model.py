@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 from magnet.data.image_dataset import read_images, to_uint8
-from magnet.evaluation.drawing import draw, spherical
+from magnet.evaluation.drawing import draw, interpolate
 from magnet.evaluation.sampling import Sampler
-from magnet.run.saved_runs import load_agents, load_checkpoint, load_learned, only_pictures
+from magnet.run.saved_runs import load_agents, load_checkpoint, load_training_images, refuse_points
 from magnet.support.errors import UserError
 from magnet.support.paths import command_of
 
 
 class Model:
-    """The generators of a trained run, by the running averages of their weights.
+    """The generators of a trained run, with the running averages of their weights.
 
-    All images are uint8 tensors (N, 3, S, S) on the CPU, S = `config.image_size`. Of several generators each makes a
-    share of them, one after another.
+    All images are uint8 tensors (N, 3, S, S) on the CPU, S = `config.image_size`. Several generators make equal shares
+    of them, one after another.
     """
 
     def __init__(self, run: str | Path, device: str = "auto", data: str | Path | None = None):
@@ -32,22 +32,22 @@ class Model:
         path, saved = load_checkpoint(run)
         try:
             generators, _, self.config = load_agents(path, saved, device)
-        except UserError as error:  # of Config, whose flag it names
+        except UserError as error:  # which names the flag --device
             raise UserError(re.sub(r"--device (\w+)(?=[:`])", r"device='\1'", str(error))) from error
-        only_pictures(run, self.config)
+        refuse_points(run, self.config)
         self._run, self._learned, self._data = run, saved["faces"], None if data is None else str(data)
         self._generators, self._samplers = generators, [Sampler(agent, None) for agent in generators]
 
     def sample(self, count: int = 64, seed: int = 0) -> Tensor:
         """G(z) of noise z: images (count, 3, S, S), those of `sample.py --count COUNT --seed SEED`."""
-        return self._drawn("prior", count, seed)
-
-    def interpolate(self, count: int = 64, seed: int = 0) -> Tensor:
-        """A loop of images (count, 3, S, S), of z on the arcs between points of noise, as `sample.py` makes it."""
-        return self._drawn("interpolation", count, seed)
+        if count < 1:
+            raise ValueError(f"count is {count}, but must be at least 1")
+        for sampler in self._samplers:
+            sampler.reseed(seed)
+        return draw(self._samplers, "prior", count)[0]
 
     def walk(self, first: int, second: int, places: Sequence[float]) -> Tensor:
-        """Images (len(places), 3, S, S) from sample(1, first) to sample(1, second), of a team by its first generator.
+        """Images (len(places), 3, S, S) by the first generator, on the way from sample(1, first) to sample(1, second).
 
         places: shares in [0, 1] of the way, on the arc between the two z.
         """
@@ -56,16 +56,16 @@ class Model:
         sampler, ends = self._samplers[0], []
         for seed in (first, second):
             sampler.reseed(seed)
-            ends.append(sampler.noise(self.config.batch_size)[:1])  # as sample draws z: a batch at a time
-        z = torch.cat([spherical(*ends, place) for place in places])
-        return to_uint8(sampler.prior(z)).cpu()
+            ends.append(sampler.draw_noise(self.config.batch_size)[:1])  # as sample draws z: a batch at a time
+        z = torch.cat([interpolate(*ends, place) for place in places])
+        return to_uint8(sampler.generate(z)).cpu()
 
     def answer(self, images: Tensor | str | Path | Sequence[str | Path]) -> Tensor:
-        """G(z) of G_a's actions z on states: one image for each, (N, 3, S, S); of a team by its first generator.
+        """G(z) of the first G_a's actions z on states: an image for each, (N, 3, S, S).
 
-        images: uint8 (N, 3, S, S), or the names of image files, one or several, which are scaled and cut as in
-        training. The weights of a run folder need the images that it learned from, for G_a's statistics; exported ones
-        do not. Raises UserError, ValueError for images of another form.
+        images: uint8 (N, 3, S, S), or the names of one or several image files, which are scaled and cut as in training.
+        A run folder needs the images that it learned from, for G_a's statistics; exported weights do not. Raises
+        UserError, and ValueError for images of another form.
         """
         size, agent = self.config.image_size, self._generators[0]
         if self.config.algorithm == "gan":
@@ -81,17 +81,10 @@ class Model:
             raise ValueError(
                 f"images are {images.dtype} {tuple(images.shape)}, but must be uint8 (N, 3, {size}, {size}), N >= 1"
             )
-        if not hasattr(self._samplers[0], "actor"):
+        if not self._samplers[0].actor:
             advice = (
                 f"give their folder, `magnet.load({str(self._run)!r}, data=FOLDER)`, or load weights that "
                 f"`{command_of('export')} {self._run} --data FOLDER --out faces.pt` wrote."
             )
-            self._samplers[0] = Sampler(agent, load_learned(self.config, self._learned, self._data, advice))
+            self._samplers[0] = Sampler(agent, load_training_images(self.config, self._learned, self._data, advice))
         return self._samplers[0].answer(images)
-
-    def _drawn(self, kind: str, count: int, seed: int) -> Tensor:
-        if count < 1:
-            raise ValueError(f"count is {count}, but must be at least 1")
-        for sampler in self._samplers:
-            sampler.reseed(seed)
-        return draw(self._samplers, kind, count)[0]

@@ -6,19 +6,16 @@ from pathlib import Path
 import torch
 
 
-def resident_peak() -> int | None:
+def read_resident_peak() -> int | None:
     """The most bytes that this process has had in memory; None where the system is not Linux."""
     try:
         status = Path("/proc/self/status").read_text()  # resource.getrusage tells the parent's peak, if that was higher
     except OSError:
         return None
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    return int(found[1]) * 1024 if found else None
+    line = re.search(r"VmHWM:\s+(\d+) kB", status)
+    return int(line[1]) * 1024 if line else None
 
 
-def peak(device: torch.device) -> int | None:
-    """The most bytes that this process has had: of a GPU what PyTorch took of it, else of the computer's memory.
-
-    None where the system does not tell.
-    """
-    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else resident_peak()
+def read_peak(device: torch.device) -> int | None:
+    """The most bytes that PyTorch has reserved on a GPU; on a CPU `read_resident_peak`."""
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else read_resident_peak()

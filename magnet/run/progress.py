@@ -20,7 +20,7 @@ class Progress:
             disable=None,  # where standard error is no terminal
         )  # fmt: skip
         self.metrics = ""
-        self.began = self.written = time.monotonic(), trainer.steps
+        self.began = self.last_line = time.monotonic(), trainer.steps
 
     def show(self, line: dict | None) -> None:
         """Takes a line of metrics.jsonl."""
@@ -34,7 +34,7 @@ class Progress:
 
     @property
     def epoch(self) -> str:
-        """Which epoch the last step was of, and of how many."""
+        """The epoch of the last step, and the number of epochs."""
         return f"epoch {1 + (self.trainer.steps - 1) // self.per_epoch}/{math.ceil(self.total / self.per_epoch)}"
 
     def advance(self) -> None:
@@ -42,15 +42,15 @@ class Progress:
         if not self.bar.disable:
             self.bar.update(self.batch)
             self.bar.set_description(self.epoch, refresh=False)
-        elif time.monotonic() - self.written[0] >= LINE_EVERY:
+        elif time.monotonic() - self.last_line[0] >= LINE_EVERY:
             self.write_line()
 
     def write_line(self) -> None:
-        """Step, epoch, images a second since the last line, metrics, time left by the mean rate."""
+        """Prints the step, the epoch, images a second since the last line, metrics, and the time left."""
         now, steps = time.monotonic(), self.trainer.steps
-        rate = (steps - self.written[1]) * self.batch / (now - self.written[0])
-        left = (self.total - steps) * (now - self.began[0]) / (steps - self.began[1]) / 60
-        self.written = now, steps
+        rate = (steps - self.last_line[1]) * self.batch / (now - self.last_line[0])
+        left = (self.total - steps) * (now - self.began[0]) / (steps - self.began[1]) / 60  # by the mean rate
+        self.last_line = now, steps
         parts = [f"step {steps}/{self.total}", self.epoch, f"trains on {rate:.0f} {self.unit}s/s", self.metrics]
         print(", ".join(filter(None, [*parts, f"{left:.0f} min left"])), file=sys.stderr, flush=True)
 

@@ -8,68 +8,52 @@ from magnet.evaluation.sampling import FixedGrids
 from magnet.run import checkpoint
 from magnet.run.logger import RunLogger
 from magnet.run.progress import Progress
-from magnet.run.tensorboard import charts, write_hparams
-from magnet.run.timing import ENOUGH, Pace, StepClock, estimate
+from magnet.run.timing import StepClock
 
 
 class Recorder:
     """Records the steps of `trainer` in the folder `run`, as a context. Methods raise Diverged and UserError."""
 
-    def __init__(self, run: Path, trainer, evaluation, total: int, less: str = ""):
-        """evaluation: the scores so far; total: the step at which the run ends; less: flags that make it shorter."""
+    def __init__(self, run: Path, trainer, evaluation, total: int):
+        """evaluation: the scores so far; total: the step at which the run ends."""
         self.run, self.trainer, self.evaluation, self.config = run, trainer, evaluation, trainer.config
-        self.total, self.less, self.grid_seconds = total, less, 0.0
         self.grids = FixedGrids(trainer.generators, trainer.dataset, self.config.seed)
         self.clock = StepClock(trainer.device)
         self.logger = RunLogger(run, trainer.steps, self.config.batch_size, clock=self.clock)
-        self.logger.tensorboard.add_custom_scalars(charts(self.config))
         self.progress = Progress(trainer, total, "point" if self.config.points else "image")
         self.saved_at = trainer.steps
 
     def begin(self) -> None:
-        """Of a new run the first grids and the checkpoint before step 1: a run killed at any moment can go on."""
+        """Draws the first grids of a new run and saves it before step 1, so that it can go on after any kill."""
         if self.trainer.steps == 0:
             self.draw()
             self.save()
-        self.pace = Pace(self.config, self.clock)
 
     def log(self, metrics: dict) -> dict[str, float]:
-        """Takes the metrics of the step that was made. Returns its scores, if it is time for them."""
-        if len(self.pace.spent) < ENOUGH:
-            self.pace.note(self.trainer.steps)
-            if len(self.pace.spent) == ENOUGH:
-                self.tell_time()
-        scores = {}
-        if self.config.evaluate_every and self.trainer.steps % self.config.evaluate_every == 0:
-            with self.clock.paused():
-                scores = self.evaluation.after(self.trainer.steps)
-        if self.config.extra_reward and self.trainer.steps % self.config.sample_every == 0:
-            extra = self.trainer.environment.extra
-            with self.clock.paused():
-                scores |= log_answers(self.trainer.generators, self.trainer.dataset, self.grids.state, extra)
+        """Takes the metrics of the step that was just made. Returns its scores, if they were due."""
+        config, steps, scores = self.config, self.trainer.steps, {}
+        has_score = config.evaluate_every and steps % config.evaluate_every == 0
+        has_answers = config.extra_reward and steps % config.sample_every == 0
+        if has_score or has_answers:
+            with self.clock.pause():
+                scores = self.evaluation.score(steps) if has_score else {}
+                if has_answers:
+                    extra = self.trainer.environment.extra
+                    scores |= log_answers(self.trainer.generators, self.trainer.dataset, self.grids.states, extra)
         self.progress.show(self.logger.add(metrics, scores))
         self.progress.advance()
         return scores
 
-    def tell_time(self) -> None:
-        """Says once how long the rest of the run will take."""
-        left = self.pace.seconds(self.trainer.steps, self.total, self.grid_seconds)
-        unknown = ", scores not counted" if self.config.evaluate_every and not self.config.points else ""
-        self.progress.say(f"Time left{unknown}: {estimate(self.config, left, self.less)}")
-
     def draw(self) -> None:
         """Draws the fixed grids."""
-
-        def grids() -> None:
+        with self.clock.pause():
             for kind, images in self.grids.draw().items():
-                self.logger.picture(kind, images)
-
-        self.grid_seconds = self.clock.seconds(grids)
+                self.logger.save_grid(kind, images)
 
     def save(self, name: str | None = None) -> None:
         """Saves a checkpoint, by default under the step's number."""
         self.progress.show(self.logger.flush())  # first: what is not finite is not saved
-        with self.clock.paused():
+        with self.clock.pause():
             # TensorBoard writes in a thread, and what goes on from this checkpoint does not write it again.
             self.logger.tensorboard.flush()
             state = {"config": dataclasses.asdict(self.config), "faces": self.trainer.dataset.fingerprint}
@@ -80,10 +64,9 @@ class Recorder:
             self.saved_at = self.trainer.steps
 
     def finish(self) -> None:
-        """Saves what the last checkpoint lacks, and the run's line in TensorBoard's HPARAMS tab."""
+        """Saves what the last checkpoint lacks."""
         if self.trainer.steps != self.saved_at:
             self.save()
-        write_hparams(self.run, self.config, self.trainer.steps, self.evaluation.best)
 
     def __enter__(self) -> "Recorder":
         return self

@@ -15,40 +15,41 @@ from magnet.data.file_lists import BadSource
 from magnet.data.image_dataset import ImageDataset, load_faces
 from magnet.maddpg import new_agents
 from magnet.run import checkpoint
-from magnet.run.checkpoint_validation import networks_fault, refuse, restored_config
-from magnet.run.exported import STATES, take_over
+from magnet.run.checkpoint_validation import find_networks_fault, refuse, restore_config
+from magnet.run.exported import STATES, load_exported
 from magnet.support.devices import settle
 from magnet.support.errors import UserError
 from magnet.support.paths import command_of
 
 
 def load_checkpoint(run: Path) -> tuple[Path, dict]:
-    """The last checkpoint of a run folder, or a file of a checkpoint or of exported weights, and its contents.
+    """The path and contents of a run folder's last checkpoint, or of a checkpoint or exported weights.
 
     Raises UserError.
     """
     if os.path.isfile(run):  # False, too, for a name that no file can have
         return run, checkpoint.load(run, (checkpoint.FORMAT, checkpoint.WEIGHTS))
     if os.path.isdir(run / "checkpoints"):
-        return checkpoint.latest(run / "checkpoints")
+        return checkpoint.load_latest(run / "checkpoints")
     raise UserError(f"There is no run or checkpoint {run}; `ls models` shows the runs.")
 
 
 def load_agents(path: Path, saved: dict, device: str) -> tuple[list[GeneratorAgent], list[DiscriminatorAgent], Config]:
-    """The agents of the checkpoint `saved`, read from `path`, with its config. Raises UserError."""
-    config, exported = restored_config(path, saved["config"]), saved["format"] == checkpoint.WEIGHTS
-    refuse(path, networks_fault(saved["trainer"], config, STATES if exported else 0))
+    """The agents in `saved`, the contents of `path`, and their config. Raises UserError."""
+    config, exported = restore_config(path, saved["config"]), saved["format"] == checkpoint.WEIGHTS
+    refuse(path, find_networks_fault(saved["trainer"], config, STATES if exported else 0))
     config = settle(dataclasses.replace(config, device=device))
     generators, discriminators = new_agents(config, torch.device(config.device))
-    if exported:
-        take_over([*generators, *discriminators], saved["trainer"])
-        return generators, discriminators, config
     for agent in (*generators, *discriminators):
-        agent.load_networks(saved["trainer"]["agents"][agent.name])
+        state = saved["trainer"]["agents"][agent.name]
+        if exported:
+            load_exported(agent, state)
+        else:
+            agent.load_networks(state)
     return generators, discriminators, config
 
 
-def only_pictures(run: Path, config: Config) -> None:
+def refuse_points(run: Path, config: Config) -> None:
     """Raises UserError if `run` makes points, which are no pictures."""
     if config.points:
         raise UserError(
@@ -58,10 +59,11 @@ def only_pictures(run: Path, config: Config) -> None:
 
 
 def load_states(config: Config, data: str | None, held_out: bool = False, learned: str = "") -> ImageDataset:
-    """The faces of a run's states, which it learned from, or those held out. Raises BadSource if they are gone.
+    """The images that a run learned from, or with `held_out` those held out of it. They are G_a's states.
 
-    data: other images, all of which are taken; those of the run, if they lie there now, are told by the fingerprint
-    `learned` of the images that it learned from, and by held_out: of these a share is held out.
+    data: where other images lie; all of them are taken, none is held out. If they are the run's own, moved, its share
+    is held out again. `held_out` says that they are; else their fingerprint must be `learned`, that of the images that
+    the run learned from. Raises BadSource if the images are gone.
     """
     if not (data or config.data):
         raise UserError("Exported weights hold no images: name yours with --data FOLDER.")
@@ -79,16 +81,16 @@ def load_states(config: Config, data: str | None, held_out: bool = False, learne
     if held_out or not config.hold_out or data in (None, config.data):
         return load(config.hold_out)
     if learned:
-        with suppress(UserError), redirect_stderr(io.StringIO()):  # of a few images none may be held out
+        with suppress(UserError), redirect_stderr(io.StringIO()):  # from a few images none can be held out
             if (faces := load(config.hold_out)).fingerprint == learned:
                 return faces
     return load(0.0)
 
 
-def load_learned(config: Config, learned: str, data: str | None, advice: str) -> ImageDataset:
-    """The images that a run learned from, known by their fingerprint `learned`, in `config.data`, else in `data`.
+def load_training_images(config: Config, learned: str, data: str | None, advice: str) -> ImageDataset:
+    """The images that a run learned from, for G_a's statistics: those with the fingerprint `learned`.
 
-    G_a's statistics are taken over them. Raises UserError, which ends in `advice`, if they are in neither place.
+    They lie in `config.data` or in `data`. Raises UserError, which ends in `advice`, if they are in neither place.
     """
     cause = ""
     for place in (None, data) if data else (None,):

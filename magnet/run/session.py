@@ -1,4 +1,4 @@
-"""How a run begins: its settings, its data, its trainer; and where an earlier one stood."""
+"""How a run begins: its settings, its data and its trainer, new ones or those of a checkpoint."""
 
 import dataclasses
 import json
@@ -17,50 +17,52 @@ from magnet.game.environment import new_environment, refuse_too_few
 from magnet.game.extra_rewards import EXTRA_REWARDS, ExtraReward, load_extra_reward
 from magnet.maddpg import MADDPG
 from magnet.run import checkpoint
-from magnet.run.checkpoint_validation import first_fault, refuse, restored_config, trainer_fault
+from magnet.run.checkpoint_validation import find_fault, find_trainer_fault, refuse, restore_config
 from magnet.run.initial_networks import take_networks
-from magnet.run.process_memory import peak
-from magnet.run.signals import Stop, goes_on
-from magnet.run.timing import ENOUGH, WARM_UP, Pace, StepClock, described, estimate, shorter, total_steps
+from magnet.run.process_memory import read_peak
+from magnet.run.signals import Stop, should_continue
+from magnet.run.timing import StepClock, count_steps, describe_run, describe_time, estimate_seconds
 from magnet.support.distributed import all_reduce_max, first_on_machine
 from magnet.support.errors import UserError
 
-LONGEST_TRIAL = 20  # seconds
+# Steps of a trial: the first ones, in which libraries set themselves up, and all; the 16 between are two periods of R1.
+WARM_UP, ENOUGH = 4, 20
+LONGEST_TRIAL = 20  # seconds, after the warm-up
 
 
-def resumed(run: Path, named: Path | None, given: dict) -> tuple[Config, Path, dict]:
-    """`run`'s checkpoint `named`, or its last good one: its config with what is `given`, its path and contents.
+def resume_run(run: Path, named: Path | None, given: dict) -> tuple[Config, Path, dict]:
+    """The config, path and contents of `run`'s checkpoint `named`, or of its last good one.
 
-    Raises UserError if `given` asks for another game.
+    given: the parameters on the command line, which replace the run's. Raises UserError if they ask for another game.
     """
-    path, saved = (named, checkpoint.load_named(named)) if named else checkpoint.latest(run / "checkpoints")
-    config = restored_config(path, saved["config"], told=True)
+    path, saved = (named, checkpoint.load_earlier(named)) if named else checkpoint.load_latest(run / "checkpoints")
+    config = restore_config(path, saved["config"], announce=True)
     given = {key: value for key, value in given.items() if value != "auto" or key not in ("precision", "threads")}
     if "OMP_NUM_THREADS" in os.environ or int(config.threads) > (os.cpu_count() or 1):  # torchrun; another machine
         config = dataclasses.replace(config, threads="auto")
-    changed = sorted(k for k, v in given.items() if k not in FREE_ON_RESUME and v != getattr(config, k))
+    differing = sorted(k for k, v in given.items() if k not in FREE_ON_RESUME and v != getattr(config, k))
     if bool(given.get("extra_reward", config.extra_reward)) != bool(config.extra_reward):
-        changed.append("extra_reward")
-    if changed:
-        flags = ", ".join(f"--{key.replace('_', '-')} (was {getattr(config, key)})" for key in changed)
+        differing.append("extra_reward")
+    if differing:
+        flags = ", ".join(f"--{key.replace('_', '-')} (was {getattr(config, key)})" for key in differing)
         raise UserError(f"{run} cannot go on with other values of {flags}; leave them out, or start a new run.")
     print(f"Going on from {path}.")
     return dataclasses.replace(config, **given), path, saved
 
 
-def parameters_of(path: Path) -> dict:
-    """The parameters in another run's config.json, but its name. Raises UserError."""
+def read_parameters(path: Path) -> dict:
+    """The parameters in another run's config.json, without its name and threads. Raises UserError."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))  # Windows' editors put a mark before it
+        parameters = json.loads(path.read_text(encoding="utf-8-sig"))  # Windows' editors put a mark before it
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a config.json ({error}); give that of a run in models/.") from error
-    if not isinstance(found, dict):
+    if not isinstance(parameters, dict):
         raise UserError(f"{path} holds no parameters; give the config.json of a run in models/.")
-    return dataclasses.asdict(restored_config(path, found, told=True)) | {"name": "", "threads": "auto"}
+    return dataclasses.asdict(restore_config(path, parameters, announce=True)) | {"name": "", "threads": "auto"}
 
 
 def find_run(run: Path, models_dir: str) -> tuple[Path, Path | None]:
-    """The folder of a run that is given by its folder, its name or one of its checkpoints, and that checkpoint.
+    """The folder of a run, and the checkpoint that is named. `run`: its folder, its name or one of its checkpoints.
 
     Raises UserError if there is none.
     """
@@ -68,7 +70,7 @@ def find_run(run: Path, models_dir: str) -> tuple[Path, Path | None]:
         if os.path.isdir(place / "checkpoints"):
             return place, None
         file = Path(os.path.abspath(place))
-        if os.path.isfile(file) and file.parent.name == "checkpoints" and checkpoint.is_one(file):
+        if os.path.isfile(file) and file.parent.name == "checkpoints" and checkpoint.is_checkpoint_name(file):
             return file.parents[1], file
     if os.path.isfile(run):
         raise UserError(
@@ -81,8 +83,8 @@ def find_run(run: Path, models_dir: str) -> tuple[Path, Path | None]:
 def load_reward(config: Config, named: dict, saved: dict | None = None) -> ExtraReward | None:
     """The extra reward of `config`. Raises UserError.
 
-    named: the parameters that the user gave. A file is executed only if it stands there: never because a checkpoint or
-    a config.json names it. saved: a checkpoint, from which the run goes on; its reward must be the same.
+    named: the parameters that the user gave. A file is executed only if they name it: never because a checkpoint or a
+    config.json does. saved: the checkpoint from which the run goes on, whose reward must be the same.
     """
     name = config.extra_reward
     if name and name not in EXTRA_REWARDS and convert(named).get("extra_reward") != name:
@@ -110,7 +112,7 @@ def load_pixels(config: Config, held_out: bool = False):
 
 
 def prepare_device(config: Config) -> None:
-    """Makes the GPU of a run the current one, and asks PyTorch for the fastest algorithms or for deterministic ones.
+    """Makes a run's GPU the current one, and sets PyTorch to its fastest algorithms or to deterministic ones.
 
     These are settings of the whole process. For a run on a CPU nothing changes.
     """
@@ -129,9 +131,10 @@ def prepare_device(config: Config) -> None:
 def build(
     config: Config, pixels, path: Path | None = None, saved: dict | None = None, extra: ExtraReward | None = None
 ) -> tuple[MADDPG, Evaluation]:
-    """The trainer of `config` on pixels, as `load_pixels` gives them, and its scores so far, where `saved` stood.
+    """The trainer of `config` and its scores, new ones or as they stood in the checkpoint `path`.
 
-    saved: the contents of the checkpoint `path`. extra: as `load_reward` gives it. Raises UserError.
+    pixels: as `load_pixels` gives them. saved: the contents of `path`. extra: as `load_reward` gives it. Raises
+    UserError.
     """
     prepare_device(config)  # before anything is on the device
     dataset = PointDataset(pixels, config.device) if config.points else ImageDataset(pixels, config.device)
@@ -139,51 +142,51 @@ def build(
         raise UserError(f"The images in {config.data} are not those that the run learned from; give these with --data.")
     refuse_too_few(config, len(dataset))
     trainer = MADDPG(config, new_environment(config, dataset, extra), torch.device(config.device))
-    reference = trainer.dataset
+    reference = dataset
     if config.evaluate_every and config.hold_out:  # the best checkpoint is chosen on images that training never sees
         reference = ImageDataset(load_pixels(config, held_out=True), config.device)
     evaluation = Evaluation(trainer.generators, reference, config)
     if saved:
-        refuse(path, trainer_fault(saved["trainer"], trainer))
+        refuse(path, find_trainer_fault(saved["trainer"], trainer))
         trainer.load_state_dict(saved["trainer"])
         if saved["best"]:
-            refuse(path, first_fault(saved["best"], evaluation.best, "best"))
+            refuse(path, find_fault(saved["best"], evaluation.best, "best"))
             evaluation.best = saved["best"]
     elif config.init:
         print(take_networks(trainer.agents, config.init))
     return trainer, evaluation
 
 
-def trial(config: Config, pixels, first: int, flags: dict | None, extra: ExtraReward | None = None) -> str:
-    """What a run would take from its step `first` on, in two lines: steps and time, memory.
+def try_run(config: Config, pixels, first: int, extra: ExtraReward | None = None) -> str:
+    """Two lines: the steps and the time that a run would take from its step `first` on, and its memory.
 
     It makes some steps, a grid and, if the run has scores, one of them, and throws them away. Images that stay in their
-    file are not in the memory, which not every system tells. extra: as in `build`; flags: as in `shorter`.
-
-    Raises UserError.
+    file are not in the memory; not every system tells it. pixels, extra: as in `build`. Raises UserError.
     """
     trainer, evaluation = build(config, pixels, extra=extra)
-    clock = StepClock(trainer.device)
-    pace, began = Pace(config, clock), clock()
-    spent = 0
-    while len(pace.spent) < ENOUGH and (len(pace.spent) <= WARM_UP or spent < LONGEST_TRIAL):
+    clock, spent = StepClock(trainer.device), 0
+    times = [clock()]
+    while len(times) <= ENOUGH and (len(times) <= WARM_UP + 1 or spent < LONGEST_TRIAL):
         trainer.step()
-        pace.note(trainer.steps)
-        (spent,) = all_reduce_max(int(clock() - began))  # several processes make the same steps
-    grid = clock.seconds(FixedGrids(trainer.generators, trainer.dataset, config.seed).draw)
-    score = clock.seconds(lambda: evaluation.after(0)) if config.evaluate_every else 0.0
-    per_epoch, total = trainer.steps_per_epoch, max(first, total_steps(config, trainer.steps_per_epoch))
-    time_left = estimate(config, pace.seconds(first, total, grid, score), shorter(config, flags, per_epoch, first))
-    lines = [f"{described(config, len(pixels), per_epoch, first)}: {time_left}"]
-    if taken := peak(trainer.device):
-        lines.append(f"Memory in all, by {len(pace.spent)} steps and a grid: {taken / 2**20:,.0f} MiB")
+        clock.wait()
+        times.append(clock())
+        (spent,) = all_reduce_max(int(times[-1] - times[0]))  # several processes make the same steps
+    step = (times[-1] - times[WARM_UP]) / (len(times) - 1 - WARM_UP)
+    grid = clock.measure(FixedGrids(trainer.generators, trainer.dataset, config.seed).draw)
+    score = clock.measure(lambda: evaluation.score(0)) if config.evaluate_every else 0.0
+    total = max(first, count_steps(config, trainer.steps_per_epoch))
+    seconds = estimate_seconds(config, first, total, step, grid, score)
+    run = describe_run(config, len(pixels), trainer.steps_per_epoch, first)
+    lines = [f"{run}: {describe_time(config, seconds)}"]
+    if peak := read_peak(trainer.device):
+        lines.append(f"Memory in all, by {trainer.steps} steps and a grid: {peak / 2**20:,.0f} MiB")
     return "\n".join(lines)
 
 
 def follow(trainer: MADDPG, evaluation: Evaluation, total: int) -> int:
-    """What all of several processes but the first do: the same steps, and no writing. Returns the exit status."""
+    """All processes but the first do this: they make the same steps and write nothing. Returns the exit status."""
     stop = Stop()
-    while goes_on(trainer, evaluation, total, stop):
+    while should_continue(trainer, evaluation, total, stop):
         trainer.step()
     all_reduce_max(0)  # once the first has saved: torchrun may stop all when one ends
     return 128 + stop.signal if stop.signal else 0

@@ -1,4 +1,4 @@
-"""Which number of threads and which precision make a run's steps fastest on this CPU: measured before it begins."""
+"""Measures which number of threads and which precision make a run's steps fastest on this CPU, before it begins."""
 
 import dataclasses
 import os
@@ -18,26 +18,26 @@ LONGEST = 3.0  # seconds, about; large networks take longer, and fewer settings 
 TIMED = 5  # steps with one setting, at most, after one that does not count
 
 
-def new_trial(config: Config) -> MADDPG:
+def build_trial(config: Config) -> MADDPG:
     """A trainer of this game on noise instead of images."""
     config = dataclasses.replace(config, extra_reward="", replay_size=config.batch_size)
     if config.points:
-        faces = PointDataset(draw_points(config.data), "cpu")
+        dataset = PointDataset(draw_points(config.data), "cpu")
     else:
         noise = np.random.default_rng(0).integers(256, size=(2 * config.batch_size, *config.shape), dtype=np.uint8)
-        faces = ImageDataset(noise, "cpu")
-    return MADDPG(config, new_environment(config, faces), torch.device("cpu"))
+        dataset = ImageDataset(noise, "cpu")
+    return MADDPG(config, new_environment(config, dataset), torch.device("cpu"))
 
 
-def measure(config: Config, counts: list[int], precisions: list[str]) -> dict[tuple[int, str], float]:
-    """By (threads, precision): seconds of the fastest step. Every precision is measured with the first of `counts`,
-    and with the others as far as LONGEST allows.
+def measure_steps(config: Config, counts: list[int], precisions: list[str]) -> dict[tuple[int, str], float]:
+    """The seconds of the fastest step, by (threads, precision).
 
-    Leaves PyTorch with another number of threads.
+    It measures every precision with the first of `counts`, and with the others as far as LONGEST allows. It leaves
+    PyTorch with another number of threads.
     """
-    found = {}
+    fastest = {}
     for precision in precisions:  # one trainer at a time: each takes the memory of a run
-        trainer = new_trial(dataclasses.replace(config, precision=precision))
+        trainer = build_trial(dataclasses.replace(config, precision=precision))
         trainer.step()  # has fewer rows than others; the first one imports what the run needs as well
         began, share = time.monotonic(), LONGEST / len(precisions) / len(counts)
         for turn, threads in enumerate(counts, 1):
@@ -47,36 +47,36 @@ def measure(config: Config, counts: list[int], precisions: list[str]) -> dict[tu
                 since = time.perf_counter()
                 trainer.step()
                 seconds.append(time.perf_counter() - since)
-            found[threads, precision] = min(seconds[1:])
+            fastest[threads, precision] = min(seconds[1:])
             if time.monotonic() - began > LONGEST / len(precisions):
                 break
-    return found
+    return fastest
 
 
-def tune(config: Config, asked: Config) -> Config:
-    """Returns `config`, which is settled, with the fastest threads and precision, and prints the times.
+def tune(config: Config, requested: Config) -> Config:
+    """`config`, which is settled, with the fastest threads and precision. Prints the times.
 
-    asked: what it was settled from; only what is auto there is measured. On a GPU nothing is, and with OMP_NUM_THREADS
-    set the threads stay.
+    requested: what it was settled from; only what is auto there is measured. On a GPU nothing is measured, and
+    OMP_NUM_THREADS fixes the threads.
     """
     cores = int(config.threads)
     counts, precisions = [cores], [config.precision]
-    if asked.threads == "auto" and "OMP_NUM_THREADS" not in os.environ:
+    if requested.threads == "auto" and "OMP_NUM_THREADS" not in os.environ:
         counts = sorted({cores, max(1, cores // 2), 1}, reverse=True)
-    if asked.precision == "auto" and config.precision == "bf16":
+    if requested.precision == "auto" and config.precision == "bf16":
         precisions = ["bf16", "fp32"]
     if config.device != "cpu" or len(counts) * len(precisions) == 1:
         return config
-    found = measure(config, counts, precisions)
-    threads, precision = min(found, key=found.get)
-    times = ", ".join(f"{n} x {one} {1000 * seconds:.1f} ms" for (n, one), seconds in found.items())
+    fastest = measure_steps(config, counts, precisions)
+    threads, precision = min(fastest, key=fastest.get)
+    times = ", ".join(f"{n} x {one} {1000 * seconds:.1f} ms" for (n, one), seconds in fastest.items())
     print(f"Fastest here: --threads {threads} --precision {precision} (a step with threads x precision: {times})")
     return dataclasses.replace(config, threads=str(threads), precision=precision)
 
 
-def prepare_cpu(config: Config, asked: Config, new: bool) -> Config:
-    """`config`, tuned if the run is new and has one process; and PyTorch computes with its threads from here on."""
-    if new and world_size() == 1:
-        config = tune(config, asked)
+def prepare_cpu(config: Config, requested: Config, is_new: bool) -> Config:
+    """Returns `config`, tuned if the run is new and has one process. Sets PyTorch's number of threads to its own."""
+    if is_new and world_size() == 1:
+        config = tune(config, requested)
     torch.set_num_threads(int(config.threads))
     return config

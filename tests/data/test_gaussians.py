@@ -173,11 +173,11 @@ def test_scores_are_the_modes_of_the_averaged_generators_samples():
         for network in (trainer.generators[0].networks["generator"], trainer.generators[0].targets["generator"]):
             network.layers[-1].weight.zero_()
             network.layers[-1].bias.zero_()
-    assert scoring.after(1) == {"modes": 1, "high_quality": 1.0, "kl": pytest.approx(math.log(25))}
+    assert scoring.score(1) == {"modes": 1, "high_quality": 1.0, "kl": pytest.approx(math.log(25))}
     assert scoring.best == {"kl": pytest.approx(math.log(25)), "step": 1, "worse_since": 0}
     with torch.no_grad():
         trainer.generators[0].targets["generator"].layers[-1].bias.fill_(7.0)
-    assert scoring.after(2)["modes"] == 0 and scoring.best["step"] == 1
+    assert scoring.score(2)["modes"] == 0 and scoring.best["step"] == 1
 
 
 # The whole program
@@ -216,7 +216,7 @@ def test_a_run_on_points_goes_on_bit_for_bit(whole, monkeypatch):
     monkeypatch.chdir(whole)
     assert train.main([*RUN, "--steps", "6", "--name", "parts"]) == 0
     assert train.main(["--resume", "models/parts", "--steps", "9"]) == 0
-    ends = [checkpoint.newest(whole / "models" / name / "checkpoints")[1] for name in ("straight", "parts")]
+    ends = [checkpoint.load_newest(whole / "models" / name / "checkpoints")[1] for name in ("straight", "parts")]
     first, second = (torch.utils._pytree.tree_flatten(end["trainer"])[0] for end in ends)
     assert len(first) == len(second) and len(first) > 100
     for one, other in zip(first, second, strict=True):

@@ -193,10 +193,10 @@ def test_photos_of_200_megapixels_take_little_memory(tmp_path):
         import sys
         from pathlib import Path
         from magnet.data import image_dataset
-        from magnet.run.process_memory import resident_peak
-        image_dataset.CHUNK, before = 1, resident_peak()  # a thread for each
+        from magnet.run.process_memory import read_resident_peak
+        image_dataset.CHUNK, before = 1, read_resident_peak()  # a thread for each
         pixels = image_dataset.load_faces(sys.argv[1], 64, cache_dir=Path(sys.argv[2]), workers=2)
-        print(resident_peak() - before, len(pixels), pixels[0].std() > 10)
+        print(read_resident_peak() - before, len(pixels), pixels[0].std() > 10)
     """
     words = [sys.executable, "-c", program, tmp_path / "photos", tmp_path / "cache"]
     found = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()

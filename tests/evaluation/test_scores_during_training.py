@@ -13,17 +13,17 @@ def test_a_score_changes_with_the_averaged_generator_alone():
     trainer = trainer_on(small_config(evaluate_every=2), small_faces())
     agent = trainer.generators[0]
     scoring = Evaluation([agent], trainer.dataset, trainer.config)
-    assert scoring.after(1) == scoring.after(3) == {} and scoring.best["swd"] == math.inf
-    first = scoring.after(2)
-    assert scoring.after(4) == first and scoring.best == {"swd": first["swd"], "step": 2, "worse_since": 1}
-    assert Evaluation([agent], trainer.dataset, trainer.config).after(2) == first, "whenever the process started"
+    assert scoring.best["swd"] == math.inf
+    first = scoring.score(2)
+    assert scoring.score(4) == first and scoring.best == {"swd": first["swd"], "step": 2, "worse_since": 1}
+    assert Evaluation([agent], trainer.dataset, trainer.config).score(2) == first, "whenever the process started"
     with torch.no_grad():
         agent.networks["generator"].layers[0].weight.mul_(3)
-    assert scoring.after(6) == first
+    assert scoring.score(6) == first
     with torch.no_grad():
         agent.targets["generator"].layers[0].weight.add_(0.1)
-    assert scoring.after(8) != first
-    assert Evaluation([agent], trainer.dataset, small_config(evaluate_every=2, seed=1)).after(2) != scoring.after(2)
+    assert scoring.score(8) != first
+    assert Evaluation([agent], trainer.dataset, small_config(evaluate_every=2, seed=1)).score(2) != scoring.score(2)
 
 
 def test_real_images_of_either_orientation_are_compared_with_as_many_samples(monkeypatch):
@@ -37,7 +37,7 @@ def test_real_images_of_either_orientation_are_compared_with_as_many_samples(mon
     monkeypatch.setattr(evaluation, "IMAGES", 150)
     for count in (40, 400):
         trainer = trainer_on(small_config(evaluate_every=1), small_faces(count))
-        Evaluation(trainer.generators, trainer.dataset, trainer.config).after(1)
+        Evaluation(trainer.generators, trainer.dataset, trainer.config).score(1)
         assert seen["fakes"].shape == seen["reals"].shape == (min(count, 150), 3, 32, 32)
         assert seen["fakes"].dtype == seen["reals"].dtype == torch.uint8
         every = trainer.dataset.batch(torch.arange(2 * count)).add(1).mul(127.5).round().to(torch.uint8)

@@ -8,6 +8,7 @@ from conftest import new_trainer, run, step_and_batch
 
 from experiments import rewards
 from magnet.data.image_dataset import to_uint8
+from magnet.evaluation.sampling import Sampler
 
 TINY = [
     *("--width", "4", "--nz", "4", "--batch-size", "8", "--replay-size", "20", "--episode-length", "4"),
@@ -24,10 +25,21 @@ def test_the_true_gradient_is_that_of_the_reward_in_deviations():
     trainer.steps = rewards.TRUTH_FROM
     value = trainer.generators[0].extra_value(batch)
     paid = trainer.environment.extra(to_uint8(batch.state), to_uint8(batch.policy_images[0]))
-    torch.testing.assert_close(
-        value, trainer.environment.normaliser.standardise(paid), atol=0.05, rtol=0.05
-    )  # grey levels
+    expected = trainer.environment.normaliser.standardise(paid)
+    torch.testing.assert_close(value, expected, atol=0.05, rtol=0.05)  # grey levels
     assert value.requires_grad
+
+
+def test_a_critic_that_is_the_truth_points_as_the_truth_does():
+    trainer = new_trainer(extra_reward="resemble")
+    run(trainer, 3)
+    agent, states = trainer.generators[0], trainer.dataset.batch(torch.arange(16))
+    memory = Sampler(agent, trainer.dataset).mid_episode[:16]
+    assert all(-1 <= value < 0.999 for value in rewards.measure_critic_cosines(agent, states, memory).values())
+    critic = agent.networks["reward_critic"]
+    for sign in (1, -1):
+        cosines = rewards.measure_critic_cosines(agent, states, memory, lambda s, x, sign=sign: sign * critic(s, x))
+        assert list(cosines.values()) == pytest.approx([sign, sign], abs=1e-4)
 
 
 def test_the_score_function_is_the_reward_times_the_gradient_of_the_actions_log_density():

@@ -10,7 +10,7 @@ from gpu_games import DEFAULT, TEAM, data, going_on, on, step
 from pretended_gpu import CUDA, PretendedGPU, needs_compiler
 
 from magnet.evaluation.drawing import draw
-from magnet.evaluation.equilibrium import equilibrium_report
+from magnet.evaluation.equilibrium import report_equilibrium
 from magnet.evaluation.sampling import FixedGrids, Guide, Sampler
 from magnet.evaluation.scores import Evaluation
 
@@ -49,7 +49,7 @@ def test_a_game_is_played_and_goes_on_from_gpu_to_gpu_and_cpu_and_back(name, tmp
         assert not gpu.waits and not gpu.unseeded
         assert trainer.graphs.is_recordable and trainer.graphs.steps
         assert all(images.isfinite().all() for images in grids.draw().values())
-        assert evaluation.after(2)
+        assert evaluation.score(2)
         if not config.points:
             faces = None if config.algorithm == "gan" else trainer.dataset
             samplers = [Sampler(agent, faces) for agent in trainer.generators]
@@ -87,7 +87,7 @@ def test_the_equilibrium_report_on_a_gpu_is_that_on_the_cpu():
         on_cpu = on("cpu", config)
         on_cpu.load_state_dict(trainer.state_dict())
         for one in (trainer, on_cpu):
-            report = equilibrium_report(
+            report = report_equilibrium(
                 one.discriminators[0], fakes=fakes, draw=lambda n: fakes[torch.arange(n) % 48], training=one.dataset,
                 held_out=data(config, one.device, 20), steps=2,
             )  # fmt: skip

@@ -31,9 +31,6 @@ def test_scores_are_logged_and_the_best_checkpoint_stays_while_training_is_what_
     assert kept["best"] == {"swd": best, "step": best_step, "worse_since": 0} and kept["trainer"]["steps"] == best_step
     assert f"{best:.2f} at step {best_step}" in capsys.readouterr().out
     events = EventAccumulator(str(run)).Reload()
-    assert [(e.step, e.value) for e in events.Scalars("swd")] == [
-        (step, pytest.approx(score)) for step, score in scores
-    ]
     assert [e.step for e in events.Scalars("swd_16")] == [step for step, _ in scores]
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["000025.pt", "best.pt"]
     (place / "mine.pt").write_bytes((run / "checkpoints" / "best.pt").read_bytes())
@@ -64,7 +61,7 @@ def test_a_run_killed_after_its_best_goes_on_from_there(place):
     finish(process)
     reached = checkpoint.load(run / "checkpoints" / "best.pt")["trainer"]["steps"]
     assert load_checkpoint(run)[0].name == "best.pt"  # what is sampled and scored is what would go on
-    assert reached >= 5 and [p.stem for p in checkpoint.listed(run / "checkpoints")] == ["000000"]
+    assert reached >= 5 and [p.stem for p in checkpoint.list_checkpoints(run / "checkpoints")] == ["000000"]
     first_part = [line for line in metrics(run).splitlines() if json.loads(line)["step"] <= reached]
     total = str(reached + 7)
     status, output = finish(start(place, "--resume", "models/killed", "--steps", total))
@@ -84,7 +81,7 @@ def test_a_best_checkpoint_that_cannot_be_read_is_made_anew(place, capsys):
     assert checkpoint.load(best)["best"]["step"] == 9
 
 
-def test_patience_ends_a_run_that_gets_no_better_and_says_how_near_to_equilibrium(place, capsys, monkeypatch):
+def test_patience_ends_a_run_that_gets_no_better(place, capsys, monkeypatch):
     scores = iter([9.0, 5.0, 6.0, 5.0, 4.0, 8.0, 8.0, 7.0, 1.0])
     monkeypatch.setattr("magnet.evaluation.scores.sliced_wasserstein", lambda *_: {"swd": next(scores)})
     patient = ["--evaluate-every", "2", "--patience", "3"]
@@ -93,12 +90,7 @@ def test_patience_ends_a_run_that_gets_no_better_and_says_how_near_to_equilibriu
     assert state(run)["steps"] == 16
     assert checkpoint.load(run / "checkpoints" / "best.pt")["trainer"]["steps"] == 10
     assert (run / "progress.gif").exists() and (run / "samples" / "000016.png").exists()
-    (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Ended early: ")]
-    line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    value, real, fake = (line[f"discriminator/{name}"] for name in ("reward", "accuracy_real", "accuracy_fake"))
-    assert "in 3 evaluations than 4.00 at step 10" in said and f"{value:.2f}, at equilibrium -1.39" in said
-    assert f"{real:.0%} of the real" in said and f"{fake:.0%} of the fake" in said
-
+    assert "Ended early: no better score in 3 evaluations than 4.00 at step 10" in capsys.readouterr().out
     assert train.main(["--resume", "models/patient"]) == 0
     assert "Nothing to do" in capsys.readouterr().out and state(run)["steps"] == 16
     assert train.main(["--resume", "models/patient", "--patience", "4", "--steps", "18"]) == 0

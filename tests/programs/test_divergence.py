@@ -89,12 +89,13 @@ def test_what_is_not_finite_stops_the_run_and_its_last_checkpoint_goes_on(place,
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert status == 3 and f"--resume models/{run.name} --lr 0.0001" in error, (where, number, error)
         assert "not finite" in error or "was nan" in error or "inf at step" in error, error
-        assert [p.stem for p in checkpoint.listed(run / "checkpoints")] == ["000000", f"{GOOD:06d}"], (where, number)
+        steps = [int(path.stem) for path in checkpoint.list_checkpoints(run / "checkpoints")]
+        assert steps == [0, GOOD], (where, number)
         for line in (run / "metrics.jsonl").read_text().splitlines():
             assert all(np.isfinite(value) for value in json.loads(line).values())
         assert train.main(["--resume", f"models/{run.name}", "--lr", "0.0001", "--steps", str(GOOD + 2)]) == 0
         saved = checkpoint.load(run / "checkpoints" / f"{GOOD + 2:06d}.pt")
-        assert saved["config"]["lr"] == 0.0001 and checkpoint.first_non_finite(saved) is None
+        assert saved["config"]["lr"] == 0.0001 and checkpoint.find_non_finite(saved) is None
 
 
 def test_a_lower_learning_rate_is_taken_over_by_every_optimizer(place, without_grids):
@@ -117,7 +118,7 @@ def test_pictures_and_scores_that_are_not_finite_are_not_written(tmp_path):
     (tmp_path / "samples").mkdir()
     with RunLogger(tmp_path, step=4, batch=8, every=3) as book:
         with pytest.raises(Diverged, match="prior.*step 4"):
-            book.picture("prior", torch.full((64, 3, 4, 4), float("nan")))
+            book.save_grid("prior", torch.full((64, 3, 4, 4), float("nan")))
         with pytest.raises(Diverged, match="swd was nan at step 5"):
             book.add({"x": torch.tensor(1.0)}, {"swd": float("nan")})
     assert list((tmp_path / "samples").iterdir()) == [] and not (tmp_path / "metrics.jsonl").exists()

@@ -92,7 +92,7 @@ def test_a_run_without_extra_reward_does_not_go_on_with_one(place, capsys):
      (["--extra-reward", "jpeg", "--data", "gaussians-8"], "judges pictures"),
      (["--init", "gone"], "no run or checkpoint gone"), (["--init", "weights", "--width", "4"], "")],
 )  # fmt: skip
-def test_mistakes_are_told_in_one_sentence(flags, fault, place, capsys):
+def test_mistakes_are_one_sentence(flags, fault, place, capsys):
     assert train.main([*TINY, *flags, "--steps", "1"]) == 2
     said = capsys.readouterr().err
     assert fault in said and said.count("\n") == 1
@@ -110,10 +110,10 @@ def test_a_reward_that_fails_in_the_middle_ends_the_run_with_a_sentence(place, c
 def test_evaluate_scores_answers_to_held_out_faces_and_weights_too(run, capsys):
     words = ["--no-features", "--count", "32", "--data", "faces", "--extra-reward", "my_reward.py"]
     assert evaluate.main([str(run), *words, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["extra_reward"]
-    assert executed() and found["states"].endswith(" held-out images") and int(found["states"].split()[0]) < 20
-    assert -255 < found["policy"] < 255 and found["policy"] != found["prior"] and "first_of_100" not in found
-    assert abs(found["gap"]) < 1e-4, "this reward pays the same beside every state, on average"
+    scores = json.loads(capsys.readouterr().out)["extra_reward"]
+    assert executed() and scores["states"].endswith(" held-out images") and int(scores["states"].split()[0]) < 20
+    assert -255 < scores["policy"] < 255 and scores["policy"] != scores["prior"] and "first_of_100" not in scores
+    assert abs(scores["gap"]) < 1e-4, "this reward pays the same beside every state, on average"
     assert evaluate.main([str(run), *words]) == 0
     assert "extra reward, gap" in capsys.readouterr().out
     assert train.main([*TINY, "--algorithm", "gan", "--gamma", "0", "--name", "gan", "--steps", "1"]) == 0
@@ -124,6 +124,3 @@ def test_a_shipped_reward_goes_on_without_being_named_after_any_step(place):
     assert train.main([*TINY, "--extra-reward", "resemble", "--name", "r", "--steps", "1"]) == 0
     for steps in ("2", "6", "8"):  # after one step the reward critic has not learned yet
         assert train.main(["--resume", "models/r", "--steps", steps]) == 0
-    lines = [json.loads(line) for line in Path("models/r/metrics.jsonl").read_text().splitlines()]
-    assert all(-1 <= line["generator/reward_cosine_z"] <= 1 for line in lines if "generator/gap" in line)
-    assert any("generator/reward_cosine_weights" in line for line in lines)

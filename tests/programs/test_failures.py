@@ -1,4 +1,4 @@
-"""Failures of the machine, numbers that are not finite, checkpoints of another release: a sentence and a status."""
+"""Failures of the machine, checkpoints of another release: a sentence and a status."""
 
 import dataclasses
 import os
@@ -15,26 +15,6 @@ from magnet.maddpg import MADDPG
 from magnet.run import checkpoint, checkpoint_validation
 
 
-def test_a_failing_disk_is_a_sentence_and_status_1(place, capsys, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("magnet.run.logger.RunLogger.picture", full)
-    assert train.main([*TINY, "--steps", "3", "--name", "full"]) == 1
-    assert "No space left" in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_a_run_that_ends_before_its_last_picture_is_whole_makes_it_when_it_goes_on(place, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("magnet.run.logger.write_progress", full)
-        assert train.main([*TINY, "--steps", "6", "--name", "last"]) == 1  # the sixth has a checkpoint of its own
-    assert train.main(["--resume", "models/last"]) == 0
-    assert (place / "models" / "last" / "progress.gif").exists()
-
-
 def test_more_memory_than_there_is_is_refused_before_any_work(place, capsys):
     assert train.main([*TINY, "--replay-size", "1000000000000", "--name", "large"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
@@ -43,7 +23,7 @@ def test_more_memory_than_there_is_is_refused_before_any_work(place, capsys):
 
 
 def test_memory_that_runs_out_is_a_sentence_that_names_what_helps(place, capsys, monkeypatch):
-    monkeypatch.setattr("magnet.run.summary.refuse_too_large", lambda config: None)  # as where its count is too low
+    monkeypatch.setattr("magnet.run.summary.refuse_too_large", lambda config: None)  # as if its estimate were too low
     assert train.main([*TINY, "--replay-size", "1000000000000", "--name", "large"]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert "memory" in error and "--replay-size" in error
@@ -58,38 +38,20 @@ def test_a_gpu_without_memory_left_is_a_sentence_and_status_1(place, capsys, mon
     assert "out of memory" in (error := capsys.readouterr().err.splitlines()[-1]) and "--batch-size" in error
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), PermissionError(13, "Permission denied")])
-def test_a_disk_that_takes_no_checkpoint_is_a_sentence_and_status_1(place, capsys, monkeypatch, error):
+def test_a_folder_that_takes_no_checkpoint_is_a_sentence_and_status_1(place, capsys, monkeypatch):
     assert train.main([*TINY, "--steps", "6", "--name", "full"]) == 0
-
     replace = os.replace
 
     def refuse(source, target):
         if target.suffix == ".pt":
-            raise error
+            raise PermissionError(13, "Permission denied")
         replace(source, target)
 
     with monkeypatch.context() as patch:
         patch.setattr("magnet.support.atomic_files.os.replace", refuse)
         assert train.main(["--resume", "models/full", "--steps", "8"]) == 1
-    assert error.strerror in (sentence := capsys.readouterr().err.splitlines()[-1]) and "--resume" in sentence
+    assert "Permission denied" in (sentence := capsys.readouterr().err.splitlines()[-1]) and "--resume" in sentence
     assert list((place / "models").rglob("*.tmp")) == [] and state(place / "models" / "full")["steps"] == 6
-
-
-def test_what_is_not_finite_stops_the_run_and_names_the_step(place, capsys, monkeypatch):
-    step = MADDPG.step
-
-    def poisoned(trainer):
-        metrics = step(trainer)
-        if trainer.steps == 9:
-            metrics["generator/critic_loss"] = metrics["generator/critic_loss"] * float("nan")
-        return metrics
-
-    monkeypatch.setattr(MADDPG, "step", poisoned)
-    assert train.main([*TINY, "--steps", "20", "--name", "nan"]) == 3
-    error = capsys.readouterr().err
-    assert "generator/critic_loss was nan at step 9" in error and "Traceback" not in error
-    assert [p.stem for p in checkpoint.listed(place / "models" / "nan" / "checkpoints")] == ["000000", "000006"]
 
 
 @pytest.mark.parametrize("change", [{"r1_every": None}, {"unheard_of": 1}])

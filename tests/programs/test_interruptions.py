@@ -12,7 +12,7 @@ from test_train import PER_EPOCH, ROOT, TINY, differences, finish, metrics, star
 
 import train
 from magnet.run import checkpoint
-from magnet.run.logger import sole_owner
+from magnet.run.logger import lock_run
 from magnet.run.signals import SIGNALS, Stop
 
 
@@ -98,7 +98,7 @@ def test_a_locked_run_is_refused_before_anything_of_it_is_read_or_renamed(place,
     assert train.main([*TINY, "--steps", "2", "--name", "busy"]) == 0
     run = place / "models" / "busy"
     (run / "checkpoints" / "000004.pt").write_bytes(b"just being looked at")
-    with sole_owner(run):
+    with lock_run(run):
         before = sorted(run.rglob("*"))
         assert train.main(["--resume", "models/busy", "--steps", "9"]) == 2
         assert f"another process, {os.getpid()};" in capsys.readouterr().err

@@ -44,7 +44,7 @@ def was_killed(process: subprocess.Popen) -> bool:
 
 
 def end_of(run: Path) -> dict:
-    return checkpoint.newest(run / "checkpoints")[1]
+    return checkpoint.load_newest(run / "checkpoints")[1]
 
 
 @cases(short=4, long=50)
@@ -55,7 +55,7 @@ def test_a_run_killed_at_random_moments_is_at_its_end_what_it_would_have_been(pl
         return start(place, f"import train; sys.exit(train.main({[*words, '--steps', str(steps)]}))", *death)
 
     def so_far() -> tuple[list[str], int]:
-        if checkpoint.listed(run / "checkpoints"):
+        if checkpoint.list_checkpoints(run / "checkpoints"):
             return ["--resume", "models/killed"], end_of(run)["trainer"]["steps"]
         shutil.rmtree(run, ignore_errors=True)  # killed before its first checkpoint: begun anew
         return SOME, 0

@@ -12,10 +12,7 @@ import download_celeba
 import export
 import sample
 import train
-from magnet.run.logger import sole_owner
-from magnet.support import locks
 from magnet.support.atomic_files import write_atomically
-from magnet.support.errors import UserError
 
 
 @pytest.fixture(params=["folders alone", "folders and files"])
@@ -126,13 +123,3 @@ def test_a_download_works_where_the_disk_has_no_locks(place, capsys, monkeypatch
     assert download_celeba.main(["--from-zip", "x.zip", "--data-dir", "celeba"]) == 1
     error = capsys.readouterr().err.splitlines()
     assert "celeba has no locks" in error[0] and "x.zip is not" in error[-1] and len(error) == 2
-
-
-def test_a_lock_that_is_held_is_no_disk_without_locks(tmp_path):
-    with sole_owner(tmp_path):
-        with pytest.raises(UserError, match=f"another process, {os.getpid()};"), sole_owner(tmp_path):
-            pass
-        with pytest.raises(locks.Locked), locks.locked(tmp_path / ".lock"):
-            pass
-    with sole_owner(tmp_path):
-        pass

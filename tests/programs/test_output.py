@@ -77,7 +77,7 @@ def play(photos, models, out, name: str) -> None:
     end_well(train, "--resume", run, "--steps", 3)
     assert json.loads((run / "config.json").read_text())["data"] == str(photos)
     assert load_checkpoint(run)[1]["config"]["models_dir"] == str(models)
-    assert len(list(run.glob("events*"))) == 3, "TensorBoard's files lie there too"
+    assert len(list(run.glob("events*"))) == 2, "TensorBoard's files lie there too"
     end_well(evaluate, run, "--no-features", "--count", 32, "--nearest", out / "nearest.png")
     end_well(evaluate, run, "--no-features", "--count", 32, "--json", "--data", photos)
     end_well(export, run, "--out", out / "weights.pt")
@@ -85,12 +85,10 @@ def play(photos, models, out, name: str) -> None:
     end_well(sample, run, "--kind", "policy", "--out", out / "walk.png", "--images", out / name)
 
 
-def test_a_name_that_is_no_utf8_stands_in_tensorboard_escaped(place):
+def test_tensorboard_takes_a_run_on_a_folder_whose_name_is_no_utf8(place):
     photos = os.fsdecode(b"faces\xff")
     (place / "faces").rename(photos)
     assert train.main([*TINY, "--data", photos, "--steps", "1", "--name", "r"]) == 0
-    (events,) = (place / "models" / "r").glob("*.hparams")
-    assert b"faces\\udcff" in events.read_bytes()
     assert EventAccumulator(str(place / "models" / "r")).Reload().Tags()["images"]
 
 

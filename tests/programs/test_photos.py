@@ -79,11 +79,6 @@ def test_an_answer_does_not_depend_on_the_other_photos(place):
     assert (alone[0].int() - whole[0].int()).abs().max() <= 1  # batches of other sizes are rounded otherwise
 
 
-def test_a_generator_of_a_team_is_chosen(place):
-    first, second = (answers("models/team", "--data", "photos", "--generator", i) for i in "01")
-    assert torch.equal(first, answers("models/team", "--data", "photos")) and not torch.equal(first, second)
-
-
 def test_without_data_states_are_drawn_from_the_images_of_the_run(place):
     assert len(answers("models/run")) == 64
 
@@ -128,7 +123,6 @@ def test_from_python_one_name_is_one_image(place):
     ("call", "words"),
     [
         (lambda m: m.sample(0), "count is 0, but must be at least 1"),
-        (lambda m: m.interpolate(-3), "count is -3, but must be at least 1"),
         (lambda m: m.walk(0, 1, []), "at least one"),
         (lambda m: m.answer([]), "a list of such names"),
         (lambda m: m.answer([3]), "a list of such names"),

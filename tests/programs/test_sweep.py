@@ -1,25 +1,23 @@
 """Random combinations of settings: each is trained, sampled in every kind, scored with every flag, and resumed.
 
-A combination that check() refuses is drawn anew. What is left must end without a traceback, a warning or a number that
-is not finite.
+A combination that check() refuses is drawn anew. All others must end without a traceback, a warning (an error in all
+tests) or a number that is not finite. Each case is a test of its own, so that pytest-xdist can spread them.
 """
 
-import functools
 import json
 import math
 import random
-import warnings
 
 import numpy as np
 import pytest
-from conftest import SEED, cases
+from conftest import SEED
 from PIL import Image
 
 import evaluate
 import sample
 import train
 from magnet.config import GAUSSIANS, check, complete
-from magnet.evaluation import equilibrium
+from magnet.evaluation.equilibrium import report_equilibrium
 from magnet.game.rewards import REWARD_FUNCTIONS
 from magnet.support.errors import UserError
 
@@ -33,10 +31,11 @@ CHOICES = {
     "patience": [0, 1], "precision": ["fp32", "auto", "fp16"],
     "data": ["faces", "faces", "faces", "gaussians-8", "gaussians-25"],
 }  # fmt: skip
+FEW, MANY = 12, 300  # cases: those of `make test`, and of both `make test` and `make test-long`
 SMALL = {"image_size": 32, "width": 4, "nz": 6, "replay_size": 20, "device": "cpu"}
 
 
-def combination(draw: random.Random) -> dict:
+def combine(draw: random.Random) -> dict:
     """Parameters of a run that check() takes."""
     while True:
         flags = SMALL | {name: draw.choice(values) for name, values in CHOICES.items()}
@@ -53,8 +52,8 @@ def words(flags: dict) -> list[str]:
     return [word for flag, value in given for word in ([flag] if value is True else [flag, str(value)])]
 
 
-def programs(flags: dict):
-    """What is done with a run of these settings, one program after another."""
+def list_programs(flags: dict):
+    """The programs that run with these settings, each with its arguments."""
     yield train, [*words(flags), "--steps", "3", "--name", "run"]
     if flags["data"] not in GAUSSIANS:
         for kind in ("prior", "guided", "interpolation", *(["policy"] if flags["algorithm"] == "magnet" else [])):
@@ -74,24 +73,17 @@ def images(tmp_path_factory):
     return folder
 
 
-@cases(short=30, long=300)
-def test_random_combinations_of_settings_train_sample_score_and_go_on(tmp_path, monkeypatch, images, count):
-    draw = random.Random(SEED)
+@pytest.mark.parametrize("case", [pytest.param(i, marks=[pytest.mark.long] * (i >= FEW)) for i in range(MANY)])
+def test_a_random_combination_of_settings_trains_samples_scores_and_goes_on(tmp_path, monkeypatch, images, case):
     monkeypatch.setattr("magnet.evaluation.sampling.BATCHES", 2)  # how well is not what is tested here
-    report = functools.partial(equilibrium.equilibrium_report, steps=2)
-    monkeypatch.setattr(equilibrium, "equilibrium_report", report)
-    for i in range(count):
-        place = tmp_path / str(i)
-        place.mkdir()
-        monkeypatch.chdir(place)
-        (place / "faces").symlink_to(images)
-        flags = combination(draw)
-        for program, arguments in programs(flags):
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")
-                assert program.main(arguments) == 0, (flags, arguments)
-        run = place / "models" / "run"
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        assert all(math.isfinite(value) for line in lines for value in line.values()), flags
-        ended = flags["patience"] and flags["evaluate_every"]
-        assert lines[-1]["step"] == 5 or ended, flags
+    monkeypatch.setattr("magnet.evaluation.drawing.POINTS", 2)
+    monkeypatch.setitem(report_equilibrium.__kwdefaults__, "steps", 2)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "faces").symlink_to(images)
+    flags = combine(random.Random(f"{SEED}/{case}"))
+    for program, arguments in list_programs(flags):
+        assert program.main(arguments) == 0, (flags, arguments)
+    lines = [json.loads(line) for line in (tmp_path / "models" / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(math.isfinite(value) for line in lines for value in line.values()), flags
+    ended_early = flags["patience"] and flags["evaluate_every"]
+    assert lines[-1]["step"] == 5 or ended_early, flags

@@ -13,13 +13,13 @@ from magnet.support.errors import Diverged, UserError
 CONTENTS = {"trainer": {"a": torch.arange(6.0).reshape(2, 3)}, "config": {"lr": 0.1}, "faces": "f00d", "best": None}
 
 
-def saved(folder, *steps):
+def save_steps(folder, *steps):
     for step in steps:
         checkpoint.save(folder / f"{step:06d}.pt", CONTENTS | {"trainer": CONTENTS["trainer"] | {"steps": step}})
 
 
 def test_what_was_saved_is_loaded(tmp_path):
-    saved(tmp_path, 3)
+    save_steps(tmp_path, 3)
     loaded = checkpoint.load(tmp_path / "000003.pt")
     assert torch.equal(loaded["trainer"]["a"], CONTENTS["trainer"]["a"])
     assert loaded["trainer"]["steps"] == 3 and loaded["config"] == {"lr": 0.1}
@@ -33,7 +33,7 @@ class Unwritable:
 
 
 def test_an_exception_inside_the_writing_leaves_the_old_file_and_nothing_else(tmp_path):
-    saved(tmp_path, 3)
+    save_steps(tmp_path, 3)
     before = (tmp_path / "000003.pt").read_bytes()
     with pytest.raises(ZeroDivisionError):
         checkpoint.save(tmp_path / "000003.pt", {"large": torch.zeros(100_000), "bad": Unwritable()})
@@ -47,7 +47,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="000003.pt could not be written.*No space left"):
-        saved(tmp_path, 3)
+        save_steps(tmp_path, 3)
     assert os.listdir(tmp_path) == []
 
 
@@ -84,34 +84,27 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path, write):
 
 @pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.99])
 def test_a_truncated_file_is_named_and_the_one_before_it_is_used(tmp_path, capsys, share):
-    saved(tmp_path, 2, 10)
+    save_steps(tmp_path, 2, 10)
     whole = (tmp_path / "000010.pt").read_bytes()
     (tmp_path / "000010.pt").write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(UserError, match="000010.pt"):
         checkpoint.load(tmp_path / "000010.pt")
-    path, contents = checkpoint.newest(tmp_path)
+    path, contents = checkpoint.load_newest(tmp_path)
     assert path.name == "000002.pt" and contents["trainer"]["steps"] == 2
     assert "000010.pt" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("contents", "word"),
-    [
-        ([1, 2], "not a checkpoint"),
-        ({"model": torch.zeros(2)}, "not a checkpoint"),
-        ({"format": checkpoint.FORMAT, "version": 99}, "version 99"),
-    ],
-)
-def test_foreign_files_are_refused_by_name(tmp_path, contents, word):
+@pytest.mark.parametrize("contents", [[1, 2], {"model": torch.zeros(2)}], ids=["list", "dict"])
+def test_foreign_files_are_refused_by_name(tmp_path, contents):
     torch.save(contents, tmp_path / "x.pt")
-    with pytest.raises(UserError, match=word) as caught:
+    with pytest.raises(UserError, match="x.pt is not a checkpoint"):
         checkpoint.load(tmp_path / "x.pt")
-    assert "x.pt" in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
+        ({"version": 99}, "version 99"),
         ({"faces": 3}, "faces is of type int, not str"), ({"config": []}, "config is of type list, not dict"),
         ({"best": 3}, "best is no dict"), ({"trainer": {}}, "trainer has no steps"), ({"more": 1}, "key 'more'"),
         ({"version": torch.ones(3)}, "version is of type Tensor, not int"),
@@ -130,30 +123,25 @@ def test_the_outermost_items_have_their_types(tmp_path, change, fault):
             checkpoint.load(tmp_path / "x.pt")
 
 
-def test_absent_files_and_empty_folders_are_named(tmp_path):
-    with pytest.raises(UserError, match="no checkpoint"):
-        checkpoint.load(tmp_path / "000001.pt")
-    with pytest.raises(UserError, match="holds no checkpoint"):
-        checkpoint.newest(tmp_path)
-
-
 def test_half_written_files_go_and_what_could_not_be_read_is_not_counted_among_the_last_ones(tmp_path):
-    saved(tmp_path, 6, 12)
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        checkpoint.load_newest(tmp_path)
+    save_steps(tmp_path, 6, 12)
     (tmp_path / "000018.pt").write_bytes(b"damaged")
     (tmp_path / f"000024.pt.123{files.TEMPORARY}").write_bytes(b"half")
-    path, _ = checkpoint.newest(tmp_path)
+    path, _ = checkpoint.load_newest(tmp_path)
     checkpoint.set_aside(tmp_path, int(path.stem))
-    saved(tmp_path, 13)
+    save_steps(tmp_path, 13)
     checkpoint.prune(tmp_path, keep=1)
     assert sorted(os.listdir(tmp_path)) == ["000013.pt", "000018.damaged"]
-    assert checkpoint.newest(tmp_path)[1]["trainer"]["steps"] == 13
+    assert checkpoint.load_newest(tmp_path)[1]["trainer"]["steps"] == 13
 
 
 def test_the_last_ones_stay(tmp_path):
-    saved(tmp_path, 5, 999_999, 1_000_000)  # in the order of numbers, not of letters
+    save_steps(tmp_path, 5, 999_999, 1_000_000)  # in the order of numbers, not of letters
     (tmp_path / "notes.txt").write_text("mine")
     checkpoint.prune(tmp_path, keep=2)
     assert sorted(os.listdir(tmp_path)) == ["1000000.pt", "999999.pt", "notes.txt"]
-    assert checkpoint.newest(tmp_path)[0].name == "1000000.pt"
+    assert checkpoint.load_newest(tmp_path)[0].name == "1000000.pt"
     checkpoint.prune(tmp_path, keep=1)
     assert sorted(os.listdir(tmp_path)) == ["1000000.pt", "notes.txt"]

@@ -1,4 +1,4 @@
-"""Bad checkpoints: hundreds of damaged, foreign and hostile files, of which nothing is executed or taken over."""
+"""Bad checkpoints: hundreds of damaged, foreign and hostile files. Nothing in them is executed or used."""
 
 import dataclasses
 import io
@@ -18,7 +18,7 @@ import evaluate
 import sample
 import train
 from magnet.run import checkpoint
-from magnet.run.checkpoint_validation import random_state, restored_config
+from magnet.run.checkpoint_validation import require_random_state, restore_config
 from magnet.run.saved_runs import load_agents
 from magnet.run.session import build
 from magnet.support.errors import UserError
@@ -32,43 +32,59 @@ GAMES = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=GAMES)
-def whole(request, tmp_path_factory):
-    """A whole checkpoint: its bytes, as a run leaves it."""
-    config = small_config(device="cpu", **GAMES[request.param])
-    trainer = trainer_on(config, small_faces())
-    for _ in range(4):
-        trainer.step()
-    path = tmp_path_factory.mktemp("run") / "000004.pt"
-    state = {"config": dataclasses.asdict(config), "faces": trainer.dataset.fingerprint}
-    best = {"swd": 3.5, "step": 2, "worse_since": 1}
-    checkpoint.save(path, state | {"trainer": trainer.state_dict(), "best": best})
-    return path.read_bytes()
+@pytest.fixture(scope="module")
+def wholes(tmp_path_factory):
+    """By game the bytes of a whole checkpoint, as a run leaves it."""
+    files = {}
+    for game, changes in GAMES.items():
+        config = small_config(device="cpu", **changes)
+        trainer = trainer_on(config, small_faces())
+        for _ in range(4):
+            trainer.step()
+        path = tmp_path_factory.mktemp("run") / "000004.pt"
+        state = {"config": dataclasses.asdict(config), "faces": trainer.dataset.fingerprint}
+        best = {"swd": 3.5, "step": 2, "worse_since": 1}
+        checkpoint.save(path, state | {"trainer": trainer.state_dict(), "best": best})
+        files[game] = path.read_bytes()
+    return files
+
+
+@pytest.fixture(params=GAMES)
+def whole(request, wholes):
+    """The bytes of a whole checkpoint of each game."""
+    return wholes[request.param]
 
 
 def contents(data: bytes) -> dict:
     return torch.load(io.BytesIO(data), weights_only=True)
 
 
-def packed(state: dict) -> bytes:
+def pack(state: dict) -> bytes:
     file = io.BytesIO()
     torch.save(state, file)
     return file.getvalue()
 
 
+def holder_of(state: dict, path: tuple):
+    """The dict or list in which the item at `path` of a checkpoint's contents lies."""
+    for key in path[:-1]:
+        state = state[key]
+    return state
+
+
 def resume(path):
-    """What train.py --resume makes of a checkpoint."""
-    found = checkpoint.load(path)
-    return build(restored_config(path, found["config"]), PIXELS, path, found)[0]
+    """Reads a checkpoint as train.py --resume does."""
+    saved = checkpoint.load(path)
+    return build(restore_config(path, saved["config"]), PIXELS, path, saved)[0]
 
 
-def sampled(path):
-    """What sample.py and evaluate.py make of it."""
+def load_for_samples(path):
+    """Reads a checkpoint as sample.py and evaluate.py do."""
     return load_agents(path, checkpoint.load(path), "cpu")
 
 
-def refused(path, read=resume) -> str:
-    """The one sentence by which `path` is refused."""
+def read_refusal(path, read=resume) -> str:
+    """The one sentence that refuses `path`."""
     with pytest.raises(UserError) as caught:
         read(path)
     sentence = str(caught.value)
@@ -76,11 +92,11 @@ def refused(path, read=resume) -> str:
     return sentence
 
 
-def test_a_whole_checkpoint_is_taken_over_to_the_last_bit(whole, tmp_path):
+def test_a_whole_checkpoint_is_restored_to_the_last_bit(whole, tmp_path):
     path = tmp_path / "whole.pt"
     path.write_bytes(whole)
     assert same(saved(resume(path)), contents(whole)["trainer"])
-    generators, discriminators, _ = sampled(path)
+    generators, discriminators, _ = load_for_samples(path)
     trained = contents(whole)["trainer"]["agents"]
     for agent in (*generators, *discriminators):
         assert same({k: dict(n.state_dict()) for k, n in agent.networks.items()}, trained[agent.name]["networks"])
@@ -93,12 +109,12 @@ def test_a_damaged_file_is_refused_or_unharmed(whole, tmp_path, count):
     chance, unharmed = random.Random(SEED), 0
     for i in range(count):
         data = bytearray(whole)
-        kind, at = chance.choice(("flip", "flip", "cut", "overwrite", "append")), chance.randrange(len(data))
-        if kind == "flip":
+        damage, at = chance.choice(("flip", "flip", "cut", "overwrite", "append")), chance.randrange(len(data))
+        if damage == "flip":
             data[at] ^= 1 << chance.randrange(8)
-        elif kind == "cut":
+        elif damage == "cut":
             del data[at:]
-        elif kind == "overwrite":
+        elif damage == "overwrite":
             data[at : at + 64] = chance.randbytes(64)
         else:
             data += chance.randbytes(chance.randrange(1, 100))
@@ -109,7 +125,7 @@ def test_a_damaged_file_is_refused_or_unharmed(whole, tmp_path, count):
         except UserError as error:
             assert str(path) in str(error) and "\n" not in str(error)
         else:
-            assert same(found, contents(whole)), (kind, at)
+            assert same(found, contents(whole)), (damage, at)
             unharmed += 1
         path.unlink()
     assert unharmed < count / 2
@@ -123,7 +139,7 @@ def test_a_flipped_bit_of_a_weight_is_found_where_pytorch_does_not_look(whole, t
     path = tmp_path / "flipped.pt"
     path.write_bytes(data)
     assert not same(torch.load(path, weights_only=True), contents(whole))
-    assert "damaged" in refused(path)
+    assert "damaged" in read_refusal(path)
 
 
 UNREAD = "param_groups"
@@ -134,10 +150,7 @@ def spoil(state: dict, chance: random.Random) -> str:
     path = chance.choice([path for path in leaves(state) if UNREAD not in path])
     if chance.random() < 0.3:
         path = path[: chance.randint(1, len(path))]  # something larger: a network, an agent
-    *way, key = path
-    holder = state
-    for step in way:
-        holder = holder[step]
+    holder, key = holder_of(state, path), path[-1]
     value = holder[key]
     if isinstance(holder, dict) and chance.random() < 0.3:
         if chance.random() < 0.5:
@@ -171,41 +184,55 @@ def test_contents_that_no_run_writes_are_refused_by_name(whole, tmp_path, count)
         state = contents(whole)
         name = spoil(state, chance)
         path = tmp_path / f"{i}.pt"
-        path.write_bytes(packed(state))
-        sentence = refused(path)
+        path.write_bytes(pack(state))
+        sentence = read_refusal(path)
         assert name in sentence.replace("-", "_") or name in ("config", "format"), sentence
         path.unlink()
 
 
-@pytest.mark.parametrize("index", [-1, 40])
-def test_an_index_of_no_image_is_refused(whole, tmp_path, index):
-    for place in (("environment",), ("replay", "storage")):
-        state = contents(whole)
-        holder = state["trainer"]
-        for key in place:
-            holder = holder[key]
-        holder["real"][1:2] = index
-        (tmp_path / "x.pt").write_bytes(packed(state))
-        if len(holder["real"]):  # the team replays nothing
-            assert f"{place[-1]}.real has an index outside 0 ... 39" in refused(tmp_path / "x.pt")
+def change_first(number):
+    """A change of a tensor: its first number."""
+    return lambda tensor: tensor.index_fill(0, torch.tensor([0]), number)
 
 
-@pytest.mark.parametrize("read", [resume, sampled])
+ONE, TEAM = GAMES
+AGENTS = ("trainer", "agents")
+WRONG = [
+    *((game, ("trainer", "environment", "real"), change_first(index), "environment.real has an index outside 0 ... 39")
+      for game in GAMES for index in (-1, 40)),
+    (ONE, ("trainer", "replay", "storage", "real"), change_first(40), "storage.real has an index outside 0 ... 39"),
+    (ONE, ("trainer", "environment", "random"), torch.zeros(16, dtype=torch.uint8), "environment.random is no state"),
+    (ONE, ("best", "step"), "2", "best.step is of type str, not int"),
+    (ONE, ("best", "step"), -1, "best.step is not from 0"),
+    (ONE, ("best", "swd"), float("nan"), "best.swd is not a number"),
+    (ONE, ("best", "kl"), 0.5, "best has the unknown key 'kl'"),
+    *((TEAM, (*AGENTS, "generator_1", "scaler", name), value, f"generator_1.scaler.{name} is no number from")
+      for name, values in (("scale", (0.0, -1.0, float("inf"), 1e39, float("nan"), 1)),
+                           ("_growth_tracker", (2000, -1, 1.0))) for value in values),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("game", "place", "value", "fault"), WRONG)
+def test_a_value_that_no_run_has_is_refused(wholes, tmp_path, game, place, value, fault):
+    state = contents(wholes[game])
+    holder = holder_of(state, place)
+    holder[place[-1]] = value(holder[place[-1]]) if callable(value) else value
+    (tmp_path / "x.pt").write_bytes(pack(state))
+    assert fault in read_refusal(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("read", [resume, load_for_samples])
 @pytest.mark.parametrize("part", ["networks", "targets"])
 def test_weights_that_are_not_finite_are_refused_by_all_programs(whole, tmp_path, read, part):
     state = contents(whole)
     agent, trained = list(state["trainer"]["agents"].items())[-1]
     trained[part]["actor"]["logit.bias"][0] = float("inf")
-    (tmp_path / "x.pt").write_bytes(packed(state))
-    assert f"trainer.agents.{agent}.{part}.actor.logit.bias is not finite" in refused(tmp_path / "x.pt", read)
+    (tmp_path / "x.pt").write_bytes(pack(state))
+    assert f"trainer.agents.{agent}.{part}.actor.logit.bias is not finite" in read_refusal(tmp_path / "x.pt", read)
 
 
-def test_a_random_state_that_no_generator_takes_is_refused(whole, tmp_path):
-    state = contents(whole)
-    state["trainer"]["environment"]["random"] = torch.zeros(16, dtype=torch.uint8)  # as a GPU's, but it is on the CPU
-    (tmp_path / "x.pt").write_bytes(packed(state))
-    assert "environment.random is no state" in refused(tmp_path / "x.pt")
-    check = random_state(torch.Generator())
+def test_a_random_state_fits_its_generator_or_comes_from_another_device():
+    check = require_random_state(torch.Generator())
     assert check(torch.Generator().get_state()) is None and check(torch.zeros(16, dtype=torch.uint8)) is None
     assert check(torch.full((5056,), 255, dtype=torch.uint8)) and check(torch.zeros(17, dtype=torch.uint8))
 
@@ -216,7 +243,7 @@ def test_what_pytorch_hides_beside_weights_is_not_used(whole, tmp_path):
     for agent in state["trainer"]["agents"].values():
         for network in (*agent["networks"].values(), *agent["targets"].values()):
             network._metadata = "nonsense"
-    (tmp_path / "x.pt").write_bytes(packed(state))
+    (tmp_path / "x.pt").write_bytes(pack(state))
     assert same(saved(resume(tmp_path / "x.pt")), contents(whole)["trainer"])
 
 
@@ -230,7 +257,7 @@ class Payload:
         return self.call
 
 
-def payloads(marker) -> list:
+def make_payloads(marker) -> list:
     """Calls that would make the folder or file `marker`."""
     command = f"import os; os.mkdir({str(marker)!r})"
     inner = io.BytesIO()
@@ -252,14 +279,11 @@ def test_nothing_is_executed_wherever_it_hides(whole, tmp_path, count):
     chance, marker = random.Random(SEED), tmp_path / "executed"
     for i in range(count):
         state = contents(whole)
-        *way, key = chance.choice(list(leaves(state)))
-        holder = state
-        for step in way:
-            holder = holder[step]
-        holder[key] = chance.choice(payloads(marker))
+        place = chance.choice(list(leaves(state)))
+        holder_of(state, place)[place[-1]] = chance.choice(make_payloads(marker))
         path = tmp_path / f"{i}.pt"
-        path.write_bytes(pickle.dumps(state) if chance.random() < 0.3 else packed(state))
-        sentence = refused(path, chance.choice((resume, sampled)))
+        path.write_bytes(pickle.dumps(state) if chance.random() < 0.3 else pack(state))
+        sentence = read_refusal(path, chance.choice((resume, load_for_samples)))
         assert "cannot be read" in sentence and "weights_only" not in sentence, "PyTorch advises to execute it"
         assert not marker.exists()
         path.unlink()
@@ -297,41 +321,14 @@ def test_compressed_records_are_refused_before_they_fill_the_memory(whole, tmp_p
     with zipfile.ZipFile(io.BytesIO(whole)) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for record in source.infolist():
             archive.writestr(record.filename, source.read(record))
-    assert "records are compressed" in refused(path)
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "fault"),
-    [
-        ("step", "2", "best.step is of type str, not int"), ("step", -1, "best.step is not from 0"),
-        ("swd", float("nan"), "best.swd is not a number"), ("kl", 0.5, "best has the unknown key 'kl'"),
-    ],
-)  # fmt: skip
-def test_a_best_score_of_another_form_is_refused(whole, tmp_path, name, value, fault):
-    state = contents(whole)
-    state["best"][name] = value
-    (tmp_path / "x.pt").write_bytes(packed(state))
-    assert fault in refused(tmp_path / "x.pt")
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("scale", 0.0), ("scale", -1.0), ("scale", float("inf")), ("scale", 1e39), ("scale", float("nan")),
-     ("scale", 1), ("_growth_tracker", 2000), ("_growth_tracker", -1), ("_growth_tracker", 1.0)],
-)  # fmt: skip
-@pytest.mark.parametrize("whole", ["a team"], indirect=True)
-def test_a_scale_of_losses_that_no_run_has_is_refused(whole, tmp_path, name, value):
-    state = contents(whole)
-    state["trainer"]["agents"]["generator_1"]["scaler"][name] = value
-    (tmp_path / "x.pt").write_bytes(packed(state))
-    assert f"generator_1.scaler.{name} is no number from" in refused(tmp_path / "x.pt")
+    assert "records are compressed" in read_refusal(path)
 
 
 def test_a_config_of_giants_is_refused_before_they_are_built(whole, tmp_path):
     state = contents(whole)
     state["config"] |= {"width": 4096, "nz": 65536}
-    (tmp_path / "x.pt").write_bytes(packed(state))
-    assert "networks" in refused(tmp_path / "x.pt", sampled)
+    (tmp_path / "x.pt").write_bytes(pack(state))
+    assert "networks" in read_refusal(tmp_path / "x.pt", load_for_samples)
 
 
 def test_the_programs_say_so_in_one_sentence_and_leave_the_run_as_it_was(place, capsys):
@@ -341,7 +338,7 @@ def test_the_programs_say_so_in_one_sentence_and_leave_the_run_as_it_was(place, 
     for path in folder.glob("*.pt"):
         state = checkpoint.load(path)
         state["trainer"]["agents"]["generator"]["targets"]["actor"]["lstm.1.bias_hh"] = torch.zeros(7)
-        path.write_bytes(packed(state))
+        path.write_bytes(pack(state))
     before = {p: p.read_bytes() for p in (place / "models").rglob("*") if p.is_file()}
     for program, arguments in (
         (train, ["--resume", "models/run", "--steps", "5"]),

@@ -9,7 +9,7 @@ from conftest import new_trainer, run, small_config, weights
 from magnet.config import complete
 from magnet.run import checkpoint
 from magnet.run.exported import export
-from magnet.run.initial_networks import take_networks, with_sizes_of_init
+from magnet.run.initial_networks import adopt_architecture, take_networks
 from magnet.support.errors import UserError
 
 
@@ -40,7 +40,7 @@ def test_all_networks_and_targets_of_a_checkpoint_are_taken_and_nothing_else(tmp
 
 def test_exported_weights_are_where_networks_and_targets_begin(tmp_path):
     old, new = trained(seed=5), new_trainer()
-    export(tmp_path / "w.pt", old.generators, old.discriminators, old.faces, 3, "f")
+    export(tmp_path / "w.pt", old.generators, old.discriminators, old.dataset, 3, "f")
     fresh = weights(new.agents)
     said = take_networks(new.agents, str(tmp_path / "w.pt"))
     assert "G, G_a, D_a" in said and "New: G_c, D_c." in said
@@ -77,10 +77,10 @@ def test_a_run_without_a_network_in_common_is_refused(tmp_path):
 
 def test_sizes_follow_the_networks_and_others_are_refused(tmp_path):
     path = write_checkpoint(trained(), tmp_path / "c.pt")
-    config = with_sizes_of_init(complete({"init": path, "lr": 0.1}), {"init": path, "lr": 0.1})
+    config = adopt_architecture(complete({"init": path, "lr": 0.1}), {"init": path, "lr": 0.1})
     ours = small_config()
     assert (config.image_size, config.width, config.nz, config.lr) == (32, ours.width, ours.nz, 0.1)
-    assert with_sizes_of_init(config, {"width": ours.width}) == config
+    assert adopt_architecture(config, {"width": ours.width}) == config
     with pytest.raises(UserError, match=f"--nz {ours.nz}: leave out other values"):
-        with_sizes_of_init(config, {"nz": 7})
-    assert with_sizes_of_init(ours, {}) is ours
+        adopt_architecture(config, {"nz": 7})
+    assert adopt_architecture(ours, {}) is ours

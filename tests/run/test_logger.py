@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from magnet.run.logger import RunLogger, new_run, sole_owner, write_progress
+from magnet.run.logger import RunLogger, create_run, lock_run, write_progress
 from magnet.support.errors import Diverged, UserError
 
 
 @pytest.fixture
 def run(tmp_path):
-    return new_run(tmp_path / "models", "run")
+    return create_run(tmp_path / "models", "run")
 
 
 @pytest.fixture
@@ -32,9 +32,9 @@ def lines(run):
 
 
 def test_a_clash_of_names_gets_a_suffix_and_a_default_name_suits_windows(tmp_path):
-    names = [new_run(tmp_path, "a").name for _ in range(3)]
+    names = [create_run(tmp_path, "a").name for _ in range(3)]
     assert names == ["a", "a-2", "a-3"]
-    assert not set(new_run(tmp_path).name) & set('<>:"/\\|?*')
+    assert not set(create_run(tmp_path).name) & set('<>:"/\\|?*')
 
 
 def test_eight_runs_of_one_name_at_the_same_moment_get_eight_folders(tmp_path):
@@ -42,7 +42,7 @@ def test_eight_runs_of_one_name_at_the_same_moment_get_eight_folders(tmp_path):
 
     def begin(_):
         together.wait()
-        return new_run(tmp_path / "models", "a").name
+        return create_run(tmp_path / "models", "a").name
 
     with ThreadPoolExecutor(8) as pool:
         names = sorted(pool.map(begin, range(8)))
@@ -52,15 +52,15 @@ def test_eight_runs_of_one_name_at_the_same_moment_get_eight_folders(tmp_path):
 def test_a_file_in_the_place_of_the_models_folder_is_named(tmp_path):
     (tmp_path / "models").write_text("")
     with pytest.raises(UserError, match="models"):
-        new_run(tmp_path / "models", "a")
+        create_run(tmp_path / "models", "a")
 
 
 def test_a_run_has_one_owner_at_a_time(run):
-    with sole_owner(run):
-        with pytest.raises(UserError, match=f"another process, {os.getpid()};"), sole_owner(run):
+    with lock_run(run):
+        with pytest.raises(UserError, match=f"another process, {os.getpid()};"), lock_run(run):
             pass
     (run / ".owner").write_text("1")  # as a killed process leaves it, whose lock has ended with it
-    with sole_owner(run):
+    with lock_run(run):
         assert (run / ".owner").read_text() == str(os.getpid())
     assert not (run / ".owner").exists()
 
@@ -117,8 +117,8 @@ def test_what_a_killed_process_wrote_past_its_checkpoint_is_taken_back(run, new_
     book = new_book(step=0, every=1)
     for step in range(1, 6):
         book.add({"x": torch.tensor(float(step))})
-        book.picture("prior", torch.zeros(64, 3, 4, 4))
-        book.picture("policy", torch.zeros(64, 3, 4, 4))
+        book.save_grid("prior", torch.zeros(64, 3, 4, 4))
+        book.save_grid("policy", torch.zeros(64, 3, 4, 4))
     book.tensorboard.close()
     (run / "samples" / "best.png").write_bytes(b"somebody's own")
     with open(run / "metrics.jsonl", "a") as file:
@@ -139,7 +139,7 @@ def test_what_a_killed_process_wrote_past_its_checkpoint_is_taken_back(run, new_
 def test_a_grid_is_eight_by_eight_row_by_row(run, new_book):
     book = new_book(step=7, every=1)
     images = torch.linspace(-1, 1, 64)[:, None, None, None].expand(64, 3, 4, 4)
-    book.picture("prior", images)
+    book.save_grid("prior", images)
     grid = Image.open(run / "samples" / "000007.png")
     assert grid.size == (8 * 6 + 2, 8 * 6 + 2)
     for i in range(64):
@@ -150,8 +150,8 @@ def test_progress_shows_the_prior_grids_in_order(run, new_book):
     assert write_progress(run) is None
     book = new_book(step=0, every=1)
     for book.step, value in [(999_999, 0.0), (1_000_000, 1.0), (5, -1.0)]:
-        book.picture("prior", torch.full((64, 3, 4, 4), value))
-        book.picture("policy", torch.full((64, 3, 4, 4), 0.5))
+        book.save_grid("prior", torch.full((64, 3, 4, 4), value))
+        book.save_grid("policy", torch.full((64, 3, 4, 4), 0.5))
     film = Image.open(write_progress(run))
     shown = []
     for frame in range(film.n_frames):

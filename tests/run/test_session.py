@@ -1,4 +1,4 @@
-"""How a run begins: which algorithms PyTorch picks among on a GPU, and that older runs know nothing of the choice."""
+"""How a run begins: the algorithms that PyTorch uses on a GPU, and the parameters of older runs."""
 
 import dataclasses
 import os
@@ -13,7 +13,7 @@ import sample
 import train
 from magnet.config import Config
 from magnet.run import checkpoint, session
-from magnet.run.checkpoint_validation import restored_config
+from magnet.run.checkpoint_validation import restore_config
 from magnet.run.session import prepare_device
 from magnet.support.errors import UserError
 
@@ -102,8 +102,6 @@ def test_an_older_run_has_its_parameters_under_their_present_names(weights, crit
     older["returns"] = older.pop("reward_function")
     del older["critics"]
     older |= dict(zip(("lambda_generator", "lambda_discriminator"), weights, strict=True))
-    assert restored_config(Path("config.json"), older) == Config(reward_function="hinge", critics=critics)
-    with pytest.raises(
-        UserError, match="differs in lambda_discriminator, lambda_generator"
-    ):  # a mixture, since removed
-        restored_config(Path("config.json"), older | {"lambda_generator": 0.5})
+    assert restore_config(Path("config.json"), older) == Config(reward_function="hinge", critics=critics)
+    with pytest.raises(UserError, match="lambda_discriminator, lambda_generator"):  # a mixture, since removed
+        restore_config(Path("config.json"), older | {"lambda_generator": 0.5})

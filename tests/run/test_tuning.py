@@ -1,4 +1,4 @@
-"""The threads and the precision that are fastest: when they are measured, and what is taken."""
+"""The fastest threads and precision: when they are measured, and which are chosen."""
 
 import dataclasses
 import json
@@ -12,6 +12,7 @@ from test_train import TINY
 
 import train
 from magnet.config import Config
+from magnet.evaluation.sampling import FixedGrids
 from magnet.run import tuning
 from magnet.support.devices import settle
 
@@ -19,17 +20,17 @@ SECONDS = {(4, "bf16"): 0.3, (4, "fp32"): 0.2, (2, "bf16"): 0.1, (2, "fp32"): 0.
 
 
 @pytest.fixture
-def measured(monkeypatch):
-    """A machine of four cores with bfloat16, with the times above: a list of what was asked."""
-    asked = []
+def measurements(monkeypatch):
+    """A machine of four cores with bfloat16, with the times above: the numbers of settings that were measured."""
+    counts_of_settings = []
 
     def measure(config, counts, precisions):
-        asked.append(len(counts) * len(precisions))
+        counts_of_settings.append(len(counts) * len(precisions))
         return {(count, precision): SECONDS[count, precision] for count in counts for precision in precisions}
 
-    monkeypatch.setattr(tuning, "measure", measure)
+    monkeypatch.setattr(tuning, "measure_steps", measure)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    return asked
+    return counts_of_settings
 
 
 @pytest.mark.parametrize(
@@ -42,25 +43,23 @@ def measured(monkeypatch):
     ],
     ids=str,
 )
-def test_the_fastest_setting_is_taken_of_those_left_open_and_named(measured, capsys, given, fastest, count):
-    asked = Config(device="cpu", **given)
-    config = dataclasses.replace(asked, threads=given.get("threads", "4"), precision=given.get("precision", "bf16"))
-    found = tuning.tune(config, asked)
-    assert (found.threads, found.precision) == fastest
-    assert dataclasses.replace(found, threads="", precision="") == dataclasses.replace(config, threads="", precision="")
-    assert measured == [count] * (count > 0)
+def test_the_fastest_setting_is_taken_of_those_left_open_and_named(measurements, capsys, given, fastest, count):
+    requested = Config(device="cpu", **given)
+    config = dataclasses.replace(requested, **({"threads": "4", "precision": "bf16"} | given))
+    assert tuning.tune(config, requested) == dataclasses.replace(config, threads=fastest[0], precision=fastest[1])
+    assert measurements == [count] * (count > 0)
     said = capsys.readouterr().out
     assert said.count("\n") == (count > 0) and (f"--threads {fastest[0]} --precision {fastest[1]}" in said or not count)
 
 
-def test_omp_num_threads_and_a_gpu_leave_the_threads_as_they_are(measured, monkeypatch):
+def test_omp_num_threads_and_a_gpu_leave_the_threads_as_they_are(measurements, monkeypatch):
     config = Config(threads="4", precision="fp32", device="cpu")
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     assert tuning.tune(config, Config()) == config
     monkeypatch.delenv("OMP_NUM_THREADS")
     on_gpu = dataclasses.replace(config, device="cuda", precision="bf16")
     assert tuning.tune(on_gpu, Config()) == on_gpu
-    assert not measured
+    assert not measurements
 
 
 @pytest.mark.parametrize("changes", [{"extra_reward": "resemble"}, {"data": "gaussians-8"}], ids=["faces", "points"])
@@ -68,18 +67,20 @@ def test_steps_of_the_game_are_measured_and_no_longer_than_said(changes, monkeyp
     config = small_config(threads="1", device="cpu", **changes)
     precisions = ["fp32"] if config.points else ["fp32", "bf16"]
     monkeypatch.setattr(tuning, "LONGEST", 60.0)  # beside other programs as well
+    monkeypatch.setattr(tuning, "TIMED", 1)
     threads, since = torch.get_num_threads(), time.perf_counter()
-    found = tuning.measure(config, [2, 1], precisions)
+    found = tuning.measure_steps(config, [2, 1], precisions)
     assert set(found) == {(count, precision) for count in (2, 1) for precision in precisions}
     assert all(0 < seconds < time.perf_counter() - since for seconds in found.values())
     monkeypatch.setattr(tuning, "LONGEST", 0.0)
-    assert set(tuning.measure(config, [2, 1], precisions)) == {(2, precision) for precision in precisions}
+    assert set(tuning.measure_steps(config, [2, 1], precisions)) == {(2, precision) for precision in precisions}
     torch.set_num_threads(threads)
 
 
 def test_a_run_keeps_its_threads_when_it_goes_on_and_takes_others_if_told(place, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(FixedGrids, "draw", lambda self: {})  # they take longer than the steps
     threads = torch.get_num_threads()
     try:
         assert train.main([*TINY, "--threads", "2", "--steps", "1", "--name", "run"]) == 0

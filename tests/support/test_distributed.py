@@ -16,7 +16,7 @@ from test_train import ROOT, TINY, finish, state, wait_for
 
 import train
 from magnet.data.image_dataset import ImageDataset
-from magnet.run.signals import goes_on
+from magnet.run.signals import should_continue
 from magnet.support import distributed
 from magnet.support.errors import UserError
 
@@ -78,8 +78,8 @@ def play_together(rank, folder):
     for game in GAMES:
         play(game, folder, f"rank{rank}")
         play(game, folder, f"rank{rank}", start="alone")
-    stop, evaluation = SimpleNamespace(signal=signal.SIGTERM if rank else 0), SimpleNamespace(patience_ended=False)
-    further = goes_on(SimpleNamespace(steps=1), evaluation, 2, stop)
+    stop, evaluation = SimpleNamespace(signal=signal.SIGTERM if rank else 0), SimpleNamespace(is_over=False)
+    further = should_continue(SimpleNamespace(steps=1), evaluation, 2, stop)
     distributed.require_equal(seed=0)
     try:
         distributed.require_equal(seed=0, images=str(rank))

@@ -97,8 +97,8 @@ def test_grids_have_rows_for_each_generator_of_the_same_noise_and_states(generat
     assert len(drawn["prior"]) == len(drawn["policy"]) == generators * rows * 8
     for i, agent in enumerate(trainer.generators):
         mine = drawn["prior"][i * rows * 8 : (i + 1) * rows * 8]
-        assert torch.equal(mine, Sampler(agent, trainer.dataset, batch=GRID_BATCH).prior(grids.z))
-        assert torch.equal(drawn["policy"][i * rows * 8 :: 2][: rows * 4], grids.state)
+        assert torch.equal(mine, Sampler(agent, trainer.dataset, batch=GRID_BATCH).generate(grids.z))
+        assert torch.equal(drawn["policy"][i * rows * 8 :: 2][: rows * 4], grids.states)
 
 
 @pytest.mark.parametrize("kind", ["prior", "policy", "interpolation"])
@@ -114,9 +114,9 @@ def test_every_generator_makes_its_share_of_the_samples(kind):
 def test_scores_during_training_are_of_all_generators():
     trainer = new_trainer(2, evaluate_every=1)
     evaluation = Evaluation(trainer.generators, trainer.dataset, trainer.config)
-    halves = [Sampler(a, None).prior(z) for a, z in zip(trainer.generators, evaluation.z.chunk(2), strict=True)]
+    halves = [Sampler(a, None).generate(z) for a, z in zip(trainer.generators, evaluation.z.chunk(2), strict=True)]
     expected = sliced_wasserstein(to_uint8(torch.cat(halves)), evaluation.real, stream(0, "projections"))
-    assert evaluation.after(1)["swd"] == pytest.approx(expected["swd"], rel=1e-5)
+    assert evaluation.score(1)["swd"] == pytest.approx(expected["swd"], rel=1e-5)
 
 
 # Settings

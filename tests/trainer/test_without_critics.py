@@ -5,7 +5,7 @@ import torch
 from conftest import differing, gradient, new_trainer, run, same, saved, watch_steps, weights
 from torch.nn.functional import logsigmoid
 
-from magnet.run.checkpoint_validation import networks_fault, trainer_fault
+from magnet.run.checkpoint_validation import find_networks_fault, find_trainer_fault
 
 pytestmark = pytest.mark.usefixtures("every_step")
 
@@ -75,7 +75,7 @@ def test_a_run_without_critics_steps_is_saved_and_goes_on_exactly(without):
             critics = {f"{agent.name}/{name}" for name in ("critic_loss", "gradient_cosine", "critic_gradient")}
             assert logged & critics == (critics if agent.critic else set())
     state = saved(whole)
-    assert trainer_fault(state, restored) is None and networks_fault(state, whole.config) is None
+    assert find_trainer_fault(state, restored) is None and find_networks_fault(state, whole.config) is None
     restored.load_state_dict(state)
     assert run(restored, 3) == run(whole, 3)
     assert same(saved(restored), saved(whole))
@@ -87,5 +87,5 @@ def test_a_checkpoint_of_a_game_with_other_critics_is_no_checkpoint_of_this_one(
     config = {"gamma": 0.0} | WITHOUT[without]
     less, full = new_trainer(**config), new_trainer(critics="both")
     for found, reader in ((less, full), (full, less)):
-        fault = trainer_fault(saved(found), reader)
+        fault = find_trainer_fault(saved(found), reader)
         assert ("critic" in fault or without == "gan") and ("is missing" in fault or "unknown key" in fault)
