@@ -180,6 +180,4 @@ def _scale_sides(w: float, h: float, image_size: int) -> tuple[int, int]:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey, whose values above 255 Pillow would clip to white
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # the same colours, without Pillow's warning
     return image if image.mode == "RGB" else image.convert("RGB")

@@ -49,8 +49,6 @@ def _hide_in_jpeg(data: memoryview) -> bytes:
         marker, at = match[1][0], match.end()
         if marker in (0xD9, 0xDA):  # the end, or the pixels
             break
-        if marker == 1 or 0xD0 <= marker <= 0xD8:  # without a length
-            continue
         (length,) = struct.unpack_from(">H", data, at)
         if 0xE0 <= marker <= 0xEF:
             content = bytes(data[at + 2 : at + length])
