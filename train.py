@@ -9,7 +9,7 @@ Exit status: 0 done; 1 the machine failed (disk, memory); 2 a mistake in the set
 finite (the last good checkpoint stays); 130, 143, 129 stopped by Ctrl-C, SIGTERM or a closed terminal, and saved.
 """
 
-PARAMETERS = {}  # parameters of new runs: change them here, or on the command line, which wins: {"lr": 1e-4}
+PARAMETERS = {}  # parameters of new runs, such as {"lr": 1e-4}; the command line wins
 
 import argparse
 import dataclasses
@@ -81,7 +81,7 @@ def choose_settings(given: dict, commands: argparse.Namespace, lock_stack: ExitS
     if commands.resume:
         commands.resume, named = find_run(commands.resume, complete(PARAMETERS | given).models_dir)
         if distributed.rank() == 0:
-            lock_stack.enter_context(lock_run(commands.resume))  # first: its owner writes and deletes checkpoints
+            lock_stack.enter_context(lock_run(commands.resume))  # first: a running train.py deletes checkpoints
         requested, path, saved = resume_run(commands.resume, named, given)
     else:
         base = read_parameters(commands.config) if commands.config else PRESETS[commands.preset]
@@ -114,7 +114,7 @@ def train(config: Config, run: Path, trainer, evaluation, total: int, stop) -> N
             is_last = trainer.steps == total or evaluation.is_over
             if trainer.steps % config.sample_every == 0 or is_last:
                 recorder.draw()
-            if is_last:  # before the last checkpoint: a run that is killed in between goes on from the one before
+            if is_last:  # before the last checkpoint, so that a run killed in between still writes it when resumed
                 write_progress(run)
             if scores and evaluation.best["step"] == trainer.steps:
                 recorder.save(BEST)
@@ -140,7 +140,7 @@ def lead(config: Config, run: Path | None, trainer, evaluation, total: int, lock
         write_json(run / "environment.json", describe_environment(trainer.device))
         print(f"Run folder: {run}")
         train(config, run, trainer, evaluation, total, stop)
-        distributed.all_reduce_max(0)
+        distributed.all_reduce_max(0)  # `follow` waits for this: all is saved
     if stop.signal and trainer.steps < total:
         print(f"Stopped and saved at step {trainer.steps}; go on with: {build_resume_command(config, run)}")
         return 128 + stop.signal

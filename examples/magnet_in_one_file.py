@@ -76,7 +76,7 @@ class WideLinear(nn.Linear):
 
 
 class Critic(nn.Module):
-    """Q(observation, action): (B, O), (B, A) -> (B,). The observation is made of an actor's features."""
+    """Q(observation, action): (B, O), (B, A) -> (B,). The observation is features that an actor has computed."""
 
     def __init__(self, observation: int, action: int, h: int = HIDDEN):
         super().__init__()
@@ -98,7 +98,7 @@ def draw_states(images: int, rng: torch.Generator):
     """Yields states without end: indices (NEW,) in shuffled order. Index images + i is image i mirrored."""
     order, end = torch.empty(0, dtype=torch.int64), 0
     while True:
-        if end + NEW > len(order):  # the next pass over all images: those of the last state come last in it
+        if end + NEW > len(order):  # the next pass over all images begins; the last state's images come last
             last_state, order = order[end - NEW : end], torch.randperm(images, generator=rng)
             latest = torch.isin(order, last_state % images)
             order, end = torch.cat([order[~latest], order[latest]]), 0
@@ -117,7 +117,7 @@ def diversity_objective(z: Tensor) -> Tensor:
 
 
 def descend(optimizer: torch.optim.Adam, loss: Tensor) -> None:
-    """Takes one step. Other networks that `loss` passes through get no gradient."""
+    """Takes one step on `loss`. Only the optimizer's parameters get a gradient."""
     optimizer.zero_grad()
     loss.backward(inputs=optimizer.param_groups[0]["params"])
     optimizer.step()
@@ -146,7 +146,7 @@ def train(pixels: Tensor, steps: int, seed: int = 0) -> tuple[nn.ModuleDict, nn.
     images = torch.cat([pixels, pixels.flip(3)])  # image N + i is image i mirrored
     states = draw_states(len(pixels), rng["environment"])
     s, x = next(states), next(states)  # line 3: the indices of s_t and x_t = s_{t+1}, (NEW,) each
-    index = torch.zeros(REPLAY_SIZE, dtype=torch.int64)  # the buffer: indices of s_t and x_t, G_a's memory, image
+    index = torch.zeros(REPLAY_SIZE, dtype=torch.int64)  # the buffer's fields: s_t, x_t, G_a's memory, image
     replay = (index, index.clone(), torch.zeros(REPLAY_SIZE, 4, HIDDEN), torch.zeros(REPLAY_SIZE, 3, 32, 32).byte())
 
     for step in range(steps):
@@ -171,20 +171,20 @@ def train(pixels: Tensor, steps: int, seed: int = 0) -> tuple[nn.ModuleDict, nn.
         real_logit, fake_logit = D_a[1](real_features), D_a[1](fake_features)  # (B, 1)
 
         # Lines 6 to 8: store the transitions. The next state does not depend on the actions, therefore gamma is 0.
-        rows = torch.arange(step * NEW, (step + 1) * NEW) % REPLAY_SIZE
+        places = torch.arange(step * NEW, (step + 1) * NEW) % REPLAY_SIZE
         stored = fake[:NEW].add(1).mul(127.5).round().clamp(0, 255).byte()
         for part, new in zip(replay, (s, x, memory, stored), strict=True):
-            part[rows] = new
+            part[places] = new
         s, x, memory = x, next(states), next_memory[:NEW].detach()
 
         # The discriminator. An image's reward is log sigmoid(label * l). D_c learns it around D_a's own logits.
         features = torch.cat([real_features, fake_features]).detach()
         label = torch.cat([torch.ones_like(real_logit), -torch.ones_like(fake_logit)])  # (2B, 1)
-        right = label * torch.cat([real_logit, fake_logit])  # the logit of the right class
-        tried = right.detach() + torch.randn(right.shape, generator=rng["discriminator"])
-        reward = logsigmoid(tried).squeeze(1)  # line 11: the TD target
-        descend(adam[D_c], mse_loss(D_c(features, torch.cat([tried, label], dim=1)), reward))  # line 12
-        loss = -2 * D_c(features, torch.cat([right, label], dim=1)).mean()  # times 2: real and fake
+        right_logit = label * torch.cat([real_logit, fake_logit])  # the logit of the right class
+        trial = right_logit.detach() + torch.randn(right_logit.shape, generator=rng["discriminator"])
+        reward = logsigmoid(trial).squeeze(1)  # line 11: the TD target
+        descend(adam[D_c], mse_loss(D_c(features, torch.cat([trial, label], dim=1)), reward))  # line 12
+        loss = -2 * D_c(features, torch.cat([right_logit, label], dim=1)).mean()  # times 2: the mean on real + on fake
         if real.requires_grad:  # R1 (Mescheder et al. 2018, arXiv 1801.04406, eq. 9)
             (gradient,) = torch.autograd.grad(real_logit.sum(), real, create_graph=True)
             length = gradient.square().sum(dim=(1, 2, 3)).add(1e-12).sqrt()
@@ -205,7 +205,7 @@ def train(pixels: Tensor, steps: int, seed: int = 0) -> tuple[nn.ModuleDict, nn.
                 target.lerp_(weights.detach(), 1 - (1 - tau) ** TARGETS_EVERY)
 
         if step % 100 == 99 or step == steps - 1:  # BatchNorm uses the statistics of the grid's 64 images
-            print(f"step {step + 1}: reward of G {reward.mean():.2f}, of D {2 * logsigmoid(right).mean():.2f}")
+            print(f"step {step + 1}: reward of G {reward.mean():.2f}, of D {2 * logsigmoid(right_logit).mean():.2f}")
             grid = targets["generator/generator"](fixed_noise).add(1).mul(127.5).byte().view(8, 8, 3, 32, 32)
             Image.fromarray(grid.permute(0, 3, 1, 4, 2).reshape(256, 256, 3).numpy()).save("one_file.png")
     return networks, targets

@@ -1,7 +1,7 @@
 """All parameters of a run, in one dataclass: their defaults, meaning, limits and sources, and the presets.
 
 train.py makes its command line from the fields; a run folder's config.json and every checkpoint hold their values.
-Nothing here imports torch before it is needed, so that --help and a mistyped option are immediate.
+Nothing here imports torch, so that --help and a mistyped option are immediate.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from magnet.support.errors import UserError
 from magnet.support.paths import expand
 
 GAUSSIANS = ("gaussians-8", "gaussians-25")  # see gaussians.py
-MANY = 10**12  # more than anything that is counted here
+MANY = 10**12  # upper limit of a parameter that declares none
 
 
 def parameter(
@@ -21,7 +21,7 @@ def parameter(
 ):
     """A field of Config: its default, its help text, the values that it may take.
 
-    old: for a field that is added, the value that does what the program did before; None: older runs are refused.
+    old: the value for runs that were made before the field existed; None: such runs are refused.
     group: the title of a group in --help, which begins with this field.
     """
     metadata = {"about": about, "low": low, "high": high, "choices": choices, "old": old, "group": group}
@@ -97,7 +97,7 @@ class Config:
     replay_fraction: float = parameter(0.25, "share of a batch that is replayed [D]", low=0, high=0.9)
     seed: int = parameter(0, "seed of everything random", low=0, high=2**63 - 1)
     r1: float = parameter(
-        0.1, "weight gamma of R1, the penalty on D_a's gradients at real images [D]", low=0, high=1e6,
+        0.1, "weight of R1, the penalty on D_a's gradients at real images [D]", low=0, high=1e6,
         group="regularisers of D_a",
     )  # fmt: skip
     r1_every: int = parameter(8, "k: every k-th step has R1, with k times the weight [D]", low=1, high=1000)
@@ -142,7 +142,7 @@ class Config:
 
     @property
     def features(self) -> int:
-        """How many features an actor's stack of layers makes of an image or a point."""
+        """The number of features that D_a's stack of layers computes from an image or a point."""
         if self.points:
             return self.width
         halvings = (self.image_size // 4).bit_length() - 1
@@ -163,11 +163,11 @@ def agent_names(config) -> tuple[list[str], list[str]]:
     return names("generator", config.generators), names("discriminator", config.discriminators)
 
 
-FREE_ON_RESUME = {
+FREE_ON_RESUME = {  # the parameters that a resumed run may change
     "data", "epochs", "steps", "device", "threads", "sample_every", "checkpoint_every", "keep", "evaluate_every",
     "patience", "cuda_graphs", "deterministic",
     "extra_reward",  # its file may lie elsewhere now; session.py compares what is in it
-    "lr",  # the game stays: a run that diverged can go on with a lower one
+    "lr",  # a run that diverged can continue with a lower one
 }  # fmt: skip
 
 PRESETS = {
@@ -182,7 +182,7 @@ PRESETS = {
     },
 }  # fmt: skip
 
-REWARD_FUNCTION_DEFAULTS = {  # what --reward-function asks for, unless flags beside it say otherwise
+REWARD_FUNCTION_DEFAULTS = {  # the defaults that --reward-function changes; other flags win
     "wasserstein": {"gradient_penalty": 10.0, "r1": 0.0},
     "relativistic": {"r2": 0.1},
 }  # fmt: skip
@@ -190,14 +190,14 @@ PATHS = {"data", "init", "extra_reward", "models_dir"}
 
 
 def complete(flags: dict, base: dict | None = None) -> Config:
-    """The Config of `base`, of what the reward function in `flags` asks for, and of `flags`; the later win."""
+    """The Config of `base`, then REWARD_FUNCTION_DEFAULTS for the one in `flags`, then `flags`; later values win."""
     return Config(**convert((base or {}) | REWARD_FUNCTION_DEFAULTS.get(flags.get("reward_function"), {}) | flags))
 
 
 def convert(values: dict) -> dict:
-    """`values` as Config has them: other programs write 0 for 0.0 and 16.0 for 16; a `~` is expanded.
+    """`values` in the types of Config, since other programs write 0 for 0.0 and 16.0 for 16. A `~` is expanded.
 
-    What has no such form stays as it is: `check` refuses it.
+    A value that cannot be converted stays, and `check` refuses it.
     """
     kinds, converted = {field.name: field.type for field in dataclasses.fields(Config)}, dict(values)
     for name, value in values.items():
@@ -214,7 +214,7 @@ def convert(values: dict) -> dict:
 
 
 def check(config: Config) -> None:
-    """Raises UserError for the first value that cannot be."""
+    """Raises UserError for the first value that is not allowed."""
     for field in dataclasses.fields(config):
         value, (low, high, choices) = getattr(config, field.name), map(field.metadata.get, ("low", "high", "choices"))
         flag = f"--{field.name.replace('_', '-')}"

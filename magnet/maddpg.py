@@ -8,7 +8,7 @@
      1-3   for each episode: a random process for exploration; the initial state      begin_episode
      4-5   for each time step: each agent selects its action, with exploration        act
      6-8   execute the actions; store the transition; the new state                   play
-     9-10  for each agent: a minibatch from the replay buffer                         collect; its rows act anew in act
+     9-10  for each agent: a minibatch from the replay buffer                         sample_replay, collect
      11    the TD target y = r + gamma Q'(x', a')                                     next_values: Q'; td_target in
                                                                                       agents/losses.py: y
      12    the critic by the squared TD error                                         update_critic in agents/agent.py
@@ -38,7 +38,8 @@ from magnet.support.distributed import all_gather_rows, all_reduce_mean, local_r
 from magnet.support.errors import UserError
 from magnet.support.random_streams import derived_seed, stream
 
-MEASURE_EVERY = 5  # every fifth step computes all metrics; 5 shares no factor with R1's 8, whose gradients are larger
+# Every fifth step computes all metrics. Since 5 shares no factor with R1's 8, an eighth of these steps have R1.
+MEASURE_EVERY = 5
 TARGETS_EVERY = 8  # every eighth step moves the targets as far as eight single steps would
 
 
@@ -54,8 +55,8 @@ def new_agents(config, device: torch.device) -> tuple[list[GeneratorAgent], list
 class MADDPG:
     """The agents, their environment, and the replay buffer.
 
-    environment: a Environment, or another class with its methods. Of several processes (distributed.py) each acts and
-    learns on its rows; the game, the buffer, the recurrent states and the metrics are those of all.
+    environment: an Environment, or another class with its methods. With several processes (distributed.py) each one
+    acts and learns on its own rows; the game, the buffer, the recurrent states and the metrics cover all rows.
     """
 
     def __init__(self, config, environment, device: torch.device):
@@ -78,7 +79,7 @@ class MADDPG:
         self.begin_episode(environment.reset(derived_seed(config.seed, "environment")))
 
     def new_graphs(self) -> StepGraphs | None:
-        """What records the steps from here on; None where steps are launched one operation at a time."""
+        """The recorder of the coming steps as CUDA graphs; None where each operation is launched alone."""
         possible = self.device.type == "cuda" and world_size() == 1 and self.config.cuda_graphs == "auto"
         return StepGraphs(self.agents) if possible else None
 
@@ -99,7 +100,7 @@ class MADDPG:
         return max(1, len(self.dataset) // self.environment.batch)
 
     def step(self) -> Metrics:
-        """One pass through the box of Algorithm 1. Returns detached scalars by name, on the device."""
+        """One pass through the loop of Algorithm 1. Returns detached scalars by name, on the device."""
         batch = self.collect(self.sample_replay())  # line 10; before this step's transitions enter the buffer
         act, learn = self.act, self.learn
         if self.graphs:
@@ -111,15 +112,16 @@ class MADDPG:
         if self.steps % TARGETS_EVERY == 0:
             for agent in self.agents:
                 agent.update_targets(TARGETS_EVERY, self.steps)  # line 15
-        if world_size() > 1 and self.config.extra_reward:  # together: the first process alone saves, later
+        # All processes must take part in this, and only the first one runs `state_dict`.
+        if world_size() > 1 and self.config.extra_reward:
             self.complete_rewards()
         all_reduce_mean(metrics.values())
         return metrics
 
     def sample_replay(self) -> dict[str, Tensor]:
-        """Line 10: transitions from the replay buffer, first those that this step replays.
+        """Line 10: transitions from the replay buffer: first those that this step replays.
 
-        With an extra reward a batch of random ones and the last step's follow, for the reward critics.
+        With an extra reward, the rows for the reward critics follow: a random batch, then the last step's transitions.
         """
         if not self.config.extra_reward:
             return self.replay.sample(self.replayed_rows)
@@ -129,7 +131,7 @@ class MADDPG:
     def collect(self, sampled: dict[str, Tensor]) -> Batch:
         """The batch of this step: its new rows, then the replayed rows of this process.
 
-        sampled: transitions as `sample_replay` gives them. The reward critics learn from the rows after the replayed.
+        sampled: transitions as `sample_replay` returns them: the replayed rows, then those of the reward critics.
         """
         count = self.replayed_rows // world_size()
         sampled = {name: local_rows(rows) for name, rows in sampled.items()}
@@ -155,15 +157,12 @@ class MADDPG:
         return Batch(self.new_rows, replayed, state, real, r1, with_metrics, recurrent, replayed["image"], reward_batch)
 
     def complete_rewards(self) -> None:
-        """Computes and stores the extra rewards of the last step, whose images have left the GPU by now.
-
-        Raises UserError.
-        """
+        """Stores the extra rewards of the last step, whose images have left the GPU by now. Raises UserError."""
         if (rewards := self.environment.compute_pending_rewards()) is not None:
             self.replay.complete({"extra": rewards})
 
     def act(self, batch: Batch) -> None:
-        """Line 5: each agent selects its actions, on replayed rows too, by its present policy."""
+        """Line 5: each agent acts by its present policy. In replayed rows D_a observes the stored images."""
         for i, agent in enumerate(self.generators):
             act, replayed = agent.act(batch.state, batch.recurrent[:, i]), batch.replayed_images[:, i]
             images = agent.networks["generator"](act.action)
@@ -235,11 +234,11 @@ class MADDPG:
         return values
 
     def state_dict(self) -> dict:
-        """Everything that the coming steps depend on: plain types and live tensors, to be written before the next."""
+        """Everything that the coming steps depend on: plain types and live tensors, to be saved before the next."""
         if self.config.extra_reward:
             try:
                 self.complete_rewards()
-            except UserError as error:  # a signal may have ended another process that the function asks
+            except UserError as error:  # the function may use another process, which a signal may have ended
                 print(f"warning: {error} The last step's rewards are saved as the mean of all before.")
                 self.replay.complete({"extra": self.environment.normaliser.mean})
         return {
@@ -249,11 +248,11 @@ class MADDPG:
         }  # fmt: skip
 
     def load_state_dict(self, saved: dict) -> None:
-        """Goes on where `saved` stood."""
+        """Restores what `state_dict` returned."""
         for agent in self.agents:
             agent.load_state_dict(saved["agents"][agent.name])
         self.observations = self.environment.load_state_dict(saved["environment"])
         self.replay.load_state_dict(saved["replay"])
         self.recurrent = torch.stack([one.to(self.device) for one in saved["recurrent"]], dim=1)
         self.steps = saved["steps"]
-        self.graphs = self.new_graphs()  # Adam's moments are other tensors now
+        self.graphs = self.new_graphs()  # the old ones write to Adam's former moments

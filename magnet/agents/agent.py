@@ -16,12 +16,12 @@ from magnet.support.distributed import all_reduce_mean, local_rows, world_size
 from magnet.support.random_streams import derived_seed, restore, stream
 
 Metrics = dict[str, Tensor]
-SCALER_STATE = ("scale", "_growth_tracker")  # what changes of a GradScaler's state
+SCALER_STATE = ("scale", "_growth_tracker")  # the parts of a GradScaler's state that steps change
 
 
 @torch.no_grad()
 def soft_update(target: nn.Module, online: nn.Module, tau: float) -> None:
-    """target <- tau * online + (1 - tau) * target; BatchNorm's statistics are copied, they are averages already.
+    """target <- tau * online + (1 - tau) * target; BatchNorm's statistics are averages already and are copied.
 
     It takes one operation for all parameters, where a loop would launch as many kernels as there are tensors.
     """
@@ -54,7 +54,7 @@ class Agent:
 
     @functools.cached_property
     def optimizers(self) -> dict[str, torch.optim.Adam]:
-        """An Adam for each network. They are made when needed, because sampling does without their slow import."""
+        """An Adam for each network, made at the first use: its import is slow, and sampling does not need it."""
         settings = {"lr": self.config.lr, "betas": (self.config.beta1, self.config.beta2), "fused": True}
         return {key: torch.optim.Adam(net.parameters(), **settings) for key, net in self.networks.items()}
 
@@ -69,11 +69,11 @@ class Agent:
 
     @property
     def critic(self) -> nn.Module | None:
-        """The critic; None if the actor follows the reward itself (--critics, a plain GAN)."""
+        """The critic; None if the actor follows the reward itself (by --critics, or in a plain GAN)."""
         return self.networks.get("critic")
 
     def draw(self, sampler: Callable[..., Tensor], rows: int, *shape: int) -> Tensor:
-        """Random numbers (rows, *shape) by torch.randn or torch.rand. Each process draws those of all rows."""
+        """Random numbers (rows, *shape) by torch.randn or torch.rand. A process draws all rows, keeps its own."""
         return local_rows(sampler(world_size() * rows, *shape, generator=self.random, device=self.device))
 
     def descend(self, key: str, with_metrics: bool = True) -> Metrics:
@@ -84,7 +84,7 @@ class Agent:
         """
         optimizer, parameters = self.optimizers[key], self.parameters(key)
         all_reduce_mean(p.grad for p in parameters)
-        self.scaler.unscale_(optimizer)  # of the mean: all processes skip the same steps
+        self.scaler.unscale_(optimizer)  # after the mean is taken, so that all processes skip the same steps
         metrics = {f"{key}_gradient": self.gradient_norm(parameters)} if with_metrics else {}
         self.scaler.step(optimizer)
         optimizer.zero_grad()
@@ -96,7 +96,7 @@ class Agent:
         if self.scaler.is_enabled():
             # The infinity norm, since a sum of squares may overflow where no gradient does.
             finite = nn.utils.get_total_norm([p.grad for p in parameters], math.inf).isfinite()
-            # At a scale below 1 the overflow is not the scale's: the run diverges, and the log must show it.
+            # A scale below 1 cannot be the cause of an overflow: the run diverges, and the log must show it.
             diverges = self.scaler.scale(torch.ones_like(norm)) < 1
             norm = norm.where(finite | diverges, 0.0)
         return norm
@@ -121,8 +121,8 @@ class Agent:
         """Alg. 1, line 12: one step of the critic `key` by the squared TD error.
 
         observation (B, O) and action (B, A), as the critic takes them; reward (B,); next_value Q'(s', a') (B,), or None
-        if gamma = 0. None has a graph. fresh: how many of the last rows no earlier step has learned from. R^2 on these
-        is a metric, since rewards have variance 1. with_metrics: as in `descend`.
+        if gamma = 0. No argument has a graph. fresh: the number of last rows that no earlier step has learned from; on
+        these R^2 is measured, as 1 - the mean error, since rewards have variance 1. with_metrics: as in `descend`.
         """
         target = losses.td_target(reward, next_value, self.config.gamma)  # line 11
         errors = (self.networks[key](observation, action) - target).square()
@@ -151,5 +151,5 @@ class Agent:
     def load_networks(self, saved: dict) -> None:
         """Restores networks and targets alone, which is enough for sampling."""
         for key in self.networks:
-            self.networks[key].load_state_dict(dict(saved["networks"][key]))  # without what PyTorch hides beside it
+            self.networks[key].load_state_dict(dict(saved["networks"][key]))  # without the attribute _metadata
             self.targets[key].load_state_dict(dict(saved["targets"][key]))

@@ -29,11 +29,11 @@ class Batch:
     """What one step learns from: B rows, first the new ones of this step, then those from the replay buffer.
 
     With several processes, each has its share of both. Lists have one entry for each generator, `outputs` one for each
-    discriminator. The graphs of acts, policy_images and outputs are kept, so that no network passes its rows twice.
+    discriminator. The graphs of acts, policy_images and outputs are kept, so that the updates need not repeat them.
     """
 
     new_rows: int  # how many rows are of this step
-    transitions: dict[str, Tensor]  # the environment's transitions (B, ...), complete once it has stepped
+    transitions: dict[str, Tensor]  # the replayed rows (R, ...); all rows (B, ...) once the environment has stepped
     state: Tensor  # s_t (B, 3, S, S)
     real: Tensor  # x_t = s_{t+1} (B, 3, S, S), a leaf
     r1: float  # weight of R1 in this step; unless it is 0, `real` requires a gradient
@@ -49,7 +49,7 @@ class Batch:
     next_observations: tuple[Tensor, Tensor] | None = None
     acts: list[Act] = field(default_factory=list)  # G_a's actions on all rows, by the present policy
     policy_images: list[Tensor] = field(default_factory=list)  # G(z) of these actions (B, 3, S, S)
-    played_images: list[Tensor] = field(default_factory=list)  # their new rows, detached; then the replayed images
+    played_images: list[Tensor] = field(default_factory=list)  # policy_images' new rows, detached; then replayed ones
     outputs: list[list[Discrimination]] = field(default_factory=list)  # on real, then on each of played_images
     rewards: dict[str, Tensor] = field(default_factory=dict)  # of each agent (B,), before any agent learns; for G_c
     next_values: dict[str, Tensor | None] = field(default_factory=dict)  # Q'(s', a') of each agent; None if not needed

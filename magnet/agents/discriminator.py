@@ -54,7 +54,7 @@ class DiscriminatorAgent(Agent):
                 actions.retain_grad()
 
             def reward(right: Tensor) -> Tensor:
-                """Rewards ((1 + N) B,) of logits of the right class, beside the other images' logits by D_a."""
+                """Rewards ((1 + N) B,) by `right`, logits of the right class; the paired images keep D_a's logits."""
                 logits = actions[:, 1].detach() * right
                 real, fake = logits[: len(real_logits)], logits[len(real_logits) :].view_as(fake_logits)
                 on_real = rewards.real(real.expand_as(fake), fake_logits.detach()).mean(dim=0)
@@ -75,7 +75,7 @@ class DiscriminatorAgent(Agent):
             loss = loss - config.specialise * torch.stack(named).mean()
             accuracy = [(c.argmax(dim=1) == i).float().mean() for i, c in enumerate(classes[1:])]
             metrics["classifier_accuracy"] = torch.stack(accuracy).mean()
-        if batch.r1:  # it uses D_a's forward pass on the real images again
+        if batch.r1:  # R1 reuses D_a's forward pass on the real images
             (gradient,) = torch.autograd.grad(real_logits.sum(), real, create_graph=True)
             penalty = losses.gradient_penalty(gradient, 0.0)
             loss = loss + batch.r1 / 2 * penalty

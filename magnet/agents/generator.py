@@ -32,7 +32,7 @@ class GeneratorAgent(Agent):
     """
 
     makers = staticmethod(generator_networks)
-    # Only with exported weights: recurrent states for sampling (R, 2, layers, hidden).
+    # Recurrent states (R, 2, layers, hidden) from which sampling starts; only exported weights have them.
     mid_episode: Tensor | None = None
 
     @property
@@ -98,7 +98,7 @@ class GeneratorAgent(Agent):
             metrics |= self.update_reward_critic(batch)
         outputs = [discriminator.discriminate(batch.policy_images[self.index]) for discriminator in discriminators]
         _, logits, classes = zip(*outputs, strict=True)
-        real_logits = None  # by D_a, which has learned meanwhile
+        real_logits = None  # by D_a after its own step; only paired rewards need them
         if rewards.paired:
             with torch.no_grad():
                 real_logits = torch.stack([discriminator(batch.real) for discriminator in discriminators])

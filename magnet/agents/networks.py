@@ -1,4 +1,4 @@
-"""The five networks of MAGNET, in the manner of DCGAN (Radford et al. 2015, arXiv 1511.06434).
+"""The networks of MAGNET, in the manner of DCGAN (Radford et al. 2015, arXiv 1511.06434).
 
     G_a  GeneratorActor      state, recurrent state -> action z, the latent vector of the next image
     G    Generator           action z               -> image
@@ -33,7 +33,7 @@ from magnet.agents.layers import (
 def initialise(module: nn.Module) -> None:
     """DCGAN's first weights: convolutions N(0, 0.02), BatchNorm gains N(1, 0.02). Other layers keep PyTorch's."""
     if any(p.is_meta for p in module.parameters(recurse=False)):
-        return  # the network is only counted, and PyTorch would import its compiler to fill it
+        return  # its parameters are only counted, and filling them would import PyTorch's compiler
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):
@@ -180,7 +180,8 @@ class RewardCritic(nn.Module):
         return self.head(self.stack(torch.cat([state, image], dim=1))).squeeze(1)
 
 
-# A second architecture of G or D_a is an entry here, and its name among the choices of Config.architecture.
+# A new architecture needs an entry of one name in both tables, and the name among the choices of Config.architecture.
+# One that changes G or D_a alone repeats DCGAN's entry in the other table.
 #
 # GENERATORS: (image_size, width, nz, dtype) -> nn.Module, z (B, nz) -> images (B, 3, S, S) in [-1, 1].
 # DISCRIMINATORS: (image_size, width, dtype, batch_norm) -> an nn.Module, images -> features (B, F), and F, which must
@@ -204,7 +205,7 @@ def encoder(config, width: int, batch_norm: bool = True) -> tuple[nn.Module, int
 
 
 def generator_networks(config) -> dict[str, Callable[[], nn.Module]]:
-    """Functions that make G_a, G, G_c (as --critics says) and Q_r (with an extra reward); for a plain GAN G alone."""
+    """Functions that make G_a, G, G_c (by --critics) and Q_r (with an extra reward); in a plain GAN only G."""
     if config.points:
         networks = {"generator": lambda: PointGenerator(config.width, config.nz)}
     else:
@@ -224,7 +225,7 @@ def generator_networks(config) -> dict[str, Callable[[], nn.Module]]:
 
 
 def discriminator_networks(config) -> dict[str, Callable[[], nn.Module]]:
-    """Functions that make D_a and D_c (as --critics says); for a plain GAN D_a alone."""
+    """Functions that make D_a and D_c (by --critics); in a plain GAN only D_a."""
 
     def actor() -> nn.Module:
         # Spectral normalisation replaces BatchNorm, whose gains would undo it.

@@ -27,7 +27,7 @@ class Environment:
     indices are those of all. Raises ValueError if there are too few images for two states.
 
     reward: the name of a reward function (rewards.py).
-    extra: a second reward of the generators. `step` standardises it and adds `extra_weight` times that to log D_a.
+    extra: a second reward of the generators. `step` standardises it and adds `extra_weight` times that to the first.
     """
 
     # A transition's images, as indices (batch,) int64: of s_t, of x_t and of x_{t+1}.
@@ -43,12 +43,12 @@ class Environment:
         self.generators, self.discriminators, self.reward_function = generators, discriminators, reward_function(reward)
         self.random = torch.Generator()
         self.extra, self.extra_weight, self.normaliser, self.pending_images = extra, extra_weight, None, None
-        if extra:  # the reward of each generator's image, as the function returned it
+        if extra:  # "extra": the reward of each generator's image, before it is standardised
             self.fields = self.fields | {"extra": ((len(generators),), torch.float32)}
             self.normaliser = RewardNormaliser(dataset.device)
 
     def reset(self, seed: int | None = None) -> dict[str, Tensor]:
-        """Begins an episode; with a seed (needed the first time), all episodes anew. Returns the first observations.
+        """Begins an episode. A seed, needed at the first call, restarts all episodes. Returns the first observations.
 
         Every generator observes the state s_t, every discriminator the real next state x_t: (B, 3, S, S) in [-1, 1].
         """
@@ -58,7 +58,7 @@ class Environment:
             self.cursor = 0
             self.real = self._draw()
             self._advance()
-        self.t = 0  # the state that was drawn ahead begins the next episode, so that no image is left out
+        self.t = 0  # the last episode's real next state begins this one, so that no image is left out
         return self._observations()
 
     def step(
@@ -180,7 +180,7 @@ def new_rows(config, batch_size: int) -> int:
 
 
 def refuse_too_few(config, images: int) -> None:
-    """Raises UserError if `images` are too few for two states; it names a --batch-size for which they are enough."""
+    """Raises UserError if `images`, a number, is too small for two states. The message names a smaller --batch-size."""
 
     def needed(batch_size: int) -> int:
         return 2 * new_rows(config, batch_size)
@@ -201,7 +201,7 @@ def refuse_too_few(config, images: int) -> None:
 def new_environment(config, dataset: ImageDataset, extra: ExtraReward | None = None) -> Environment:
     """The game of `config`; its states are the rows of a batch that are not replayed.
 
-    extra: the reward that config.extra_reward names, which nothing here executes. Raises ValueError.
+    extra: the loaded config.extra_reward. Raises ValueError if one of the two is missing.
     """
     if bool(config.extra_reward) != bool(extra):
         raise ValueError(f"the config names the extra reward {config.extra_reward!r}, but the function is {extra}")

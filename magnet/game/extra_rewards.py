@@ -79,7 +79,7 @@ class ExtraReward:
 
     name: str  # the name of a shipped reward, or the path of a file
     function: Reward
-    digest: str  # a resumed run compares it with that of the reward which it began with
+    digest: str  # identifies the function; a resumed run must have the same one
 
     def __call__(self, states: Tensor, images: Tensor) -> Tensor:
         """The reward of each image beside its state: uint8 (B, 3, S, S) on the CPU, two -> (B,) float32.
@@ -107,13 +107,13 @@ class ExtraReward:
     def _fault(self, what: str) -> UserError:
         return UserError(
             f"The extra reward {self.name} {what}; fix its function `reward`, then begin anew (`--init RUN` takes the "
-            f"networks of a run that it ended)."
+            f"networks of a run that this error ended)."
         )
 
 
 @contextmanager
 def own_torch_settings() -> Iterator[None]:
-    """A context without gradients, which restores PyTorch's grad mode and default dtype at its end."""
+    """Disables gradients in the block. Afterwards PyTorch has its former grad mode and default dtype."""
     dtype = torch.get_default_dtype()
     try:
         with torch.no_grad():
@@ -209,7 +209,7 @@ class RewardNormaliser:
 
 
 class HostCopy:
-    """Copies of tensors in the computer's memory, which a GPU makes while it computes."""
+    """Copies of tensors in the computer's memory, which a GPU makes while it computes. A CPU copies nothing."""
 
     def __init__(self, *tensors: Tensor):
         """tensors: on one device."""

@@ -36,7 +36,7 @@ class ParallelEnvironment(ParallelEnv):
     render_mode = None
 
     def __init__(self, game: Environment):
-        """game: must be played through this object alone. It has a random seed until `reset` is called with one."""
+        """game: only this object may play it. Its seed is random until `reset` is called with one."""
         self.game, self.agents, self.possible_agents = game, [], game.generators + game.discriminators
         images = tuple(game.reset(seed=game.random.seed())[game.generators[0]].shape)
         observed = (1 + len(game.generators), *images)

@@ -1,7 +1,7 @@
 """The replay buffer: past transitions, from which each update takes rows (Lowe et al. 2017, algorithm 1).
 
-It only stores and samples. It stores no rewards by D_a, which would be out of date. It stores extra rewards
-(extra_rewards.py), since they depend on the stored images alone.
+It stores no rewards by D_a, which would be out of date. It stores extra rewards (extra_rewards.py), since they depend
+on the stored images alone.
 """
 
 import torch

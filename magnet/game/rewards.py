@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid
 
-# Takes logits, and those on the images beside them: a generated one beside each real one. Shaped alike, elementwise.
+# (logits, the logits on the paired images) -> rewards, elementwise. Each real image is paired with a generated one of
+# each generator, so the shapes may broadcast.
 Reward = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -36,7 +37,7 @@ class RewardFunction:
 
     real: Reward  # what a discriminator earns on a real image, by its logit and that on the generated one beside it
     fake: Reward  # on a generated image, by its logit and that on the real one beside it
-    generator: Reward  # what a generator earns by its image, by its logit and that on the real one beside it
+    generator: Reward  # what a generator earns by its image; the second argument may be None unless `paired`
     paired: bool = False  # whether `real` and `fake` are one reward for a pair, instead of two
     relative: bool = False  # whether only differences of logits count
     probability: bool = False  # whether sigmoid(l) of the best D is the probability that the image is real
@@ -55,7 +56,7 @@ class RewardFunction:
 
     @property
     def equilibrium(self) -> float:
-        """V(D, G) where the generator's images are the data's and D is the best there can be: all its logits are alike.
+        """V(D, G) where the images have the distribution of the data, and D is optimal: all its logits are equal.
 
         It is -log 4 for "log": Goodfellow et al. 2014, theorem 1.
         """
