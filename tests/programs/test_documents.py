@@ -43,3 +43,14 @@ def test_the_commands_for_training_are_understood():
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 180
+
+
+def test_the_functions_that_contributing_names_exist():
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "magnet").rglob("*.py"))
+    tables = "\n".join(
+        line for line in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines() if "|" in line
+    )
+    names = {name for names in re.findall(r"`([A-Za-z_][\w.]*)`", tables) for name in names.split(".")}
+    names -= {"magnet", "py", "auto"}
+    assert {"td_target", "MADDPG", "require_even_shares"} <= names
+    assert not {name for name in names if not re.search(rf"\b{name}\b", code)}
