@@ -8,8 +8,8 @@
     python3 evaluate.py RUN --equilibrium                              and how near equilibrium the two players are
     python3 evaluate.py RUN --extra-reward resemble                    and how well the policy answers, by that reward
 
-RUN is a run folder (its last checkpoint), a checkpoint or exported weights. It scores prior samples, policy samples and
-with --guided guided ones (see sample.py). Real images against other real ones are the floor.
+RUN is a run folder (its last checkpoint), a checkpoint or exported weights. The program scores prior and policy
+samples; --guided adds guided ones (see sample.py). The floor compares real images with other real images.
 Exit status 2: a mistake in the settings or files, printed as one sentence.
 """
 
@@ -219,7 +219,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add(
         "--data",
         type=expand,
-        help="the run's images, if they lie elsewhere now, or others: a folder, .zip or synthetic",
+        help="where the run's images lie now, or other images: a folder, .zip or synthetic",
     )
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--guided", action="store_true", help="score guided samples too")

@@ -5,8 +5,8 @@
     python3 export.py RUN --onnx faces.onnx            G alone: z (B, nz) float32 -> images (B, 3, S, S) in [-1, 1]
 
 RUN is a run folder (its last checkpoint), a checkpoint or, for --onnx, exported weights. sample.py, evaluate.py and
-magnet.load take what --out writes; training cannot go on from it. It holds no optimizers, replay buffer, images or
-paths. --onnx writes the first of several generators, and needs the packages onnx and onnxscript.
+magnet.load read what --out writes; train.py --resume does not. That file holds no optimizers, replay buffer, images
+or paths. --onnx writes the first of several generators, and needs the packages onnx and onnxscript.
 Exit status 2: a mistake in the settings or files, printed as one sentence.
 """
 
@@ -70,7 +70,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("run", type=user_path, help="run folder, checkpoint or exported weights")
     parser.add_argument("--out", type=user_path, metavar="FILE", help="exported weights, a name that ends in .pt")
     parser.add_argument("--onnx", type=user_path, metavar="FILE", help="the generator alone, for ONNX")
-    parser.add_argument("--data", type=expand, help="for --out, the run's images, if they lie elsewhere now")
+    parser.add_argument("--data", type=expand, help="for --out: where the run's images lie now, if they were moved")
     add_cache_flag(parser)
     options = parser.parse_args(arguments)
     if not options.out and not options.onnx:

@@ -3,14 +3,14 @@
 
     python3 sample.py models/2026-11-22_14-03-59                          64 prior samples -> samples.png
     python3 sample.py RUN --kind policy --out policy.png                  states, each with the policy's image beside it
-    python3 sample.py RUN --kind policy --data MY_PHOTOS --out mine.png   your photos in their order, each answered
+    python3 sample.py RUN --kind policy --data MY_PHOTOS --out mine.png   each of your photos with its answer beside it
     python3 sample.py RUN --kind guided --out guided.png                  noise refined with D_a's gradient
     python3 sample.py RUN --kind interpolation --out walk.gif             16 walks from face to face, side by side
     python3 sample.py RUN --count 1000000 --npz faces.npz                 uint8 (N, H, W, 3) under the key arr_0
 
 RUN is a run folder (its last checkpoint), a checkpoint or exported weights. The kinds of samples are
   prior          G(z) of noise z
-  policy         G(z) of G_a's actions z in an episode of the run's images; with --data on each of your photos once
+  policy         G(z) of G_a's actions z in an episode of the run's images, or on each photo of --data once
   guided         G(z) of noise that D_a's gradient has moved (Langevin steps)
   interpolation  G(z) of z on the arcs between 8 points of noise, back to the first
 Several generators make equal shares of the samples, one after another. The first one answers photos. A large --count
@@ -44,7 +44,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--data", type=expand, help="photos for the policy to answer: a folder, .zip or synthetic")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--out", type=user_path, help="grid of the first 64, or of 32 pairs (default samples.png); walks: .gif or .mp4")
-    add("--images", type=user_path, metavar="DIR", help="one PNG file each")
+    add("--images", type=user_path, metavar="DIR", help="folder for one PNG file of each sample")
     add("--npz", type=user_path, metavar="FILE", help="uint8 (N, H, W, 3), key arr_0")
     add_cache_flag(parser)
     options = parser.parse_args(arguments)

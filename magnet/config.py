@@ -77,7 +77,7 @@ class Config:
         "image size, width and nz; all else is new", old="", group="learning",
     )  # fmt: skip
     epochs: int = parameter(50, "passes over the images [M]", low=1)
-    steps: int = parameter(0, "steps of the trainer, if these end before the epochs; 0: no limit", low=0)
+    steps: int = parameter(0, "end after so many steps, even if epochs remain; 0: no limit", low=0)
     batch_size: int = parameter(16, "B, images a step [M]", low=4, high=65536)
     width: int = parameter(
         64, "feature maps of the first convolution [M]; for points, of every layer", low=4, high=4096
@@ -131,7 +131,7 @@ class Config:
     checkpoint_every: int = parameter(2, "epochs between two checkpoints [M]", low=1)
     keep: int = parameter(3, "checkpoints that stay", low=1)
     evaluate_every: int = parameter(0, "steps between two scores, whose best is kept as best.pt; 0: never", low=0)
-    patience: int = parameter(0, "scores in a row, none a new best, that end the run; 0: no limit", low=0)
+    patience: int = parameter(0, "end the run after so many scores without a new best; 0: no limit", low=0)
     models_dir: str = parameter("models", "folder of the runs")
     name: str = parameter("", "name of the run's folder; empty: the time")
 

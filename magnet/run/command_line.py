@@ -32,11 +32,11 @@ def parse(
     begin.add_argument("--config", metavar="FILE", type=user_path, help="those of another run's config.json; flags win")
     begin.add_argument(
         "--resume", metavar="RUN", type=user_path,
-        help="go on with a run, its folder or its name, from its last checkpoint; or from the file of an earlier one",
+        help="continue a run (its folder or name) from its last checkpoint, or from an earlier checkpoint file",
     )  # fmt: skip
     parser.add_argument(
         "--dry-run", action="store_true",
-        help="print the settings, the time and the memory that a run takes, by some steps, and stop",
+        help="run some steps, print the settings, time and memory of a run, and stop",
     )  # fmt: skip
     fields = {field.name: field for field in dataclasses.fields(Config)}
     for field in fields.values():
