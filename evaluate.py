@@ -26,8 +26,8 @@ from magnet.support.paths import expand, user_path
 
 # What imports torch is imported where it is needed: --help and a mistyped option are immediate.
 
-SHOWN = 16  # samples, or up to as many, whose nearest real image is drawn
-FEWEST = 32  # images to score against: half of them are the floor, whose neighbourhoods must not be all of it
+SAMPLE_IMAGES = 16  # samples, or up to as many, whose nearest real image is drawn
+MIN_IMAGES = 32  # images to score against: half of them are the floor, whose neighbourhoods must not be all of it
 
 
 def evaluate(options: argparse.Namespace) -> dict:
@@ -39,7 +39,7 @@ def evaluate(options: argparse.Namespace) -> dict:
     import torch
 
     from magnet.evaluation.answers import score_policy
-    from magnet.evaluation.comparison import MOST, find_nearest, pick
+    from magnet.evaluation.comparison import MAX_IMAGES, find_nearest, pick
     from magnet.evaluation.drawing import draw
     from magnet.evaluation.equilibrium import report_equilibrium
     from magnet.evaluation.pictures import write
@@ -52,25 +52,25 @@ def evaluate(options: argparse.Namespace) -> dict:
     picture = options.nearest or (options.run / "nearest.png" if options.run.is_dir() else Path("nearest.png"))
     if not picture.parent.is_dir():
         raise UserError(f"There is no folder {picture.parent} for {picture.name}; make it, or name another --nearest.")
-    path, saved = load_checkpoint(options.run)
-    generators, discriminators, config = load_agents(path, saved, options.device)
+    path, contents = load_checkpoint(options.run)
+    generators, discriminators, config = load_agents(path, contents, options.device)
     refuse_points(options.run, config)
     if extra and config.algorithm == "gan":
         raise UserError(f"{options.run} is a plain GAN, whose images answer no state; leave out --extra-reward.")
-    if options.equilibrium and saved["format"] == WEIGHTS:
+    if options.equilibrium and contents["format"] == WEIGHTS:
         raise UserError(f"{path} holds running averages alone, --equilibrium needs the trained G; give a run folder.")
     embed, network = load_network(options, generators[0].device)
-    faces, held_out, origin = load_images(options, config, saved["faces"])
+    faces, held_out, origin = load_images(options, config, contents["faces"])
     reference = held_out if options.held_out else faces
     scores, samples = score_samples(options, generators, discriminators, faces, reference, embed)
     write([(find_nearest(samples, faces, embed), samples)], (len(samples), *samples.shape[2:]), picture)
-    step, count = saved["trainer"]["steps"], scores["prior"]["samples"]
+    step, count = contents["trainer"]["steps"], scores["prior"]["samples"]
     if options.run.is_dir():
         log_scores(options, step, scores)
     protocol = {
         "checkpoint": str(path), "step": step, "images_seen": step * config.batch_size,
         "algorithm": config.algorithm, "reward_function": config.reward_function, "generators": config.generators,
-        "samples": f"of the running average, seed {options.seed}" + f", SWD of {MOST:,}" * (count > MOST),
+        "samples": f"of the running average, seed {options.seed}" + f", SWD of {MAX_IMAGES:,}" * (count > MAX_IMAGES),
         "size": f"{config.image_size}x{config.image_size}",
         "crop": "short side resized to the size (bilinear), centre cut out, not mirrored",
         "reference": options.data or config.data, "reference_set": f"{origin}, {len(reference)} images",
@@ -84,7 +84,7 @@ def evaluate(options: argparse.Namespace) -> dict:
             return draw(samplers, "prior", count)[0]
 
         report["equilibrium"] = report_equilibrium(
-            discriminators[0], fakes=draw_fakes(min(count, MOST)), draw=draw_fakes, training=faces,
+            discriminators[0], fakes=draw_fakes(min(count, MAX_IMAGES)), draw=draw_fakes, training=faces,
             held_out=held_out, seed=options.seed,
         )  # fmt: skip
     if extra:
@@ -120,15 +120,15 @@ def score_samples(options: argparse.Namespace, generators, discriminators, faces
 
     frechet, device = "fd" if options.features else "fid", generators[0].device
     kinds = ["prior"] + ["policy"] * (generators[0].config.algorithm != "gan") + ["guided"] * options.guided
-    scores, shown, guide = {}, [], Guide(discriminators)
+    scores, samples, guide = {}, [], Guide(discriminators)
     for kind in kinds:
         states = faces if kind == "policy" else None
         samplers = [Sampler(agent, states, seed=options.seed) for agent in generators]
         fakes = collect_set((images for images, _ in draw_pieces(samplers, kind, count, guide)), count, embed)
         scores[kind] = compare(fakes, collect_reals(0, count), frechet, device)
-        shown.append(fakes["images"][: SHOWN // len(kinds) // 4 * 4])  # whole rows of 4
+        samples.append(fakes["images"][: SAMPLE_IMAGES // len(kinds) // 4 * 4])  # whole rows of 4
     scores["real"] = compare(collect_reals(0, half), collect_reals(half, 2 * half), frechet, device)
-    return scores, torch.cat(shown)
+    return scores, torch.cat(samples)
 
 
 def load_network(options: argparse.Namespace, device) -> tuple:
@@ -152,16 +152,16 @@ def load_images(options: argparse.Namespace, config, fingerprint: str) -> tuple:
 
     if options.held_out and not config.hold_out:
         raise UserError(f"{options.run} held no images out of its training; `train.py --hold-out 0.1` does.")
-    faces = load_states(config, options.data, learned=fingerprint)
+    faces = load_states(config, options.data, fingerprint=fingerprint)
     is_own = faces.fingerprint == fingerprint
     if (options.held_out or options.equilibrium) and not is_own:
         raise UserError(f"{options.data or config.data} is not what {options.run} learned from; give that with --data.")
     needs_held_out = config.hold_out and (options.held_out or options.equilibrium or options.extra_reward)
     held_out = load_states(config, options.data, held_out=True) if needs_held_out else None
     count = len(held_out if options.held_out else faces)
-    if count < FEWEST:
+    if count < MIN_IMAGES:
         raise UserError(
-            f"{count} images are too few to score against, {FEWEST} the fewest: name more with --data, or give "
+            f"{count} images are too few to score against, {MIN_IMAGES} the fewest: name more with --data, or give "
             f"train.py a larger --hold-out."
         )
     return faces, held_out, "held out" if options.held_out else "training" if is_own else "not those of training"
@@ -234,8 +234,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     network.add_argument("--features", type=user_path, metavar="NET", help=features)
     network.add_argument("--no-features", action="store_true", help="the sliced Wasserstein distance alone")
     options = parser.parse_args(arguments)
-    if options.count < FEWEST:
-        parser.error(f"--count is {options.count}, but must be at least {FEWEST}")
+    if options.count < MIN_IMAGES:
+        parser.error(f"--count is {options.count}, but must be at least {MIN_IMAGES}")
     if options.nearest and options.nearest.suffix.lower() != ".png":
         parser.error(f"--nearest is {options.nearest}, but must end in .png")
     return options

@@ -46,20 +46,20 @@ def export(options: argparse.Namespace) -> None:
     from magnet.run.exported import export as export_weights
     from magnet.run.saved_runs import load_agents, load_checkpoint, load_states, refuse_points
 
-    path, saved = load_checkpoint(options.run)
-    generators, discriminators, config = load_agents(path, saved, "cpu")
+    path, contents = load_checkpoint(options.run)
+    generators, discriminators, config = load_agents(path, contents, "cpu")
     refuse_points(options.run, config)
     if options.out:
-        if saved["format"] == WEIGHTS:
+        if contents["format"] == WEIGHTS:
             raise UserError(f"{path} holds exported weights already; copy the file.")
         faces = None
         if config.algorithm != "gan":
-            faces = load_states(config, options.data, learned=saved["faces"])
-            if faces.fingerprint != saved["faces"]:
+            faces = load_states(config, options.data, fingerprint=contents["faces"])
+            if faces.fingerprint != contents["faces"]:
                 raise UserError(
                     f"{options.data or config.data} is not what {options.run} learned from; give that with --data."
                 )
-        export_weights(options.out, generators, discriminators, faces, saved["trainer"]["steps"], saved["faces"])
+        export_weights(options.out, generators, discriminators, faces, contents["trainer"]["steps"], contents["faces"])
     if options.onnx:
         write_onnx(options.onnx, generators[0])
 

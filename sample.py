@@ -82,26 +82,26 @@ def find_photos(options: argparse.Namespace, config) -> Sequence:
 def sample(options: argparse.Namespace) -> None:
     """Draws the samples and writes them. Raises UserError, OSError, and Pillow's KeyError and ValueError."""
     from magnet.evaluation.drawing import answer_photos, draw_pieces, draw_walks
-    from magnet.evaluation.pictures import SHOWN, write, write_animation
+    from magnet.evaluation.pictures import GRID_IMAGES, write, write_animation
     from magnet.evaluation.sampling import Guide, Sampler
     from magnet.run.checkpoint import WEIGHTS
     from magnet.run.saved_runs import load_agents, load_checkpoint, load_states, load_training_images, refuse_points
 
-    path, saved = load_checkpoint(options.run)
-    generators, discriminators, config = load_agents(path, saved, options.device)
+    path, contents = load_checkpoint(options.run)
+    generators, discriminators, config = load_agents(path, contents, options.device)
     refuse_points(options.run, config)
     if options.kind == "policy" and config.algorithm == "gan":
         raise UserError(f"{options.run} is a plain GAN and has no policy; leave out --kind policy.")
     photos = find_photos(options, config) if options.has_photos else None
     faces = None
-    if options.has_photos and saved["format"] != WEIGHTS:
+    if options.has_photos and contents["format"] != WEIGHTS:
         export = f"`{command_of('export')} {options.run} --data FOLDER --out faces.pt`"
-        faces = load_training_images(config, saved["faces"], options.data, f"write {export} and sample faces.pt.")
+        faces = load_training_images(config, contents["faces"], options.data, f"write {export} and sample faces.pt.")
     elif options.kind == "policy" and not options.has_photos:
         faces = load_states(config, None)
     samplers = [Sampler(agent, faces, seed=options.seed) for agent in generators]
     if options.has_walks:
-        write_animation(draw_walks(samplers, min(options.count, SHOWN)), options.out)
+        write_animation(draw_walks(samplers, min(options.count, GRID_IMAGES)), options.out)
         return
     if options.has_photos:
         count, pieces = len(photos), answer_photos(samplers[0], photos)

@@ -26,10 +26,10 @@ from magnet.support.output import as_program
 # What imports torch is imported where it is needed: --help and a mistyped option are immediate.
 
 
-def start(given: dict, commands: argparse.Namespace, lock_stack: ExitStack) -> int:
+def start(flags: dict, commands: argparse.Namespace, lock_stack: ExitStack) -> int:
     """Does what the command line asks for. Returns the exit status. Raises UserError and Diverged.
 
-    given, commands: as `parse` gives them. lock_stack: holds the run's lock.
+    flags, commands: as `parse` gives them. lock_stack: holds the run's lock.
     """
     from magnet.run.session import build, follow, load_pixels, load_reward, try_run
     from magnet.run.summary import describe_networks, describe_settings
@@ -37,19 +37,19 @@ def start(given: dict, commands: argparse.Namespace, lock_stack: ExitStack) -> i
     from magnet.run.tuning import prepare_cpu
     from magnet.support import distributed
 
-    config, requested, path, saved = choose_settings(given, commands, lock_stack)
+    config, requested, path, contents = choose_settings(flags, commands, lock_stack)
 
     # Data
-    extra, pixels = load_reward(config, PARAMETERS | given, saved), load_pixels(config)
-    config = prepare_cpu(config, requested, is_new=not saved)
+    extra, pixels = load_reward(config, PARAMETERS | flags, contents), load_pixels(config)
+    config = prepare_cpu(config, requested, is_new=not contents)
     print(describe_settings(config), describe_networks(config), sep="\n")
     if commands.dry_run:
-        print(try_run(config, pixels, saved["trainer"]["steps"] if saved else 0, extra))
+        print(try_run(config, pixels, contents["trainer"]["steps"] if contents else 0, extra))
         return 0
 
     # Trainer
-    trainer, evaluation = build(config, pixels, path, saved, extra)
-    del saved  # as large as the trainer
+    trainer, evaluation = build(config, pixels, path, contents, extra)
+    del contents  # as large as the trainer
     distributed.require_equal(images=trainer.dataset.fingerprint, checkpoint=trainer.steps)
     total = count_steps(config, trainer.steps_per_epoch)
     if trainer.steps >= total:
@@ -66,7 +66,7 @@ def start(given: dict, commands: argparse.Namespace, lock_stack: ExitStack) -> i
     return lead(config, commands.resume, trainer, evaluation, total, lock_stack)
 
 
-def choose_settings(given: dict, commands: argparse.Namespace, lock_stack: ExitStack) -> tuple:
+def choose_settings(flags: dict, commands: argparse.Namespace, lock_stack: ExitStack) -> tuple:
     """The run's Config; the same with `auto` as requested; the path and contents of its checkpoint, or None.
 
     Raises UserError.
@@ -77,24 +77,24 @@ def choose_settings(given: dict, commands: argparse.Namespace, lock_stack: ExitS
     from magnet.run.summary import find_idle_flags, refuse_too_large
     from magnet.support import devices, distributed
 
-    path, saved = None, None
+    path, contents = None, None
     if commands.resume:
-        commands.resume, named = find_run(commands.resume, complete(PARAMETERS | given).models_dir)
+        commands.resume, checkpoint_path = find_run(commands.resume, complete(PARAMETERS | flags).models_dir)
         if distributed.rank() == 0:
             lock_stack.enter_context(lock_run(commands.resume))  # first: a running train.py deletes checkpoints
-        requested, path, saved = resume_run(commands.resume, named, given)
+        requested, path, contents = resume_run(commands.resume, checkpoint_path, flags)
     else:
         base = read_parameters(commands.config) if commands.config else PRESETS[commands.preset]
-        requested = complete({key: PARAMETERS[key] for key in PARAMETERS.keys() - base.keys()} | given, base)
-        requested = adopt_architecture(requested, PARAMETERS | given)
+        requested = complete({key: PARAMETERS[key] for key in PARAMETERS.keys() - base.keys()} | flags, base)
+        requested = adopt_architecture(requested, PARAMETERS | flags)
     check(requested)
     config = devices.settle(requested)
     distributed.require_even_shares(config)
     distributed.require_equal(settings=dataclasses.asdict(config) | {"threads": ""}, dry_run=commands.dry_run)
     refuse_too_large(config)
-    if idle := sorted(given.keys() & find_idle_flags(config)):
+    if idle := sorted(flags.keys() & find_idle_flags(config)):
         print("Without effect in this game: --" + ", --".join(idle).replace("_", "-"))
-    return config, requested, path, saved
+    return config, requested, path, contents
 
 
 def train(config: Config, run: Path, trainer, evaluation, total: int, stop) -> None:

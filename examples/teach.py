@@ -10,7 +10,7 @@ from torch import Tensor
 
 from examples.lesson import WEIGHT, Lesson
 from examples.taste import Marking, measure_liked_share, select_best
-from magnet.evaluation.pictures import ROW, SHOWN, grid
+from magnet.evaluation.pictures import GRID_IMAGES, ROW, grid
 from magnet.support.errors import Diverged, UserError
 
 WIDTH = 800  # of the pictures, pixels, about
@@ -20,7 +20,7 @@ Drawing = tuple[Tensor, Tensor]  # the result of Lesson.draw
 
 def draw_picture(images: Tensor) -> np.ndarray:
     """Arranges the first 64 images of (N, 3, S, S) uint8 in rows of 8."""
-    return grid(images[:SHOWN], ROW, max(1, WIDTH // (ROW * images.shape[-1])))
+    return grid(images[:GRID_IMAGES], ROW, max(1, WIDTH // (ROW * images.shape[-1])))
 
 
 def draw_pictures(lesson: Lesson, before: Drawing, after: Drawing) -> list[np.ndarray]:

@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+import export as export_program
+import train
 from magnet import maddpg
 from magnet.agents.agent import Agent
 from magnet.config import Config
@@ -60,6 +62,25 @@ def place(tmp_path, monkeypatch):
         Image.fromarray(pixels).save(tmp_path / "faces" / f"{i:02d}.png")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def exported_run(tmp_path_factory):
+    """A working folder with images in faces/, others/ and photos/ (of another size), models/run and models/team, short
+    runs on faces/, and w.pt, the weights of models/run.
+    """
+    folder, random = tmp_path_factory.mktemp("place"), np.random.default_rng(0)
+    for name, count, shape in (("faces", 40, (32, 32, 3)), ("others", 40, (32, 32, 3)), ("photos", 5, (50, 41, 3))):
+        (folder / name).mkdir()
+        for i in range(count):
+            Image.fromarray(random.integers(0, 256, shape, np.uint8)).save(folder / name / f"{i:02d}.png")
+    flags = "--preset cpu --width 4 --nz 6 --batch-size 8 --steps 4 --precision fp32 --data faces --name".split()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(tuning, "tune", lambda config, requested: config)
+        assert train.main([*flags, "run"]) == 0 and export_program.main(["models/run", "--out", "w.pt"]) == 0
+        assert train.main([*flags, "team", "--generators", "2", "--hold-out", "0.3"]) == 0
+    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -196,7 +217,7 @@ def step_and_batch(trainer):
 def nothing_measured(monkeypatch, request):
     """A run takes PyTorch's threads and the precision that devices.py selects, so that two runs do the same."""
     if request.path.name != "test_tuning.py":
-        monkeypatch.setattr(tuning, "tune", lambda config, asked: config)
+        monkeypatch.setattr(tuning, "tune", lambda config, requested: config)
 
 
 @pytest.fixture

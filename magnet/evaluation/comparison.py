@@ -16,7 +16,7 @@ from magnet.evaluation.metrics import (
 )
 from magnet.support.random_streams import stream
 
-MOST = 16384  # images of a set whose patches are compared, as in Karras et al.: those of 200,000 would take 24 GB
+MAX_IMAGES = 16384  # images of a set whose patches are compared, as in Karras et al.: those of 200,000 would take 24 GB
 CANDIDATES = 64  # the images nearest by pixels, among which the nearest by features is searched
 
 
@@ -26,23 +26,23 @@ def pick(faces: ImageDataset, indices: Tensor) -> Iterator[Tensor]:
 
 
 def choose_evenly(count: int) -> Tensor:
-    """The indices (min(count, MOST),) of images among `count`: all, or some that are evenly spaced."""
-    kept = min(count, MOST)
-    return torch.arange(kept) * count // kept
+    """The indices (min(count, MAX_IMAGES),) of images among `count`: all, or some that are evenly spaced."""
+    size = min(count, MAX_IMAGES)
+    return torch.arange(size) * count // size
 
 
 def collect_set(parts: Iterable[Tensor], count: int, embed: Embed | None) -> dict:
     """A set of `count` images (n, 3, S, S) that come in parts, for `compare`: "count", "images" and "features".
 
-    "images" are all or MOST of them. "features" (count, F) are there if `embed` is.
+    "images" are all or MAX_IMAGES of them. "features" (count, F) are there if `embed` is.
     """
-    is_kept, kept = torch.zeros(count, dtype=torch.bool), []
+    is_kept, images = torch.zeros(count, dtype=torch.bool), []
     is_kept[choose_evenly(count)] = True
 
     def watch() -> Iterator[Tensor]:
         start = 0
         for part in parts:
-            kept.append(part[is_kept[start : start + len(part)]])
+            images.append(part[is_kept[start : start + len(part)]])
             start += len(part)
             yield part
 
@@ -52,7 +52,7 @@ def collect_set(parts: Iterable[Tensor], count: int, embed: Embed | None) -> dic
         features = {}
         for _ in watch():
             pass
-    return {"count": count, "images": torch.cat(kept)} | features
+    return {"count": count, "images": torch.cat(images)} | features
 
 
 def compare(fakes: dict, reals: dict, frechet: str, device) -> dict[str, float]:

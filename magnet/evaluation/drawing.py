@@ -39,12 +39,12 @@ def draw_pieces(samplers: list[Sampler], kind: str, count: int, guide: Guide | N
     its share, one after another. Policy samples come from the middle of episodes, whose recurrent state goes from batch
     to batch. With one generator and one seed a larger `count` begins with the same samples.
     """
-    for sampler, left in divide(count, samplers):
+    for sampler, remaining in divide(count, samplers):
         pack = Tensor.detach if sampler.config.points else to_uint8
-        for batch in _draw_batches(sampler, kind, left, guide):
-            images, states = (None if part is None else pack(part[:left]).cpu() for part in batch)
+        for batch in _draw_batches(sampler, kind, remaining, guide):
+            images, states = (None if part is None else pack(part[:remaining]).cpu() for part in batch)
             yield images, states
-            left -= len(images)
+            remaining -= len(images)
 
 
 def draw(samplers: list[Sampler], kind: str, count: int, guide: Guide | None = None) -> Piece:

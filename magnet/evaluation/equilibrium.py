@@ -51,15 +51,15 @@ def report_equilibrium(
     report = dict(zip(("accuracy_real", "accuracy_fake"), share_right(real_logits, fake_logits), strict=True))
     pairs = min(len(real), count)
     report["value"] = rewards.discriminator(real_logits[:pairs], fake_logits[:pairs]).mean().item()
-    learned = torch.randperm(len(training), generator=random)
+    indices = torch.randperm(len(training), generator=random)
     if held_out is None:
         fifth = max(1, len(training) // 5)
-        unseen, learned = _draw_images(training, learned[:fifth][:count], random), learned[fifth:]
+        unseen, indices = _draw_images(training, indices[:fifth][:count], random), indices[fifth:]
     else:
         unseen = _draw_images(held_out, torch.randperm(len(held_out), generator=random)[:count], random)
         border = rewards.border(real_logits, fake_logits)
         report["accuracy_held_out"] = (discriminate(discriminator, unseen) > border).float().mean().item()
-    fresh = train_fresh_discriminator(discriminator, draw=draw, real=training, indices=learned, steps=steps, seed=seed)
+    fresh = train_fresh_discriminator(discriminator, draw=draw, real=training, indices=indices, steps=steps, seed=seed)
     accuracies = share_right(discriminate(fresh, unseen), discriminate(fresh, fakes[: len(unseen)]))
     return report | {"fresh_accuracy": sum(accuracies) / 2}
 
@@ -102,8 +102,8 @@ def train_fresh_discriminator(
     for step in range(steps):
         if step % POOL == 0:
             fakes = draw(min(POOL, steps - step) * BATCH).split(BATCH)
-        chosen = _draw_images(real, indices[torch.randint(len(indices), (BATCH,), generator=random)], random)
-        x, y = (from_uint8(images.to(fresh.device)) for images in (chosen, fakes[step % POOL]))
+        reals = _draw_images(real, indices[torch.randint(len(indices), (BATCH,), generator=random)], random)
+        x, y = (from_uint8(images.to(fresh.device)) for images in (reals, fakes[step % POOL]))
         x.requires_grad_(config.r1 > 0)
         outputs = [fresh.networks["actor"].discriminate(images) for images in (x, y)]
         fresh.update(Batch(BATCH, {}, x, x, config.r1, played_images=[y], outputs=[outputs]))

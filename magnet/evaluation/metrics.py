@@ -19,11 +19,11 @@ from magnet.data.image_dataset import from_uint8
 from magnet.evaluation.feature_networks import Embed
 
 PATCH, PATCHES = 7, 128  # side of a patch; patches cut from an image at each level
-COARSEST = 16  # side of the pyramid's last level
+COARSEST_SIDE = 16  # side of the pyramid's last level
 DIRECTIONS = 512  # Karras et al. take the mean over 4 repeats of 128: the same
 BLOCK, CHUNK, ROWS = 32, 256, 8192  # directions, images, patches at a time, so that memory stays bounded
 
-EMBEDDED = 64  # images at a time
+EMBED_BATCH = 64  # images at a time
 KID_SUBSETS, KID_SUBSET = 100, 1000  # torch-fidelity's own; fewer images make smaller subsets
 
 
@@ -39,8 +39,13 @@ def sliced_wasserstein(a: Tensor, b: Tensor, random: torch.Generator) -> dict[st
     Memory: 0.6 GB at N = 5,000. Raises ValueError for other images.
     """
     size = a.shape[-1]
-    levels = range(size.bit_length() - COARSEST.bit_length() + 1)
-    fits = a.dim() == 4 and a.shape[1:] == (3, size, size) and len(a) > 0 and size == COARSEST << max(levels, default=0)
+    levels = range(size.bit_length() - COARSEST_SIDE.bit_length() + 1)
+    fits = (
+        a.dim() == 4
+        and a.shape[1:] == (3, size, size)
+        and len(a) > 0
+        and size == COARSEST_SIDE << max(levels, default=0)
+    )
     if a.shape != b.shape or not fits or a.dtype != torch.uint8 or b.dtype != torch.uint8:
         sets = f"{tuple(a.shape)} {a.dtype} and {tuple(b.shape)} {b.dtype}"
         raise ValueError(f"both sets must be uint8 (N, 3, S, S) of one N > 0, S = 16, 32, 64, ..., not {sets}")
@@ -59,7 +64,7 @@ def build_pyramid(images: Tensor) -> list[Tensor]:
     1983).
     """
     bands = []
-    while images.shape[-1] > COARSEST:
+    while images.shape[-1] > COARSEST_SIDE:
         coarse = blur(images)[:, :, ::2, ::2]
         bands.append(images - enlarge(coarse))
         images = coarse
@@ -127,13 +132,15 @@ def compute_features(embed: Embed, images: Tensor) -> Tensor:
 
 def compute_features_in_parts(embed: Embed, parts: Iterable[Tensor], count: int) -> Tensor:
     """`compute_features` of `count` images in parts of any sizes, to the same bits."""
-    sizes = [len(group) for group in torch.arange(count).tensor_split(-(-count // EMBEDDED))]
-    parts, left, features = iter(parts), [], []  # no group of 1, which an exported network may refuse
+    sizes = [len(group) for group in torch.arange(count).tensor_split(-(-count // EMBED_BATCH))]
+    parts, waiting, features = iter(parts), [], []  # no group of 1, which an exported network may refuse
     for size in tqdm(sizes, desc="features", unit=f" x {sizes[0]} images", leave=False, disable=None):
-        while sum(map(len, left)) < size:
-            left.append(next(parts))
-        group, rest = torch.cat(left).tensor_split([size])
-        left = [rest] if len(rest) else []  # an empty tensor would change the layout in memory, and that the last bits
+        while sum(map(len, waiting)) < size:
+            waiting.append(next(parts))
+        group, rest = torch.cat(waiting).tensor_split([size])
+        waiting = (
+            [rest] if len(rest) else []
+        )  # an empty tensor would change the layout in memory, and that the last bits
         with torch.no_grad():  # not around next(): parts may need gradients
             features.append(embed(group).double().cpu())
     return torch.cat(features)

@@ -18,7 +18,7 @@ from magnet.data.archives import require_space
 from magnet.support.atomic_files import open_atomically
 from magnet.support.errors import UserError
 
-ROW, SHOWN = 8, 64  # pictures in a row of the grid, and in all of it
+ROW, GRID_IMAGES = 8, 64  # pictures in a row of the grid, and in all of it
 GAP = 2  # black pixels between and around them
 FRAME = 80  # milliseconds
 WIDTH = 512  # pixels, about, of an animation
@@ -37,15 +37,15 @@ def write(
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
     require_room(shape, folder, npz)
-    shown, done, digits = [], 0, max(6, len(str(count - 1)))
+    first_images, done, digits = [], 0, max(6, len(str(count - 1)))
     with ExitStack() as stack:
         array = stack.enter_context(open_array(npz, (*shape, 3))) if npz else None
         bar = stack.enter_context(tqdm(total=count, unit=" images", desc="drawing", leave=False, disable=None))
         for images, states in pieces:
-            if out and done < SHOWN:
-                shown.append(images if states is None else torch.stack([states, images], dim=1).flatten(0, 1))
-                if done + len(images) >= min(count, SHOWN):
-                    Image.fromarray(grid(torch.cat(shown)[:SHOWN], ROW)).save(out)
+            if out and done < GRID_IMAGES:
+                first_images.append(images if states is None else torch.stack([states, images], dim=1).flatten(0, 1))
+                if done + len(images) >= min(count, GRID_IMAGES):
+                    Image.fromarray(grid(torch.cat(first_images)[:GRID_IMAGES], ROW)).save(out)
             pixels = images.permute(0, 2, 3, 1).contiguous().numpy()  # (n, H, W, 3)
             if array:
                 array.write(pixels.data)

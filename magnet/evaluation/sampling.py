@@ -147,14 +147,6 @@ class Sampler:
         return torch.cat(answers)
 
 
-def compute_logit_gradient(generator: nn.Module, discriminators: list[nn.Module], z: Tensor) -> Tensor:
-    """dl/dz (B, nz) of the discriminators' mean logit on G(z), z (B, nz). No parameter gets a gradient."""
-    z = z.detach().requires_grad_()
-    images = generator(z)
-    logits = torch.stack([discriminator(images) for discriminator in discriminators]).mean(dim=0)
-    return torch.autograd.grad(logits.sum(), z)[0]
-
-
 class Guide:
     """Refines noise with the discriminators' gradient, so that they rate G(z) as more real."""
 
@@ -169,9 +161,12 @@ class Guide:
         2003.06060, algorithm 1: Langevin steps in z). D_a runs as in training, with the statistics of the batch.
         """
         for _ in range(LANGEVIN_STEPS):
-            gradient = compute_logit_gradient(sampler.generator, self.discriminators, z)
+            z = z.detach().requires_grad_()
+            images = sampler.generator(z)
+            logits = torch.stack([discriminator(images) for discriminator in self.discriminators]).mean(dim=0)
+            (gradient,) = torch.autograd.grad(logits.sum(), z)  # no parameter gets one
             noise = torch.randn(z.shape, generator=sampler.random, device=z.device)
-            z = z + LANGEVIN_STEP / 2 * (gradient - z) + LANGEVIN_STEP**0.5 * noise
+            z = z.detach() + LANGEVIN_STEP / 2 * (gradient - z.detach()) + LANGEVIN_STEP**0.5 * noise
         return z
 
 

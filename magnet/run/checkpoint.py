@@ -87,9 +87,9 @@ def refuse_damaged(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
             raise ValueError("its records are compressed")  # and might fill the memory
-        damaged = archive.testzip()
-    if damaged:
-        raise ValueError(f"its record {damaged} is damaged")
+        damaged_record = archive.testzip()
+    if damaged_record:
+        raise ValueError(f"its record {damaged_record} is damaged")
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from magnet.config import FREE_ON_RESUME, Config, agent_names, check, convert
 from magnet.maddpg import MADDPG
 from magnet.support.errors import UserError
 
-LARGEST = 2**62  # whole numbers count something and stay below it
+MAX_NUMBER = 2**62  # whole numbers count something and stay below it
 CUDA_STATE = 16  # bytes in the state of a GPU's random generator
 
 Check = Callable[[object], str | None]  # value -> its fault in words, or None
@@ -59,8 +59,8 @@ def find_type_fault(value, expected: type) -> str | None:
     """Why `value` is no value of the type `expected`, or None."""
     if not isinstance(value, expected) or isinstance(value, bool):
         return f"is of type {type(value).__name__}, not {expected.__name__}"
-    if expected is int and not 0 <= value < LARGEST:
-        return f"is not from 0 to {LARGEST}"
+    if expected is int and not 0 <= value < MAX_NUMBER:
+        return f"is not from 0 to {MAX_NUMBER}"
     return "is not a number" if expected is float and value != value else None
 
 
@@ -112,10 +112,10 @@ def require_number(low: float, high: float) -> Check:
     return find
 
 
-def find_trainer_fault(saved, trainer: MADDPG) -> str | None:
-    """The first fault of `saved`, a trainer's state, or None if `trainer`, which has made no step, can go on there."""
+def find_trainer_fault(trainer_state, trainer: MADDPG) -> str | None:
+    """The first fault of `trainer_state`, or None if `trainer`, which has made no step, can go on there."""
     example, below = trainer.state_dict(), 2 * len(trainer.dataset)
-    steps = saved.get("steps") if isinstance(saved, dict) else 0
+    steps = trainer_state.get("steps") if isinstance(trainer_state, dict) else 0
     for agent in trainer.agents:
         optimizers = {}
         for key, network in agent.networks.items():
@@ -132,12 +132,12 @@ def find_trainer_fault(saved, trainer: MADDPG) -> str | None:
     environment |= {name: require_indices(environment[name], below) for name in ("state", "real", "order")}
     environment["random"] = require_random_state(trainer.environment.random, any_device=False)
     example["replay"] |= {"storage": dict, "random": require_random_state(trainer.replay.random)}
-    if fault := find_fault(saved, example, "trainer"):
+    if fault := find_fault(trainer_state, example, "trainer"):
         return fault
-    rows = min(saved["replay"]["written"], trainer.replay.capacity)
+    rows = min(trainer_state["replay"]["written"], trainer.replay.capacity)
     stored = {name: values[:rows] for name, values in trainer.replay.storage.items()}
     stored |= {name: require_indices(stored[name], below) for name in ("state", "real", "next_real")}
-    return find_fault(saved["replay"]["storage"], stored, "trainer.replay.storage")
+    return find_fault(trainer_state["replay"]["storage"], stored, "trainer.replay.storage")
 
 
 def pack_weights(network: nn.Module) -> dict[str, Tensor]:
@@ -146,8 +146,8 @@ def pack_weights(network: nn.Module) -> dict[str, Tensor]:
     return {name: x.half() if name in parameters else x for name, x in network.state_dict().items()}
 
 
-def find_networks_fault(saved, config, exported_states: int = 0) -> str | None:
-    """The first fault of the agents in `saved`, a trainer's state, for sampling by `config`; or None.
+def find_networks_fault(trainer_state, config, exported_states: int = 0) -> str | None:
+    """The first fault of the agents in `trainer_state`, for sampling by `config`; or None.
 
     exported_states: the number of recurrent states that exported weights hold; 0 for a checkpoint. The networks are
     built without memory: nothing is allocated for a file that does not hold them.
@@ -166,7 +166,7 @@ def find_networks_fault(saved, config, exported_states: int = 0) -> str | None:
             example = {"networks": weights, "targets": weights, "optimizers": dict, "random": Tensor}
             example |= {"scaler": dict} if config.precision == "fp16" else {}
         agents |= dict.fromkeys(names, example)
-    return find_fault(saved.get("agents"), agents, "trainer.agents")
+    return find_fault(trainer_state.get("agents"), agents, "trainer.agents")
 
 
 def rename_old_parameters(parameters: dict) -> dict:

@@ -20,19 +20,19 @@ from magnet.support.errors import UserError
 NETWORK_PARAMETERS = ("image_size", "width", "nz", "architecture")
 
 
-def adopt_architecture(config: Config, given: dict) -> Config:
+def adopt_architecture(config: Config, flags: dict) -> Config:
     """`config` with the sizes and architecture of the networks in `config.init`, if that names some.
 
-    given: the parameters that the user gave. Raises UserError if they ask for others.
+    flags: the parameters that the user gave. Raises UserError if they ask for others.
     """
     if not config.init:
         return config
-    path, saved = load_checkpoint(Path(config.init))
-    source = restore_config(path, saved["config"])
+    path, contents = load_checkpoint(Path(config.init))
+    source = restore_config(path, contents["config"])
     values = {name: getattr(source, name) for name in NETWORK_PARAMETERS}
-    if differing := [name for name in NETWORK_PARAMETERS if given.get(name, values[name]) != values[name]]:
-        flags = " and ".join(f"--{name.replace('_', '-')} {values[name]}" for name in differing)
-        raise UserError(f"The networks of --init {config.init} have {flags}: leave out other values.")
+    if differing_names := [name for name in NETWORK_PARAMETERS if flags.get(name, values[name]) != values[name]]:
+        words = " and ".join(f"--{name.replace('_', '-')} {values[name]}" for name in differing_names)
+        raise UserError(f"The networks of --init {config.init} have {words}: leave out other values.")
     return dataclasses.replace(config, **values)
 
 
@@ -47,23 +47,25 @@ def take_networks(agents: list[Agent], init: str) -> str:
 
     Exported weights are running averages: networks and targets both begin with them. Raises UserError if it has none.
     """
-    path, saved = load_checkpoint(Path(init))
-    exported = saved["format"] == checkpoint.WEIGHTS
-    config = restore_config(path, saved["config"])
-    refuse(path, find_networks_fault(saved["trainer"], config, STATES if exported else 0))
-    taken, new = [], []
+    path, contents = load_checkpoint(Path(init))
+    is_exported = contents["format"] == checkpoint.WEIGHTS
+    config = restore_config(path, contents["config"])
+    refuse(path, find_networks_fault(contents["trainer"], config, STATES if is_exported else 0))
+    taken_titles, new_titles = [], []
     for agent in agents:
         role = agent.name.partition("_")[0]
-        parts = saved["trainer"]["agents"].get(agent.name, {"targets": {}})
+        parts = contents["trainer"]["agents"].get(agent.name, {"targets": {}})
         for key, network in agent.networks.items():
             target = parts["targets"].get(key, {})
             if key == "reward_critic" and config.extra_reward != agent.config.extra_reward:
                 target = {}  # it has learned another reward
             if fits(network, target):
-                network.load_state_dict(dict(target if exported else parts["networks"][key]))
+                network.load_state_dict(dict(target if is_exported else parts["networks"][key]))
                 agent.targets[key].load_state_dict(dict(target))
-            (taken if fits(network, target) else new).append(TITLES[role, key] + agent.name.removeprefix(role))
-    if not taken:
+            (taken_titles if fits(network, target) else new_titles).append(
+                TITLES[role, key] + agent.name.removeprefix(role)
+            )
+    if not taken_titles:
         raise UserError(f"--init {init} has no network of this game; give a run with the same agents and data.")
-    steps = saved["trainer"]["steps"]
-    return f"From {path} after {steps} steps: {', '.join(taken)}. New: {', '.join(new) or 'nothing'}."
+    steps = contents["trainer"]["steps"]
+    return f"From {path} after {steps} steps: {', '.join(taken_titles)}. New: {', '.join(new_titles) or 'nothing'}."

@@ -132,8 +132,8 @@ class RunLogger:
             remove_abandoned(folder)
         if self.metrics.exists():
             lines = self.metrics.read_bytes().splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step]
-            write_atomically(self.metrics, lambda file: file.writelines(kept))
+            kept_lines = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step]
+            write_atomically(self.metrics, lambda file: file.writelines(kept_lines))
         for path in (self.run / "samples").glob("*.png"):
             drawn_at = path.stem.removesuffix("-policy")
             if drawn_at.isdigit() and int(drawn_at) > step:

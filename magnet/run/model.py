@@ -29,13 +29,13 @@ class Model:
         data: where the images that a run folder learned from lie now, if they were moved. Raises UserError.
         """
         run = Path(run)
-        path, saved = load_checkpoint(run)
+        path, contents = load_checkpoint(run)
         try:
-            generators, _, self.config = load_agents(path, saved, device)
+            generators, _, self.config = load_agents(path, contents, device)
         except UserError as error:  # which names the flag --device
             raise UserError(re.sub(r"--device (\w+)(?=[:`])", r"device='\1'", str(error))) from error
         refuse_points(run, self.config)
-        self._run, self._learned, self._data = run, saved["faces"], None if data is None else str(data)
+        self._run, self._fingerprint, self._data = run, contents["faces"], None if data is None else str(data)
         self._generators, self._samplers = generators, [Sampler(agent, None) for agent in generators]
 
     def sample(self, count: int = 64, seed: int = 0) -> Tensor:
@@ -86,5 +86,5 @@ class Model:
                 f"give their folder, `magnet.load({str(self._run)!r}, data=FOLDER)`, or load weights that "
                 f"`{command_of('export')} {self._run} --data FOLDER --out faces.pt` wrote."
             )
-            self._samplers[0] = Sampler(agent, load_training_images(self.config, self._learned, self._data, advice))
+            self._samplers[0] = Sampler(agent, load_training_images(self.config, self._fingerprint, self._data, advice))
         return self._samplers[0].answer(images)

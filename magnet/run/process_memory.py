@@ -3,8 +3,6 @@
 import re
 from pathlib import Path
 
-import torch
-
 
 def read_resident_peak() -> int | None:
     """The most bytes that this process has had in memory; None where the system is not Linux."""
@@ -14,8 +12,3 @@ def read_resident_peak() -> int | None:
         return None
     line = re.search(r"VmHWM:\s+(\d+) kB", status)
     return int(line[1]) * 1024 if line else None
-
-
-def read_peak(device: torch.device) -> int | None:
-    """The most bytes that PyTorch has reserved on a GPU; on a CPU `read_resident_peak`."""
-    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else read_resident_peak()

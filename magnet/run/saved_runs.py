@@ -34,15 +34,17 @@ def load_checkpoint(run: Path) -> tuple[Path, dict]:
     raise UserError(f"There is no run or checkpoint {run}; `ls models` shows the runs.")
 
 
-def load_agents(path: Path, saved: dict, device: str) -> tuple[list[GeneratorAgent], list[DiscriminatorAgent], Config]:
-    """The agents in `saved`, the contents of `path`, and their config. Raises UserError."""
-    config, exported = restore_config(path, saved["config"]), saved["format"] == checkpoint.WEIGHTS
-    refuse(path, find_networks_fault(saved["trainer"], config, STATES if exported else 0))
+def load_agents(
+    path: Path, contents: dict, device: str
+) -> tuple[list[GeneratorAgent], list[DiscriminatorAgent], Config]:
+    """The agents in `contents`, those of `path`, and their config. Raises UserError."""
+    config, is_exported = restore_config(path, contents["config"]), contents["format"] == checkpoint.WEIGHTS
+    refuse(path, find_networks_fault(contents["trainer"], config, STATES if is_exported else 0))
     config = settle(dataclasses.replace(config, device=device))
     generators, discriminators = new_agents(config, torch.device(config.device))
     for agent in (*generators, *discriminators):
-        state = saved["trainer"]["agents"][agent.name]
-        if exported:
+        state = contents["trainer"]["agents"][agent.name]
+        if is_exported:
             load_exported(agent, state)
         else:
             agent.load_networks(state)
@@ -58,12 +60,12 @@ def refuse_points(run: Path, config: Config) -> None:
         )
 
 
-def load_states(config: Config, data: str | None, held_out: bool = False, learned: str = "") -> ImageDataset:
+def load_states(config: Config, data: str | None, held_out: bool = False, fingerprint: str = "") -> ImageDataset:
     """The images that a run learned from, or with `held_out` those held out of it. They are G_a's states.
 
     data: where other images lie; all of them are taken, none is held out. If they are the run's own, moved, its share
-    is held out again. `held_out` says that they are; else their fingerprint must be `learned`, that of the images that
-    the run learned from. Raises BadSource if the images are gone.
+    is held out again. `held_out` says that they are; else their `fingerprint` must be that of the images that the run
+    learned from. Raises BadSource if the images are gone.
     """
     if not (data or config.data):
         raise UserError("Exported weights hold no images: name yours with --data FOLDER.")
@@ -80,26 +82,26 @@ def load_states(config: Config, data: str | None, held_out: bool = False, learne
 
     if held_out or not config.hold_out or data in (None, config.data):
         return load(config.hold_out)
-    if learned:
+    if fingerprint:
         with suppress(UserError), redirect_stderr(io.StringIO()):  # from a few images none can be held out
-            if (faces := load(config.hold_out)).fingerprint == learned:
+            if (faces := load(config.hold_out)).fingerprint == fingerprint:
                 return faces
     return load(0.0)
 
 
-def load_training_images(config: Config, learned: str, data: str | None, advice: str) -> ImageDataset:
-    """The images that a run learned from, for G_a's statistics: those with the fingerprint `learned`.
+def load_training_images(config: Config, fingerprint: str, data: str | None, advice: str) -> ImageDataset:
+    """The images that a run learned from, for G_a's statistics: those with its `fingerprint`.
 
     They lie in `config.data` or in `data`. Raises UserError, which ends in `advice`, if they are in neither place.
     """
     cause = ""
     for place in (None, data) if data else (None,):
         try:
-            faces = load_states(config, place, learned=learned)
+            faces = load_states(config, place, fingerprint=fingerprint)
         except BadSource as error:
             cause = cause or error.cause
             continue
-        if faces.fingerprint == learned:
+        if faces.fingerprint == fingerprint:
             return faces
         cause = cause or f"{config.data} holds others"
     raise UserError(f"G_a's statistics need the images that the run learned from, but {cause}: {advice}")

@@ -19,35 +19,38 @@ from magnet.maddpg import MADDPG
 from magnet.run import checkpoint
 from magnet.run.checkpoint_validation import find_fault, find_trainer_fault, refuse, restore_config
 from magnet.run.initial_networks import take_networks
-from magnet.run.process_memory import read_peak
+from magnet.run.process_memory import read_resident_peak
 from magnet.run.signals import Stop, should_continue
 from magnet.run.timing import StepClock, count_steps, describe_run, describe_time, estimate_seconds
 from magnet.support.distributed import all_reduce_max, first_on_machine
 from magnet.support.errors import UserError
 
 # Steps of a trial: the first ones, in which libraries set themselves up, and all; the 16 between are two periods of R1.
-WARM_UP, ENOUGH = 4, 20
-LONGEST_TRIAL = 20  # seconds, after the warm-up
+WARM_UP, TRIAL_STEPS = 4, 20
+TRIAL_SECONDS = 20  # seconds, after the warm-up
 
 
-def resume_run(run: Path, named: Path | None, given: dict) -> tuple[Config, Path, dict]:
-    """The config, path and contents of `run`'s checkpoint `named`, or of its last good one.
+def resume_run(run: Path, checkpoint_path: Path | None, flags: dict) -> tuple[Config, Path, dict]:
+    """The config, path and contents of `run`'s checkpoint `checkpoint_path`, or of its last good one.
 
-    given: the parameters on the command line, which replace the run's. Raises UserError if they ask for another game.
+    flags: the parameters on the command line, which replace the run's. Raises UserError if they ask for another game.
     """
-    path, saved = (named, checkpoint.load_earlier(named)) if named else checkpoint.load_latest(run / "checkpoints")
-    config = restore_config(path, saved["config"], announce=True)
-    given = {key: value for key, value in given.items() if value != "auto" or key not in ("precision", "threads")}
+    if checkpoint_path:
+        path, contents = checkpoint_path, checkpoint.load_earlier(checkpoint_path)
+    else:
+        path, contents = checkpoint.load_latest(run / "checkpoints")
+    config = restore_config(path, contents["config"], announce=True)
+    flags = {key: value for key, value in flags.items() if value != "auto" or key not in ("precision", "threads")}
     if "OMP_NUM_THREADS" in os.environ or int(config.threads) > (os.cpu_count() or 1):  # torchrun; another machine
         config = dataclasses.replace(config, threads="auto")
-    differing = sorted(k for k, v in given.items() if k not in FREE_ON_RESUME and v != getattr(config, k))
-    if bool(given.get("extra_reward", config.extra_reward)) != bool(config.extra_reward):
-        differing.append("extra_reward")
-    if differing:
-        flags = ", ".join(f"--{key.replace('_', '-')} (was {getattr(config, key)})" for key in differing)
-        raise UserError(f"{run} cannot go on with other values of {flags}; leave them out, or start a new run.")
+    differing_keys = sorted(k for k, v in flags.items() if k not in FREE_ON_RESUME and v != getattr(config, k))
+    if bool(flags.get("extra_reward", config.extra_reward)) != bool(config.extra_reward):
+        differing_keys.append("extra_reward")
+    if differing_keys:
+        words = ", ".join(f"--{key.replace('_', '-')} (was {getattr(config, key)})" for key in differing_keys)
+        raise UserError(f"{run} cannot go on with other values of {words}; leave them out, or start a new run.")
     print(f"Going on from {path}.")
-    return dataclasses.replace(config, **given), path, saved
+    return dataclasses.replace(config, **flags), path, contents
 
 
 def read_parameters(path: Path) -> dict:
@@ -80,19 +83,19 @@ def find_run(run: Path, models_dir: str) -> tuple[Path, Path | None]:
     raise UserError(f"{run} is no run of MAGNET: it has no folder checkpoints; `ls {models_dir}` shows the runs.")
 
 
-def load_reward(config: Config, named: dict, saved: dict | None = None) -> ExtraReward | None:
+def load_reward(config: Config, flags: dict, contents: dict | None = None) -> ExtraReward | None:
     """The extra reward of `config`. Raises UserError.
 
-    named: the parameters that the user gave. A file is executed only if they name it: never because a checkpoint or a
-    config.json does. saved: the checkpoint from which the run goes on, whose reward must be the same.
+    flags: the parameters that the user gave. A file is executed only if they name it: never because a checkpoint or a
+    config.json does. contents: the checkpoint from which the run goes on, whose reward must be the same.
     """
     name = config.extra_reward
-    if name and name not in EXTRA_REWARDS and convert(named).get("extra_reward") != name:
+    if name and name not in EXTRA_REWARDS and convert(flags).get("extra_reward") != name:
         raise UserError(
             f"The extra reward is the file {name}, which runs only if you name it: if you trust it, add "
             f"`--extra-reward {shlex.quote(name)}`."
         )
-    environment = saved["trainer"].get("environment") if saved else None
+    environment = contents["trainer"].get("environment") if contents else None
     digest = environment.get("extra") if isinstance(environment, dict) else None
     return load_extra_reward(name, digest) if name else None
 
@@ -129,16 +132,16 @@ def prepare_device(config: Config) -> None:
 
 
 def build(
-    config: Config, pixels, path: Path | None = None, saved: dict | None = None, extra: ExtraReward | None = None
+    config: Config, pixels, path: Path | None = None, contents: dict | None = None, extra: ExtraReward | None = None
 ) -> tuple[MADDPG, Evaluation]:
     """The trainer of `config` and its scores, new ones or as they stood in the checkpoint `path`.
 
-    pixels: as `load_pixels` gives them. saved: the contents of `path`. extra: as `load_reward` gives it. Raises
+    pixels: as `load_pixels` gives them. contents: those of `path`. extra: as `load_reward` gives it. Raises
     UserError.
     """
     prepare_device(config)  # before anything is on the device
     dataset = PointDataset(pixels, config.device) if config.points else ImageDataset(pixels, config.device)
-    if saved and saved["faces"] != dataset.fingerprint:
+    if contents and contents["faces"] != dataset.fingerprint:
         raise UserError(f"The images in {config.data} are not those that the run learned from; give these with --data.")
     refuse_too_few(config, len(dataset))
     trainer = MADDPG(config, new_environment(config, dataset, extra), torch.device(config.device))
@@ -146,12 +149,12 @@ def build(
     if config.evaluate_every and config.hold_out:  # the best checkpoint is chosen on images that training never sees
         reference = ImageDataset(load_pixels(config, held_out=True), config.device)
     evaluation = Evaluation(trainer.generators, reference, config)
-    if saved:
-        refuse(path, find_trainer_fault(saved["trainer"], trainer))
-        trainer.load_state_dict(saved["trainer"])
-        if saved["best"]:
-            refuse(path, find_fault(saved["best"], evaluation.best, "best"))
-            evaluation.best = saved["best"]
+    if contents:
+        refuse(path, find_trainer_fault(contents["trainer"], trainer))
+        trainer.load_state_dict(contents["trainer"])
+        if contents["best"]:
+            refuse(path, find_fault(contents["best"], evaluation.best, "best"))
+            evaluation.best = contents["best"]
     elif config.init:
         print(take_networks(trainer.agents, config.init))
     return trainer, evaluation
@@ -166,7 +169,7 @@ def try_run(config: Config, pixels, first: int, extra: ExtraReward | None = None
     trainer, evaluation = build(config, pixels, extra=extra)
     clock, spent = StepClock(trainer.device), 0
     times = [clock()]
-    while len(times) <= ENOUGH and (len(times) <= WARM_UP + 1 or spent < LONGEST_TRIAL):
+    while len(times) <= TRIAL_STEPS and (len(times) <= WARM_UP + 1 or spent < TRIAL_SECONDS):
         trainer.step()
         clock.wait()
         times.append(clock())
@@ -178,7 +181,8 @@ def try_run(config: Config, pixels, first: int, extra: ExtraReward | None = None
     seconds = estimate_seconds(config, first, total, step, grid, score)
     run = describe_run(config, len(pixels), trainer.steps_per_epoch, first)
     lines = [f"{run}: {describe_time(config, seconds)}"]
-    if peak := read_peak(trainer.device):
+    is_gpu = trainer.device.type == "cuda"
+    if peak := torch.cuda.max_memory_reserved(trainer.device) if is_gpu else read_resident_peak():
         lines.append(f"Memory in all, by {trainer.steps} steps and a grid: {peak / 2**20:,.0f} MiB")
     return "\n".join(lines)
 

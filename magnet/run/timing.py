@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-LONG = 3 * 3600  # seconds, from which on a run on a CPU deserves a hint
+LONG_RUN = 3 * 3600  # seconds, from which on a run on a CPU deserves a hint
 
 
 class StepClock:
@@ -77,5 +77,5 @@ def describe_time(config, seconds: float) -> str:
             return f"about {seconds / size:.0f} {unit}"
     hours = seconds / 3600
     hint = " on this CPU; fewer `--epochs` or `--preset cpu` shorten it"
-    is_slow = config.device == "cpu" and seconds >= LONG
+    is_slow = config.device == "cpu" and seconds >= LONG_RUN
     return f"about {hours:,.{int(hours < 10)}f} hours" + (hint if is_slow else "")

@@ -14,8 +14,8 @@ from magnet.game.environment import new_environment
 from magnet.maddpg import MADDPG
 from magnet.support.distributed import world_size
 
-LONGEST = 3.0  # seconds, about; large networks take longer, and fewer settings of them are measured
-TIMED = 5  # steps with one setting, at most, after one that does not count
+MAX_SECONDS = 3.0  # seconds, about; large networks take longer, and fewer settings of them are measured
+MAX_STEPS = 5  # steps with one setting, at most, after one that does not count
 
 
 def build_trial(config: Config) -> MADDPG:
@@ -32,23 +32,23 @@ def build_trial(config: Config) -> MADDPG:
 def measure_steps(config: Config, counts: list[int], precisions: list[str]) -> dict[tuple[int, str], float]:
     """The seconds of the fastest step, by (threads, precision).
 
-    It measures every precision with the first of `counts`, and with the others as far as LONGEST allows. It leaves
+    It measures every precision with the first of `counts`, and with the others as far as MAX_SECONDS allows. It leaves
     PyTorch with another number of threads.
     """
     fastest = {}
     for precision in precisions:  # one trainer at a time: each takes the memory of a run
         trainer = build_trial(dataclasses.replace(config, precision=precision))
         trainer.step()  # has fewer rows than others; the first one imports what the run needs as well
-        began, share = time.monotonic(), LONGEST / len(precisions) / len(counts)
+        began, share = time.monotonic(), MAX_SECONDS / len(precisions) / len(counts)
         for turn, threads in enumerate(counts, 1):
             torch.set_num_threads(threads)
             seconds = []
-            while len(seconds) < 2 or len(seconds) <= TIMED and time.monotonic() - began < turn * share:
+            while len(seconds) < 2 or len(seconds) <= MAX_STEPS and time.monotonic() - began < turn * share:
                 since = time.perf_counter()
                 trainer.step()
                 seconds.append(time.perf_counter() - since)
             fastest[threads, precision] = min(seconds[1:])
-            if time.monotonic() - began > LONGEST / len(precisions):
+            if time.monotonic() - began > MAX_SECONDS / len(precisions):
                 break
     return fastest
 

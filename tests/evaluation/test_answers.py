@@ -18,16 +18,16 @@ def states(count=200):
 
 def test_answers_that_copy_their_state_are_always_first():
     shown = to_uint8(pictures(0, 200))
-    found = score_answers(REWARD, shown, shown)
+    result = score_answers(REWARD, shown, shown)
     others = REWARD(shown.roll(1, dims=0), shown).mean().item()
-    assert found == {"extra_reward": 0, "gap": pytest.approx(-others)}
+    assert result == {"extra_reward": 0, "gap": pytest.approx(-others)}
     assert measure_firsts(REWARD, shown, shown) == 1
 
 
 def test_answers_that_do_not_know_their_state_have_no_gap():
     same = states(1).expand(200, -1, -1, -1)
-    found = score_answers(REWARD, states(), same)
-    assert found["gap"] == pytest.approx(0, abs=1e-6) and measure_firsts(REWARD, states(), same) <= 0.02
+    result = score_answers(REWARD, states(), same)
+    assert result["gap"] == pytest.approx(0, abs=1e-6) and measure_firsts(REWARD, states(), same) <= 0.02
 
 
 def test_one_answer_that_is_wrong_is_counted():

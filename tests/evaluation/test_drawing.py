@@ -164,10 +164,10 @@ def test_walks_are_side_by_side_of_all_generators_and_closed():
 def test_an_animation_is_about_512_pixels_wide_and_loops(trainer, tmp_path, count, width):
     frames = list(draw_walks([Sampler(trainer.generators[0], None)], count))[::8]
     write_animation(frames, tmp_path / "walk.gif")
-    with Image.open(tmp_path / "walk.gif") as found:
-        assert found.width == width and found.n_frames == len(frames) and found.info["loop"] == 0
-        found.seek(3)
-        shown = np.asarray(found.convert("RGB")).astype(float)
+    with Image.open(tmp_path / "walk.gif") as result:
+        assert result.width == width and result.n_frames == len(frames) and result.info["loop"] == 0
+        result.seek(3)
+        shown = np.asarray(result.convert("RGB")).astype(float)
     expected = pictures.grid(frames[3], math.isqrt(count), 16 // math.isqrt(count))
     assert np.abs(shown - expected).mean() < 9, "but for the palette's rounding"
 
@@ -175,8 +175,8 @@ def test_an_animation_is_about_512_pixels_wide_and_loops(trainer, tmp_path, coun
 def test_a_video_has_the_same_frames(trainer, tmp_path):
     ffmpeg = pytest.importorskip("imageio_ffmpeg")
     write_animation(draw_walks([Sampler(trainer.generators[0], None)], 4), tmp_path / "walk.mp4")
-    found, seconds = ffmpeg.count_frames_and_secs(str(tmp_path / "walk.mp4"))
-    assert found == POINTS * WAY and seconds == pytest.approx(POINTS * WAY * pictures.FRAME / 1000, abs=0.1)
+    result, seconds = ffmpeg.count_frames_and_secs(str(tmp_path / "walk.mp4"))
+    assert result == POINTS * WAY and seconds == pytest.approx(POINTS * WAY * pictures.FRAME / 1000, abs=0.1)
     assert next(ffmpeg.read_frames(str(tmp_path / "walk.mp4")))["size"] == (2 * 258 + 2, 2 * 258 + 2)
     assert [path.name for path in tmp_path.iterdir()] == ["walk.mp4"]
 
@@ -188,7 +188,7 @@ def test_without_the_encoder_the_sentence_names_its_package(monkeypatch, tmp_pat
 
 
 def test_what_is_scored_in_parts_has_the_features_of_the_whole_and_keeps_a_spread_of_images(monkeypatch):
-    monkeypatch.setattr(comparison, "MOST", 40)
+    monkeypatch.setattr(comparison, "MAX_IMAGES", 40)
     images = torch.randint(256, (130, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     embedded = []
 
@@ -196,10 +196,10 @@ def test_what_is_scored_in_parts_has_the_features_of_the_whole_and_keeps_a_sprea
         embedded.append(len(group))
         return group.float().mean(dim=(2, 3))
 
-    found = comparison.collect_set(images.split(48), 130, embed)
-    assert embedded == [44, 43, 43] and found["count"] == 130
-    assert torch.equal(found["features"], compute_features(embed, images))
-    assert torch.equal(found["images"], images[comparison.choose_evenly(130)]) and len(found["images"]) == 40
+    result = comparison.collect_set(images.split(48), 130, embed)
+    assert embedded == [44, 43, 43] and result["count"] == 130
+    assert torch.equal(result["features"], compute_features(embed, images))
+    assert torch.equal(result["images"], images[comparison.choose_evenly(130)]) and len(result["images"]) == 40
     assert comparison.choose_evenly(130)[-1] > 120 and comparison.choose_evenly(7).tolist() == list(range(7))
 
 

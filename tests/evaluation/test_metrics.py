@@ -52,8 +52,8 @@ def test_the_distance_of_shifted_gaussians_has_a_closed_form():
     d, random = 5, stream(0, "test")
     points, shift = torch.randn(3000, d, generator=random), torch.tensor([3.0, 0.0, -4.0, 0.0, 0.0])
     directions = torch.randn(d, 4000, generator=random)
-    found = compare_along(points, (points + shift)[torch.randperm(3000)], directions / directions.norm(dim=0))
-    assert found == pytest.approx(5 * math.gamma(d / 2) / (math.sqrt(math.pi) * math.gamma((d + 1) / 2)), rel=0.03)
+    result = compare_along(points, (points + shift)[torch.randperm(3000)], directions / directions.norm(dim=0))
+    assert result == pytest.approx(5 * math.gamma(d / 2) / (math.sqrt(math.pi) * math.gamma((d + 1) / 2)), rel=0.03)
 
 
 def test_the_score_of_noise_against_flat_images_has_a_closed_form():
@@ -92,9 +92,9 @@ def test_the_filter_is_the_binomial_one():
 
 def test_patches_are_normalised_by_channel_and_are_patches(faces):
     columns = torch.arange(16, dtype=torch.uint8).expand(8, 3, 16, 16) * torch.tensor([1, 2, 3])[:, None, None]
-    found = metrics.cut_patches(columns.to(torch.uint8), 0, stream(0, "test")).float()
-    assert found.shape == (8 * 128, 147)
-    by_channel = found.view(-1, 3, 7, 7)
+    result = metrics.cut_patches(columns.to(torch.uint8), 0, stream(0, "test")).float()
+    assert result.shape == (8 * 128, 147)
+    by_channel = result.view(-1, 3, 7, 7)
     torch.testing.assert_close(by_channel.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-3, rtol=0)
     torch.testing.assert_close(by_channel.std(dim=(0, 2, 3)), torch.ones(3), atol=2e-3, rtol=0)
     steps = by_channel.diff(dim=3)  # a column further to the right is one step brighter
@@ -167,9 +167,9 @@ def test_precision_is_of_the_fakes_and_recall_of_the_reals():
     pytest.importorskip("torch_fidelity")
     left = points(100)
     reals = torch.cat([left, points(100, seed=1) + 100])  # two far clusters
-    found = score_features(points(100, seed=2), reals)  # the fakes are all in the first
-    assert found["precision"] > 0.5 and found["recall"] <= 0.5
-    assert found["recall"] > 0.2
+    result = score_features(points(100, seed=2), reals)  # the fakes are all in the first
+    assert result["precision"] > 0.5 and result["recall"] <= 0.5
+    assert result["recall"] > 0.2
     assert score_features(left + 1000, left)["precision"] == 0
 
 
@@ -213,10 +213,10 @@ def test_agrees_with_the_command_line_of_torch_fidelity(inception_weights, faces
     expected = json.loads(answer)
 
     embed, name = load_inception(inception_weights, CPU)
-    found = score_features(*(compute_features(embed, images) for images in sets))
-    assert found["frechet"] == pytest.approx(expected["frechet_inception_distance"], rel=0.01)
-    assert found["kid_x1000"] == pytest.approx(1000 * expected["kernel_inception_distance_mean"], rel=0.01)
-    assert (found["precision"], found["recall"]) == (expected["precision"], expected["recall"])
+    result = score_features(*(compute_features(embed, images) for images in sets))
+    assert result["frechet"] == pytest.approx(expected["frechet_inception_distance"], rel=0.01)
+    assert result["kid_x1000"] == pytest.approx(1000 * expected["kernel_inception_distance_mean"], rel=0.01)
+    assert (result["precision"], result["recall"]) == (expected["precision"], expected["recall"])
     assert name.startswith("Inception-v3 ")
 
 
@@ -225,11 +225,11 @@ def test_an_exported_network_sees_64x64_and_any_number_of_images(thumbnail, face
     embed, name = load_exported_network(thumbnail, CPU)
     assert name.startswith("thumbnail.pt2 ")
     images = faces[0][:65]  # one more than are embedded at a time
-    found = compute_features(embed, images)
-    assert found.shape == (65, 12) and found.dtype == torch.float64
-    assert torch.equal(found, torch.cat([compute_features(embed, part) for part in images.split(13)]))
+    result = compute_features(embed, images)
+    assert result.shape == (65, 12) and result.dtype == torch.float64
+    assert torch.equal(result, torch.cat([compute_features(embed, part) for part in images.split(13)]))
     quarters = avg_pool2d(images.float() / 255, 16).flatten(1) * torch.arange(1, 13)
-    torch.testing.assert_close(found, quarters.double(), atol=0.05, rtol=0)
+    torch.testing.assert_close(result, quarters.double(), atol=0.05, rtol=0)
     large = torch.from_numpy(draw_faces(3, 64, seed=0)[0])
     torch.testing.assert_close(compute_features(embed, large), Thumbnail()(large).double())
 
@@ -247,8 +247,8 @@ def test_the_nearest_image_is_found_mirrored_or_not(by_features):
     stretched = to_uint8(from_uint8(real[[7, 30, 11]]) * 0.9)
     samples = torch.cat([stretched[:2], stretched[2:].flip(3)])
     embed = (lambda images: images.float().flatten(1)) if by_features else None
-    found = find_nearest(samples, ImageDataset(real.numpy(), CPU), embed)
-    assert torch.equal(found, torch.cat([real[[7, 30]], real[[11]].flip(3)]))
+    result = find_nearest(samples, ImageDataset(real.numpy(), CPU), embed)
+    assert torch.equal(result, torch.cat([real[[7, 30]], real[[11]].flip(3)]))
 
 
 def test_the_nearest_by_features_need_not_be_the_nearest_by_pixels():

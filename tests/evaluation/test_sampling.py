@@ -23,7 +23,6 @@ from magnet.evaluation.sampling import (
     FixedGrids,
     Guide,
     Sampler,
-    compute_logit_gradient,
     copy_in_float32,
     copy_with_statistics,
 )
@@ -106,20 +105,6 @@ def test_guided_noise_follows_langevins_equation_for_its_density():
         variance = (1 - LANGEVIN_STEP / 2) ** 2 * variance + LANGEVIN_STEP
     torch.testing.assert_close(z.mean(dim=0), mean, atol=0.015, rtol=0)
     torch.testing.assert_close(z.var(dim=0), torch.full((2,), variance), atol=0.02, rtol=0)
-
-
-def test_the_logits_gradient_is_that_of_the_discriminators_mean_and_no_parameter_gets_one():
-    trainer = new_trainer(discriminators=2)
-    generator = copy_in_float32(trainer.generators[0].networks["generator"])
-    actors = [copy_in_float32(agent.networks["actor"]) for agent in trainer.discriminators]
-    z = torch.randn(8, 6)
-    found = compute_logit_gradient(generator, actors, z)
-    assert not any(p.grad is not None or not p.requires_grad for net in (generator, *actors) for p in net.parameters())
-    z.requires_grad_()
-    images = generator(z)
-    expected = sum(torch.autograd.grad(actor(images).sum() / 2, z, retain_graph=True)[0] for actor in actors)
-    torch.testing.assert_close(found, expected)
-    assert found.abs().max() > 0
 
 
 def test_guided_samples_are_taken_for_real_more_often_and_leave_the_run_untouched(trainer):

@@ -17,8 +17,8 @@ pytest_plugins = ["downloads"]
 @pytest.mark.parametrize("mode", ["honest", "ignores ranges", "206 from zero"])
 def test_short_body_then_rerun(mirror, run, data_dir, mode):
     mirror.mode = "short"
-    code, said = run("--url", mirror.url)
-    assert code == 1 and "run the same command again to go on" in said
+    code, output = run("--url", mirror.url)
+    assert code == 1 and "run the same command again to go on" in output
     [(name, part)] = tree(data_dir.parent).items()
     assert name.endswith(".part") and part and part == BODY[: len(part)]
     mirror.mode = mode
@@ -43,22 +43,22 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("body", "said"), WRONG.values(), ids=WRONG.keys())
-def test_wrong_file_is_set_aside(mirror, run, data_dir, body, said):
+def test_wrong_file_is_set_aside(mirror, run, data_dir, body, output):
     mirror.body = body
     code, error = run("--url", mirror.url)
-    assert code == 1 and said in error and "--from-zip" in error
+    assert code == 1 and output in error and "--from-zip" in error
     assert tree(data_dir.parent) == {"celeba.download/img_align_celeba.zip.bad": body}
     mirror.body = BODY
     assert run("--url", mirror.url)[0] == 0
 
 
 @pytest.mark.parametrize(("mode", "said"), [("404", "404"), ("short", "byte range")])
-def test_server_that_fails_every_time(mirror, run, monkeypatch, mode, said):
+def test_server_that_fails_every_time(mirror, run, monkeypatch, mode, output):
     monkeypatch.setattr(celeba, "RETRIES", 1)
     monkeypatch.setattr(random, "uniform", lambda low, _: low)  # gdown's pause before it tries again
     mirror.mode = mode
     code, error = run("--url", mirror.url)
-    assert code == 1 and said in error and f"{mirror.url} stopped" in error
+    assert code == 1 and output in error and f"{mirror.url} stopped" in error
 
 
 def answer(*headers: str, status: str = "200 OK", body: bytes = b"") -> bytes:
@@ -102,20 +102,20 @@ LIES = {
 }
 
 
-def refused(code: int, said: str) -> str:
+def refused(code: int, output: str) -> str:
     """The one sentence, the last line, by which the program ended."""
     assert code == 1
-    sentence = said.splitlines()[-1]
+    sentence = output.splitlines()[-1]
     assert sentence.startswith("error: ") and sentence.isprintable()
     return sentence
 
 
 @pytest.mark.parametrize(("reply", "said"), LIES.values(), ids=LIES.keys())
-def test_a_server_that_lies_is_seen_through_and_an_honest_one_ends_it(mirror, run, data_dir, reply, said):
+def test_a_server_that_lies_is_seen_through_and_an_honest_one_ends_it(mirror, run, data_dir, reply, output):
     mirror.mode = lambda wire: wire.write(reply)
     code, text = run("--url", mirror.url)
-    if said:
-        assert said in refused(code, text)
+    if output:
+        assert output in refused(code, text)
         assert not (data_dir / "img_align_celeba").exists()
         for left in data_dir.parent.rglob("*.zip.bad"):
             left.unlink()
@@ -208,10 +208,10 @@ def test_any_answers_leave_the_right_images_or_none(mirror, run, data_dir, caplo
 
     mirror.mode = unsteady
     for _ in range(count):
-        code, said = run("--url", mirror.url)
+        code, output = run("--url", mirror.url)
         ended[code] += 1
         if code == 1:
-            refused(code, said)
+            refused(code, output)
             assert not (data_dir / "img_align_celeba").exists()
             continue
         assert {name: (data_dir / name).read_bytes() for name in IMAGES} == IMAGES

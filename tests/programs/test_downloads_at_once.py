@@ -36,8 +36,8 @@ def test_one_that_waits_takes_over_from_one_that_is_killed(mirror, data_dir):
 @pytest.mark.long
 def test_eight_at_once_fetch_the_archive_once(mirror, data_dir):
     processes = [start(data_dir, "--url", mirror.url) for _ in range(8)]
-    said = [process.communicate(timeout=120)[0] for process in processes]
+    output = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * 8
-    assert sum("6 images are in" in text for text in said) == len(mirror.ranges) == 1
-    assert sum("Nothing to do" in text for text in said) == 7
+    assert sum("6 images are in" in text for text in output) == len(mirror.ranges) == 1
+    assert sum("Nothing to do" in text for text in output) == 7
     assert_installed(data_dir)

@@ -78,18 +78,18 @@ def real(**part):
 
 def test_the_scores_are_those_of_sample_py_against_all_images(place, thumbnail, capsys):
     pytest.importorskip("torch_fidelity")
-    found = report(capsys, "models/default", "--features", str(thumbnail))["scores"]
+    result = report(capsys, "models/default", "--features", str(thumbnail))["scores"]
     embed, _ = load_exported_network(thumbnail, CPU)
     pixels = torch.from_numpy(real().copy())
     shuffled = pixels[torch.randperm(90, generator=stream(0, "reference"))]
     pairs = {kind: (samples("models/default", kind), shuffled) for kind in ("prior", "policy")}
     pairs["real"] = shuffled[:45], shuffled[45:]
-    assert found.keys() == pairs.keys()
+    assert result.keys() == pairs.keys()
     for kind, (fakes, reals) in pairs.items():
-        assert found[kind]["samples"] == len(fakes) and found[kind]["references"] == len(reals)
+        assert result[kind]["samples"] == len(fakes) and result[kind]["references"] == len(reals)
         expected = score_features(compute_features(embed, fakes), compute_features(embed, reals))
         expected = {"fd": expected.pop("frechet")} | expected | sliced_wasserstein(fakes, reals, stream(0, "patches"))
-        assert {key: found[kind][key] for key in expected} == pytest.approx(expected, rel=1e-4), kind
+        assert {key: result[kind][key] for key in expected} == pytest.approx(expected, rel=1e-4), kind
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -110,18 +110,18 @@ def test_every_kind_of_run_has_a_table(place, thumbnail, capsys, kind):
 
 
 def test_the_protocol_and_what_stays_in_the_run_folder(place, capsys):
-    found = report(capsys, "models/default", "--no-features", "--count", "40")
-    protocol = found["protocol"]
+    result = report(capsys, "models/default", "--no-features", "--count", "40")
+    protocol = result["protocol"]
     assert protocol["reference"] == "faces" and protocol["reference_set"] == "training, 90 images"
     assert protocol["fingerprint"] == fingerprint(real())
     assert protocol["checkpoint"].endswith("000002.pt") and protocol["features"] is None
     assert (protocol["step"], protocol["images_seen"]) == (2, 16)
-    assert found["scores"]["prior"].keys() == {"samples", "references", "swd_32", "swd_16", "swd"}
-    assert found["scores"]["prior"]["samples"] == 40 and found["scores"]["real"]["samples"] == 40
+    assert result["scores"]["prior"].keys() == {"samples", "references", "swd_32", "swd_16", "swd"}
+    assert result["scores"]["prior"]["samples"] == 40 and result["scores"]["real"]["samples"] == 40
     board = EventAccumulator("models/default").Reload()
     for kind in ("prior", "policy", "real"):
         last = board.Scalars(f"evaluate-count-40/{kind}/swd")[-1]
-        assert last.step == 2 and last.value == pytest.approx(found["scores"][kind]["swd"])
+        assert last.step == 2 and last.value == pytest.approx(result["scores"][kind]["swd"])
 
 
 @pytest.mark.parametrize(
@@ -138,10 +138,10 @@ def test_evaluations_that_differ_have_tags_of_their_own(tmp_path, words, name):
 
 
 def test_the_equilibrium_is_reported_of_the_trained_generator_and_the_held_out_images(place, capsys):
-    found = report(capsys, "models/apart", "--no-features", "--count", "40", "--equilibrium", "--guided")
-    assert list(found["scores"]) == ["prior", "policy", "guided", "real"]
-    assert found["scores"]["guided"] != found["scores"]["prior"]
-    equilibrium = found["equilibrium"]
+    result = report(capsys, "models/apart", "--no-features", "--count", "40", "--equilibrium", "--guided")
+    assert list(result["scores"]) == ["prior", "policy", "guided", "real"]
+    assert result["scores"]["guided"] != result["scores"]["prior"]
+    equilibrium = result["equilibrium"]
     (generator,), (discriminator,), _ = load_agents(*load_checkpoint(Path("models/apart")), "cpu")
     fakes = draw([Sampler(generator, None, averaged=False)], "prior", 40)[0]
     assert equilibrium["accuracy_fake"] == (discriminate(discriminator, fakes) <= 0).float().mean().item()
@@ -157,14 +157,14 @@ def test_held_out_images_are_the_reference_and_training_images_the_nearest(place
     apart, pixels = real(hold_out=0.5, held_out=True), real(hold_out=0.5)
     assert len(apart) + len(pixels) == 90
     picture = tmp_path / "near.png"
-    found = report(capsys, "models/apart", "--no-features", "--held-out", "--nearest", str(picture))
-    assert found["protocol"]["reference_set"] == f"held out, {len(apart)} images"
-    assert found["protocol"]["fingerprint"] == fingerprint(apart) != fingerprint(pixels)
-    assert found["scores"]["prior"]["references"] == len(apart)
-    assert found["scores"]["real"]["references"] == len(apart) // 2
+    result = report(capsys, "models/apart", "--no-features", "--held-out", "--nearest", str(picture))
+    assert result["protocol"]["reference_set"] == f"held out, {len(apart)} images"
+    assert result["protocol"]["fingerprint"] == fingerprint(apart) != fingerprint(pixels)
+    assert result["scores"]["prior"]["references"] == len(apart)
+    assert result["scores"]["real"]["references"] == len(apart) // 2
     training = report(capsys, "models/apart", "--no-features")
     assert training["protocol"]["fingerprint"] == fingerprint(pixels)
-    assert found["scores"]["prior"]["swd"] != training["scores"]["prior"]["swd"]
+    assert result["scores"]["prior"]["swd"] != training["scores"]["prior"]["swd"]
     tags = EventAccumulator("models/apart").Reload().Tags()["scalars"]
     assert {"evaluate/prior/swd", "evaluate-held-out/prior/swd"} <= set(tags)
 
@@ -180,8 +180,8 @@ def test_held_out_images_are_the_reference_and_training_images_the_nearest(place
 def test_images_that_moved_are_known_and_of_others_none_is_held_out(place, capsys, tmp_path):
     pixels, apart = real(hold_out=0.5), real(hold_out=0.5, held_out=True)
     moved, others = str(shutil.copytree("faces", tmp_path / "moved")), tmp_path / "others"
-    found = report(capsys, "models/apart", "--no-features", "--count", "32", "--data", moved)["protocol"]
-    assert found["reference_set"] == f"training, {len(pixels)} images" and found["fingerprint"] == fingerprint(pixels)
+    result = report(capsys, "models/apart", "--no-features", "--count", "32", "--data", moved)["protocol"]
+    assert result["reference_set"] == f"training, {len(pixels)} images" and result["fingerprint"] == fingerprint(pixels)
     path, saved = load_checkpoint(Path("models/apart"))
     config = load_agents(path, saved, "cpu")[-1]
     assert load_states(config, moved, held_out=True).fingerprint == fingerprint(apart)
@@ -190,12 +190,16 @@ def test_images_that_moved_are_known_and_of_others_none_is_held_out(place, capsy
     others.mkdir()
     for i in range(40):
         shutil.copy(f"faces/{i:02d}.png", others)
-    assert len(load_states(config, str(others))) == len(load_states(config, str(others), learned=saved["faces"])) == 40
+    assert (
+        len(load_states(config, str(others))) == len(load_states(config, str(others), fingerprint=saved["faces"])) == 40
+    )
     assert evaluate.main(["models/apart", "--no-features", "--data", str(others), "--held-out"]) == 2
     assert "is not what models/apart learned from" in capsys.readouterr().err
     for image in sorted(others.iterdir())[1:]:
         image.unlink()  # none of one image can be held out
-    assert len(load_states(config, str(others))) == len(load_states(config, str(others), learned=saved["faces"])) == 1
+    assert (
+        len(load_states(config, str(others))) == len(load_states(config, str(others), fingerprint=saved["faces"])) == 1
+    )
     assert capsys.readouterr().err == ""
 
 
@@ -207,15 +211,15 @@ def test_a_bare_checkpoint_elsewhere(place, tmp_path, monkeypatch, capsys):
     )
     assert before["prior"] != first["prior"], "the checkpoint that is named is scored"
     monkeypatch.chdir(tmp_path)
-    found = report(capsys, "mine.pt", "--no-features", "--count", "32", "--data", str(place / "faces"))
-    assert found["scores"] == before
+    result = report(capsys, "mine.pt", "--no-features", "--count", "32", "--data", str(place / "faces"))
+    assert result["scores"] == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "mine.pt", "nearest.png"]
 
 
 def test_the_seed_is_used_and_reproduces(place, capsys):
     def scored(seed):
-        found = report(capsys, "models/gan", "--no-features", "--count", "32", "--seed", seed)
-        return found["scores"], (place / found["nearest"]).read_bytes()
+        result = report(capsys, "models/gan", "--no-features", "--count", "32", "--seed", seed)
+        return result["scores"], (place / result["nearest"]).read_bytes()
 
     (first, drawn), (again, drawn_again), (other, drawn_otherwise) = map(scored, "112")
     assert first == again and drawn == drawn_again
@@ -226,8 +230,8 @@ def test_the_seed_is_used_and_reproduces(place, capsys):
 def test_other_images_than_those_of_training_are_named_so(place, tmp_path, capsys):
     shutil.copytree("faces", tmp_path / "others")
     (tmp_path / "others" / "00.png").unlink()
-    found = report(capsys, "models/gan", "--no-features", "--data", str(tmp_path / "others"))
-    assert found["protocol"]["reference_set"] == "not those of training, 89 images"
+    result = report(capsys, "models/gan", "--no-features", "--data", str(tmp_path / "others"))
+    assert result["protocol"]["reference_set"] == "not those of training, 89 images"
     assert evaluate.main(["models/gan", "--no-features", "--equilibrium", "--data", str(tmp_path / "others")]) == 2
     assert "is not what models/gan learned from" in capsys.readouterr().err  # D_a would be asked about strangers
 
@@ -235,8 +239,8 @@ def test_other_images_than_those_of_training_are_named_so(place, tmp_path, capsy
 def test_damaged_checkpoints_are_told_on_stderr(place, tmp_path, capsys):
     shutil.copytree("models/gan", tmp_path / "damaged")
     (tmp_path / "damaged" / "checkpoints" / "000009.pt").write_text("cut off")
-    found = report(capsys, str(tmp_path / "damaged"), "--no-features", "--count", "32")
-    assert found["protocol"]["step"] == 2
+    result = report(capsys, str(tmp_path / "damaged"), "--no-features", "--count", "32")
+    assert result["protocol"]["step"] == 2
 
 
 @pytest.mark.parametrize(
@@ -275,15 +279,15 @@ def test_bad_words_are_refused_before_any_work(flags):
 
 
 def test_a_team_is_scored_together(place, thumbnail, capsys):
-    found = report(capsys, "models/team", "--no-features", "--equilibrium", "--count", "40")
+    result = report(capsys, "models/team", "--no-features", "--equilibrium", "--count", "40")
     generators, discriminators, _ = load_agents(*load_checkpoint(Path("models/team")), "cpu")
     both = draw([Sampler(agent, None) for agent in generators], "prior", 40)[0]
     pixels = torch.from_numpy(real().copy())
     shuffled = pixels[torch.randperm(90, generator=stream(0, "reference"))][:40]
     expected = sliced_wasserstein(both, shuffled, stream(0, "patches"))["swd"]
     assert len(generators) == len(discriminators) == 2
-    assert found["scores"]["prior"]["swd"] == pytest.approx(expected, rel=1e-5)
-    protocol = found["protocol"]
+    assert result["scores"]["prior"]["swd"] == pytest.approx(expected, rel=1e-5)
+    protocol = result["protocol"]
     assert (protocol["step"], protocol["images_seen"]) == (2, 16)
     assert (protocol["reward_function"], protocol["generators"]) == ("hinge", 2)
     assert evaluate.main(["models/team", "--no-features", "--equilibrium", "--count", "40"]) == 0

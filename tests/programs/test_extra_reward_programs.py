@@ -94,8 +94,8 @@ def test_a_run_without_extra_reward_does_not_go_on_with_one(place, capsys):
 )  # fmt: skip
 def test_mistakes_are_one_sentence(flags, fault, place, capsys):
     assert train.main([*TINY, *flags, "--steps", "1"]) == 2
-    said = capsys.readouterr().err
-    assert fault in said and said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert fault in output and output.count("\n") == 1
 
 
 def test_a_reward_that_fails_in_the_middle_ends_the_run_with_a_sentence(place, capsys):

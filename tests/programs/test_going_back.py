@@ -40,8 +40,8 @@ def test_a_run_goes_back_to_a_checkpoint_and_plays_the_same_game(trained, capsys
         file = "000006.pt"
     faces = [f"--data={trained.parent.parent / 'faces'}"]
     assert train.main(["--resume", file, "--steps", "8", *faces]) == 0
-    said = capsys.readouterr().out
-    assert "Going on from" in said and "000018.pt is set aside as 000018.later." in said
+    output = capsys.readouterr().out
+    assert "Going on from" in output and "000018.pt is set aside as 000018.later." in output
     assert names(trained) == ["000000.pt", "000006.pt", "000008.pt", "000012.later", "000018.later"]
     assert (trained / "checkpoints" / "000018.later").read_bytes() == later
     assert log(trained)[-1] == 8 and not (trained / "samples" / "000010.png").exists()

@@ -80,11 +80,11 @@ def test_tensorboard_shows_each_step_once_after_five_resumes(place):
 
 
 def test_tensorboard_has_on_the_disk_what_comes_before_a_checkpoint(place, monkeypatch):
-    save, write, flush, found, waiting = checkpoint.save, RecordWriter.write, RecordWriter.flush, {}, []
+    save, write, flush, result, waiting = checkpoint.save, RecordWriter.write, RecordWriter.flush, {}, []
 
     def look(path, contents):
         run = path.parent.parent
-        found[path.name] = shown(run, "prior"), shown(run, "return") if path.stem != "000000" else []
+        result[path.name] = shown(run, "prior"), shown(run, "return") if path.stem != "000000" else []
         save(path, contents)
 
     def flush_late(self):  # as if the thread that writes came to it no sooner than it must
@@ -96,4 +96,4 @@ def test_tensorboard_has_on_the_disk_what_comes_before_a_checkpoint(place, monke
     monkeypatch.setattr(RecordWriter, "write", lambda self, record: waiting.append(record))
     monkeypatch.setattr(RecordWriter, "flush", flush_late)
     assert train.main([*TINY, "--steps", "10", "--name", "slow"]) == 0
-    assert found == {"000000.pt": ([0], []), "000006.pt": ([0, 5], [6]), "000010.pt": ([0, 5, 10], [6, 10])}
+    assert result == {"000000.pt": ([0], []), "000006.pt": ([0, 5], [6]), "000010.pt": ([0, 5, 10], [6, 10])}

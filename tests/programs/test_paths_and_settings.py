@@ -89,9 +89,9 @@ def test_a_config_that_another_program_rewrote_is_taken_on_every_path(place, mon
     config = json.loads(path.read_text())
     path.write_text(json.dumps(rewritten(config)), encoding="utf-8-sig")  # and with a mark before it
     assert '"r1": 1,' in path.read_text("utf-8-sig") and '"batch_size": 8.0,' in path.read_text("utf-8-sig")
-    for found in (read_parameters(path), dataclasses.asdict(complete(rewritten(config)))):
-        assert found | {"name": "a", "threads": config["threads"]} == config  # threads are of the machine
-        assert [type(value) for value in found.values()] == [type(value) for value in config.values()]
+    for result in (read_parameters(path), dataclasses.asdict(complete(rewritten(config)))):
+        assert result | {"name": "a", "threads": config["threads"]} == config  # threads are of the machine
+        assert [type(value) for value in result.values()] == [type(value) for value in config.values()]
     assert train.main(["--config", "models/a/config.json", "--name", "b"]) == 0
     file = place / "models" / "a" / "checkpoints" / "000002.pt"
     saved = checkpoint.load(file)

@@ -13,31 +13,13 @@ from PIL import Image
 import export
 import magnet
 import sample
-import train
 from magnet.run.saved_runs import load_checkpoint
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A working folder with images in faces/, photos/ (another size, turned), models/run and w.pt, its weights."""
-    folder = tmp_path_factory.mktemp("place")
-    random = np.random.default_rng(0)
-    for name, count, shape in (("faces", 40, (32, 32, 3)), ("photos", 5, (50, 41, 3))):
-        (folder / name).mkdir()
-        for i in range(count):
-            Image.fromarray(random.integers(0, 256, shape, np.uint8)).save(folder / name / f"{i:02d}.png")
-    flags = "--preset cpu --width 4 --nz 6 --batch-size 8 --steps 4 --precision fp32 --data faces --name run".split()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert train.main(flags) == 0 and export.main(["models/run", "--out", "w.pt"]) == 0
-        assert train.main([*flags, "--generators", "2", "--hold-out", "0.3", "--name", "team"]) == 0
-    return folder
-
-
 @pytest.fixture
-def place(trained, tmp_path, monkeypatch):
-    """A copy of that folder to work in."""
-    shutil.copytree(trained, tmp_path / "place")
+def place(exported_run, tmp_path, monkeypatch):
+    """A copy of the folder of a short run to work in."""
+    shutil.copytree(exported_run, tmp_path / "place")
     monkeypatch.chdir(tmp_path / "place")
     return tmp_path / "place"
 
@@ -52,8 +34,8 @@ def answers(run: str, *words: str) -> torch.Tensor:
 def test_each_photo_is_answered_once_in_order_as_from_python(place, run):
     photos = sorted(Path("photos").iterdir())
     expected = magnet.load(run).answer(photos)
-    found = answers(run, "--data", "photos", "--seed", "3")
-    assert torch.equal(found, expected)
+    result = answers(run, "--data", "photos", "--seed", "3")
+    assert torch.equal(result, expected)
     assert torch.equal(answers(run, "--data", "photos", "--count", "2"), magnet.load(run).answer(photos[:2]))
     assert torch.equal(answers(run, "--data", "photos", "--count", "99"), expected)
     cells = np.asarray(Image.open("found.png"))  # 5 photos, each with its answer to the right
@@ -97,9 +79,9 @@ def test_without_the_images_of_the_run_a_sentence_says_what_works(place, capsys,
     if change == "others":
         shutil.copytree("photos", "faces")
     assert sample.main(["models/run", "--kind", "policy", "--data", "photos"]) == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert "the run learned from" in said and "faces" in said
-    command = re.search("`python3 export.py (.*?)`", said)[1].replace("FOLDER", "moved")
+    output = capsys.readouterr().err.splitlines()[-1]
+    assert "the run learned from" in output and "faces" in output
+    command = re.search("`python3 export.py (.*?)`", output)[1].replace("FOLDER", "moved")
     assert export.main(shlex.split(command)) == 0
     assert (answers("faces.pt", "--data", "photos").int() - before.int()).abs().max() <= 2
 
@@ -107,8 +89,8 @@ def test_without_the_images_of_the_run_a_sentence_says_what_works(place, capsys,
 def test_a_bad_photo_is_named(place, capsys):
     Path("photos/03.png").write_bytes(b"no image")
     assert sample.main(["models/run", "--kind", "policy", "--data", "photos"]) == 2
-    said = capsys.readouterr().err
-    assert "photos/03.png" in said and "--skip-bad-images" not in said
+    output = capsys.readouterr().err
+    assert "photos/03.png" in output and "--skip-bad-images" not in output
     Path("photos/03.png").unlink()
     assert sample.main(["models/run", "--kind", "policy", "--data", "photos"]) == 0
 
@@ -171,11 +153,11 @@ def test_programs_that_look_at_a_run_advise_what_they_take(place, capsys, progra
     shutil.copytree("faces", "good")
     Path("faces/03.png").write_bytes(b"no image")
     assert calls[program]() == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert "faces/03.png" in said and "--skip-bad-images" not in said
+    output = capsys.readouterr().err.splitlines()[-1]
+    assert "faces/03.png" in output and "--skip-bad-images" not in output
     shutil.rmtree("faces")
     assert calls[program]() == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert "there is no folder faces" in said and "synthetic" not in said and "`--data FOLDER`" in said
+    output = capsys.readouterr().err.splitlines()[-1]
+    assert "there is no folder faces" in output and "synthetic" not in output and "`--data FOLDER`" in output
     assert calls[program]("--data", "good") == 0
     assert load_checkpoint(Path("models/run"))

@@ -61,10 +61,10 @@ def differences(a, b, name=""):
         return [] if a.dtype == b.dtype and torch.equal(a, b) else [name]
     if isinstance(a, dict):
         assert a.keys() == b.keys(), name
-        return [found for key in a for found in differences(a[key], b[key], f"{name}.{key}")]
+        return [result for key in a for result in differences(a[key], b[key], f"{name}.{key}")]
     if isinstance(a, (list, tuple)):
         assert len(a) == len(b), name
-        return [found for i in range(len(a)) for found in differences(a[i], b[i], f"{name}.{i}")]
+        return [result for i in range(len(a)) for result in differences(a[i], b[i], f"{name}.{i}")]
     return [] if a == b else [name]
 
 

@@ -121,11 +121,11 @@ def test_a_damaged_file_is_refused_or_unharmed(whole, tmp_path, count):
         path = tmp_path / f"{i}.pt"
         path.write_bytes(data)
         try:
-            found = checkpoint.load(path)
+            result = checkpoint.load(path)
         except UserError as error:
             assert str(path) in str(error) and "\n" not in str(error)
         else:
-            assert same(found, contents(whole)), (damage, at)
+            assert same(result, contents(whole)), (damage, at)
             unharmed += 1
         path.unlink()
     assert unharmed < count / 2

@@ -60,10 +60,10 @@ def test_they_hold_neither_what_trains_nor_paths(tmp_path):
     trainer = new_trainer(device="cpu", data="/home/somebody/faces", models_dir="/home/somebody/models")
     trainer.step()
     export_and_load(trainer, tmp_path / "w.pt")
-    found = torch.load(tmp_path / "w.pt", weights_only=True)
+    result = torch.load(tmp_path / "w.pt", weights_only=True)
     assert b"somebody" not in (tmp_path / "w.pt").read_bytes()
-    assert set(found["trainer"]) == {"steps", "agents"}
-    generator = found["trainer"]["agents"]["generator"]
+    assert set(result["trainer"]) == {"steps", "agents"}
+    generator = result["trainer"]["agents"]["generator"]
     assert set(generator) == {"targets", "mid_episode"} and set(generator["targets"]) == {"generator", "actor"}
     assert len(generator["mid_episode"]) == STATES
     kinds = {name: x.dtype for name, x in generator["targets"]["generator"].items()}
@@ -83,34 +83,17 @@ def test_they_are_checked_as_checkpoints_are(damage, tmp_path):
     trainer, path = new_trainer(device="cpu"), tmp_path / "w.pt"
     trainer.step()
     export_and_load(trainer, path)
-    found = torch.load(path, weights_only=True)
-    damage(found["trainer"]["agents"]["generator"])
-    torch.save(found, path)
+    result = torch.load(path, weights_only=True)
+    damage(result["trainer"]["agents"]["generator"])
+    torch.save(result, path)
     with pytest.raises(UserError, match="trainer.agents.generator"):
         load_agents(path, checkpoint.load(path, (checkpoint.WEIGHTS,)), "cpu")
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A working folder with images in faces/ and others/, models/run, a short run on faces/, and w.pt, its weights."""
-    folder = tmp_path_factory.mktemp("place")
-    for name, low in (("faces", 0), ("others", 100)):
-        (folder / name).mkdir()
-        for i, pixels in enumerate(np.random.default_rng(0).integers(low, 256, (40, 32, 32, 3), np.uint8)):
-            Image.fromarray(pixels).save(folder / name / f"{i:02d}.png")
-    flags = "--preset cpu --width 4 --nz 6 --batch-size 8 --steps 4 --precision fp32 --data faces --name run".split()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert train.main(flags) == 0 and export.main(["models/run", "--out", "w.pt"]) == 0
-    (folder / "copy" / "checkpoints").mkdir(parents=True)
-    shutil.copy(folder / "w.pt", folder / "copy" / "checkpoints" / "000004.pt")
-    return folder
-
-
 @pytest.fixture
-def run(trained, monkeypatch):
-    """The name of that run, from its working folder."""
-    monkeypatch.chdir(trained)
+def run(exported_run, monkeypatch):
+    """The name of a short run, in its working folder."""
+    monkeypatch.chdir(exported_run)
     return "models/run"
 
 
@@ -138,6 +121,8 @@ def test_the_programs_take_them(run, capsys):
     ],
 )
 def test_what_cannot_be_done_is_a_sentence(run, capsys, program, arguments, words):
+    Path("copy/checkpoints").mkdir(parents=True, exist_ok=True)
+    shutil.copy("w.pt", "copy/checkpoints/000004.pt")
     assert program.main(arguments) == 2
     output = "".join(capsys.readouterr())
     assert all(word in output for word in words), output
@@ -189,9 +174,9 @@ def test_onnx_gives_our_pictures(run):
     assert export.main([run, "--onnx", "g.onnx"]) == 0
     generators, _, config = load_agents(*load_checkpoint(Path(run)), "cpu")
     z = torch.randn(5, config.nz)
-    (found,) = runtime.InferenceSession("g.onnx").run(None, {"z": z.numpy()})
-    assert found.shape == (5, 3, 32, 32)
-    assert np.abs(found - Sampler(generators[0], None).generate(z).numpy()).max() < 1e-3
+    (result,) = runtime.InferenceSession("g.onnx").run(None, {"z": z.numpy()})
+    assert result.shape == (5, 3, 32, 32)
+    assert np.abs(result - Sampler(generators[0], None).generate(z).numpy()).max() < 1e-3
 
 
 def test_config_of_exported_weights_is_that_of_the_run(tmp_path):

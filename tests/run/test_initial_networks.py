@@ -28,12 +28,12 @@ def trained(**changes):
 
 def test_all_networks_and_targets_of_a_checkpoint_are_taken_and_nothing_else(tmp_path):
     old, new = trained(seed=5), new_trainer()
-    said = take_networks(new.agents, write_checkpoint(old, tmp_path / "c.pt"))
+    output = take_networks(new.agents, write_checkpoint(old, tmp_path / "c.pt"))
     expected = weights(old.agents)
     assert all(torch.equal(one, expected[name]) for name, one in weights(new.agents).items())
     statistics = (agent.networks["actor"].normalise.running_var for agent in (old.generators[0], new.generators[0]))
     assert torch.equal(*statistics)
-    assert "after 3 steps: " in said and "New: nothing" in said and new.steps == 0
+    assert "after 3 steps: " in output and "New: nothing" in output and new.steps == 0
     assert not any(adam.state for agent in new.agents for adam in agent.optimizers.values())
     run(new, 2)
 
@@ -42,10 +42,10 @@ def test_exported_weights_are_where_networks_and_targets_begin(tmp_path):
     old, new = trained(seed=5), new_trainer()
     export(tmp_path / "w.pt", old.generators, old.discriminators, old.dataset, 3, "f")
     fresh = weights(new.agents)
-    said = take_networks(new.agents, str(tmp_path / "w.pt"))
-    assert "G, G_a, D_a" in said and "New: G_c, D_c." in said
-    averages, found = weights(old.agents), weights(new.agents)
-    for name, one in found.items():
+    output = take_networks(new.agents, str(tmp_path / "w.pt"))
+    assert "G, G_a, D_a" in output and "New: G_c, D_c." in output
+    averages, result = weights(old.agents), weights(new.agents)
+    for name, one in result.items():
         if "critic" in name:
             assert torch.equal(one, fresh[name])
         else:
@@ -65,8 +65,8 @@ def test_exported_weights_are_where_networks_and_targets_begin(tmp_path):
 )  # fmt: skip
 def test_what_has_no_counterpart_is_new(old, new, taken, fresh, tmp_path):
     path = write_checkpoint(trained(**old), tmp_path / "c.pt")
-    said = take_networks(new_trainer(**new).agents, path)
-    assert f"steps: {taken}" in said and f"New: {fresh}." in said
+    output = take_networks(new_trainer(**new).agents, path)
+    assert f"steps: {taken}" in output and f"New: {fresh}." in output
 
 
 def test_a_run_without_a_network_in_common_is_refused(tmp_path):

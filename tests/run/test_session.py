@@ -38,11 +38,11 @@ def before(monkeypatch):
     """The switches, which are put back afterwards."""
     monkeypatch.setenv(CUBLAS, "")  # is restored, whatever happens to it
     monkeypatch.delenv(CUBLAS)
-    found = switches()
-    yield found
-    torch.use_deterministic_algorithms(found["deterministic"], warn_only=found["warn_only"])
-    torch.utils.deterministic.fill_uninitialized_memory = found["filled"]
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = found["cudnn"], found["benchmark"]
+    result = switches()
+    yield result
+    torch.use_deterministic_algorithms(result["deterministic"], warn_only=result["warn_only"])
+    torch.utils.deterministic.fill_uninitialized_memory = result["filled"]
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = result["cudnn"], result["benchmark"]
 
 
 def test_a_gpu_is_asked_for_fast_algorithms_unless_deterministic_ones_are_wanted(before):

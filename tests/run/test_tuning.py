@@ -48,8 +48,10 @@ def test_the_fastest_setting_is_taken_of_those_left_open_and_named(measurements,
     config = dataclasses.replace(requested, **({"threads": "4", "precision": "bf16"} | given))
     assert tuning.tune(config, requested) == dataclasses.replace(config, threads=fastest[0], precision=fastest[1])
     assert measurements == [count] * (count > 0)
-    said = capsys.readouterr().out
-    assert said.count("\n") == (count > 0) and (f"--threads {fastest[0]} --precision {fastest[1]}" in said or not count)
+    output = capsys.readouterr().out
+    assert output.count("\n") == (count > 0) and (
+        f"--threads {fastest[0]} --precision {fastest[1]}" in output or not count
+    )
 
 
 def test_omp_num_threads_and_a_gpu_leave_the_threads_as_they_are(measurements, monkeypatch):
@@ -66,13 +68,13 @@ def test_omp_num_threads_and_a_gpu_leave_the_threads_as_they_are(measurements, m
 def test_steps_of_the_game_are_measured_and_no_longer_than_said(changes, monkeypatch):
     config = small_config(threads="1", device="cpu", **changes)
     precisions = ["fp32"] if config.points else ["fp32", "bf16"]
-    monkeypatch.setattr(tuning, "LONGEST", 60.0)  # beside other programs as well
-    monkeypatch.setattr(tuning, "TIMED", 1)
+    monkeypatch.setattr(tuning, "MAX_SECONDS", 60.0)  # beside other programs as well
+    monkeypatch.setattr(tuning, "MAX_STEPS", 1)
     threads, since = torch.get_num_threads(), time.perf_counter()
-    found = tuning.measure_steps(config, [2, 1], precisions)
-    assert set(found) == {(count, precision) for count in (2, 1) for precision in precisions}
-    assert all(0 < seconds < time.perf_counter() - since for seconds in found.values())
-    monkeypatch.setattr(tuning, "LONGEST", 0.0)
+    result = tuning.measure_steps(config, [2, 1], precisions)
+    assert set(result) == {(count, precision) for count in (2, 1) for precision in precisions}
+    assert all(0 < seconds < time.perf_counter() - since for seconds in result.values())
+    monkeypatch.setattr(tuning, "MAX_SECONDS", 0.0)
     assert set(tuning.measure_steps(config, [2, 1], precisions)) == {(2, precision) for precision in precisions}
     torch.set_num_threads(threads)
 
