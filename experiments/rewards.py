@@ -41,12 +41,30 @@ from magnet.support.paths import user_path  # noqa: E402
 BASE = ["--preset", "cpu", "--precision", "fp32", "--hold-out", "0.1", "--extra-reward", "resemble"]
 TRIES = (4, 16, 64)  # k of best of k
 TRUTH_FROM = 500  # steps
+CANDIDATES = 100  # states among which an answer's own should score best
 
 
 def resemble_with_gradient(states: Tensor, images: Tensor) -> Tensor:
     """The shipped reward `resemble` with a gradient: (B, 3, S, S) in [-1, 1], two -> (B,)."""
     means = [adaptive_avg_pool2d(one.float(), CELLS) for one in (states, images)]
     return -(means[0] - means[1]).abs().mean(dim=(1, 2, 3)) / 2
+
+
+def measure_firsts(extra, states: Tensor, answers: Tensor) -> float:
+    """How often an answer scores better beside its own state than beside each of the 99 others, in [0, 1].
+
+    states, answers: uint8 (N, 3, S, S) on the CPU. Each 100 are compared with one another, which takes 100 N rewards.
+    By chance it is 0.01. Raises ValueError if there are fewer than 100.
+    """
+    firsts = []
+    for state, answer in zip(states.split(CANDIDATES), answers.split(CANDIDATES), strict=True):
+        if len(state) == CANDIDATES:
+            own = extra(state, answer)
+            others = torch.stack([extra(state.roll(shift, dims=0), answer) for shift in range(1, CANDIDATES)])
+            firsts.append((own > others.max(dim=0).values).float().mean())
+    if not firsts:
+        raise ValueError(f"{len(states)} states are too few: an answer is compared beside {CANDIDATES}")
+    return torch.stack(firsts).mean().item()
 
 
 def measure_critic_cosines(agent, states: Tensor, recurrent: Tensor, true: Callable = resemble_with_gradient) -> dict:
@@ -140,8 +158,8 @@ class Scorer:
         sampler = sampling.Sampler(agent, self.faces)
         policy_images = sampler.answer(self.states)
         scores = answers.score_answers(self.extra, self.states, policy_images)
-        if len(self.states) >= answers.CANDIDATES:
-            scores["firsts"] = answers.measure_firsts(self.extra, self.states, policy_images)
+        if len(self.states) >= CANDIDATES:
+            scores["firsts"] = measure_firsts(self.extra, self.states, policy_images)
         images, _ = drawing.draw([sampler], "prior", self.count)
         scores |= {"prior": self.compare(images), "answers": self.compare(policy_images)}
         others = images[torch.arange(len(self.states)) % len(images)]

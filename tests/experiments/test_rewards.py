@@ -4,11 +4,12 @@ import json
 
 import pytest
 import torch
-from conftest import new_trainer, run, step_and_batch
+from conftest import new_trainer, pictures, run, step_and_batch
 
 from experiments import rewards
 from magnet.data.image_dataset import to_uint8
 from magnet.evaluation.sampling import Sampler
+from magnet.game.extra_rewards import load_extra_reward
 
 TINY = [
     *("--width", "4", "--nz", "4", "--batch-size", "8", "--replay-size", "20", "--episode-length", "4"),
@@ -28,6 +29,16 @@ def test_the_true_gradient_is_that_of_the_reward_in_deviations():
     expected = trainer.environment.normaliser.standardise(paid)
     torch.testing.assert_close(value, expected, atol=0.05, rtol=0.05)  # grey levels
     assert value.requires_grad
+
+
+def test_an_answer_is_first_if_no_other_state_earns_more():
+    reward, states = load_extra_reward("resemble"), to_uint8(pictures(0, 150))
+    answers = states.clone()
+    answers[7] = states[8]
+    assert rewards.measure_firsts(reward, states, answers) == pytest.approx(0.99)  # 100 of them: the rest are too few
+    assert rewards.measure_firsts(reward, states[:100], states[:1].expand(100, -1, -1, -1)) <= 0.02
+    with pytest.raises(ValueError, match="too few"):
+        rewards.measure_firsts(reward, states[:99], answers[:99])
 
 
 def test_a_critic_that_is_the_truth_points_as_the_truth_does():
