@@ -1,4 +1,4 @@
-"""What several test files share: a tiny game that steps in milliseconds, and ways to watch networks learn."""
+"""Shared by several test files: a tiny game that steps in milliseconds, and functions that record what agents learn."""
 
 import io
 import os
@@ -24,16 +24,16 @@ from magnet.run.signals import SIGNALS
 
 pytest.register_assert_rewrite("downloads")  # fixtures of some test files
 if hasattr(signal, "SIGHUP"):
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, by what tests start as well
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would these
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup makes this process and its children ignore it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 CACHE = os.environ["MAGNET_CACHE"] = os.path.join("data", "cache")  # in a test's working folder, not the repository
-torch.set_num_threads(1)  # the networks are so small that threads cost more than they bring
+torch.set_num_threads(1)  # the networks are so small that more threads are slower
 
 SEED = int(os.environ.get("MAGNET_TEST_SEED", 0))  # of the tests with random cases
 
 
 def pytest_report_header() -> str:
-    """A line above the tests."""
+    """The line that pytest prints above the tests."""
     return f"MAGNET_TEST_SEED={SEED}"
 
 
@@ -47,7 +47,7 @@ TINY = {
     "image_size": 32, "width": 4, "nz": 6, "batch_size": 8, "episode_length": 3, "precision": "fp32",
     "gamma": 0.0, "tau": 0.1, "replay_fraction": 0.0, "replay_size": 20, "r1": 0.0,
 }  # fmt: skip
-# All that a trainer can save matters with these: targets, the replay buffer, critics.
+# With these, all that a trainer saves affects later steps: targets, the replay buffer, critics.
 FULL = {"gamma": 0.9, "replay_fraction": 0.25}
 PRECISIONS = pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 
@@ -84,18 +84,18 @@ def exported_run(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def handlers():
-    """Puts the signal handlers back that main takes over."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+def isolation(monkeypatch, request):
+    """Restores what programs change: signal handlers and the folder of --cache-dir.
 
-
-@pytest.fixture(autouse=True)
-def cache(monkeypatch):
-    """Puts the variable back that --cache-dir sets."""
+    A run measures no settings: it takes those of PyTorch and devices.py, so that two runs do the same.
+    """
     monkeypatch.setenv("MAGNET_CACHE", CACHE)
+    if request.path.name != "test_tuning.py":
+        monkeypatch.setattr(tuning, "tune", lambda config, asked: config)
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def small_config(**changes) -> Config:
@@ -129,23 +129,29 @@ def gradient(objective: Tensor, network: nn.Module) -> Tensor:
     return torch.cat([g.flatten() for g in gradients])
 
 
-def watch_steps(agent: Agent) -> dict[str, Tensor]:
-    """A dict that fills as `agent` learns: by network, the gradient with which its optimizer last made a step."""
-    seen = {}
+def step_critic(agent: Agent, loss: Tensor) -> Tensor:
+    """Makes the critic's optimizer step on `loss`. Returns the gradient, in one vector."""
+    gradients = torch.autograd.grad(loss, agent.critic.parameters())
+    for p, g in zip(agent.critic.parameters(), gradients, strict=True):
+        p.grad = g
+    agent.optimizers["critic"].step()
+    return torch.cat([g.flatten() for g in gradients])
 
-    def watch(key: str) -> None:
-        def note(optimizer, args, kwargs):
-            seen[key] = torch.cat([p.grad.flatten() for p in agent.networks[key].parameters()])
+
+def watch_steps(agent: Agent) -> dict[str, Tensor]:
+    """A dict that fills as `agent` learns: for each network the gradient of its last optimizer step."""
+    gradients = {}
+    for key, network in agent.networks.items():
+
+        def note(*_, key=key, network=network):
+            gradients[key] = torch.cat([p.grad.flatten() for p in network.parameters()])
 
         agent.optimizers[key].register_step_pre_hook(note)
-
-    for key in agent.networks:
-        watch(key)
-    return seen
+    return gradients
 
 
 class Thumbnail(nn.Module):
-    """A feature network: uint8 (N, 3, 64, 64) -> (N, 12), mean colours of the quarters, made less alike."""
+    """A feature network: uint8 (N, 3, 64, 64) -> (N, 12), mean colours of the quarters, each with its own factor."""
 
     def forward(self, images: Tensor) -> Tensor:
         colours = nn.functional.avg_pool2d(images.float() / 255, 32).flatten(1)
@@ -166,13 +172,13 @@ def thumbnail(tmp_path_factory):
     return path
 
 
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    """|found - expected| / |expected|."""
-    return ((found - expected).norm() / expected.norm()).item()
+def relative_error(value: Tensor, expected: Tensor) -> float:
+    """|value - expected| / |expected|."""
+    return ((value - expected).norm() / expected.norm()).item()
 
 
 def new_agents(kind, names: list[str], config) -> list[Agent]:
-    """Agents of a kind whose networks differ, their targets too, and whose logits and pictures are not all near 0."""
+    """Agents with large random weights, so that targets differ from networks, and logits and images from 0."""
     torch.manual_seed(0)
     agents = [kind(name, config, CPU) for name in names]
     for agent in agents:
@@ -193,10 +199,10 @@ def new_trainer(generators: int = 1, discriminators: int = 1, **changes) -> MADD
     return trainer_on(small_config(generators=generators, discriminators=discriminators, **changes), small_faces())
 
 
-def trainer_on(config, faces) -> MADDPG:
+def trainer_on(config, faces, device: torch.device = CPU) -> MADDPG:
     """A trainer of the game of `config` on `faces`, with the extra reward that it names."""
     extra = load_extra_reward(config.extra_reward) if config.extra_reward else None
-    return MADDPG(config, new_environment(config, faces, extra), CPU)
+    return MADDPG(config, new_environment(config, faces, extra), device)
 
 
 def run(trainer, steps):
@@ -205,7 +211,7 @@ def run(trainer, steps):
 
 
 def step_and_batch(trainer):
-    """One step's metrics, and the batch that it learned from."""
+    """The metrics of one step, and the batch that it learns from."""
     batches, learn = [], trainer.learn
     trainer.learn = lambda batch: batches.append(batch) or learn(batch)
     metrics = trainer.step()
@@ -213,30 +219,24 @@ def step_and_batch(trainer):
     return metrics, batches[0]
 
 
-@pytest.fixture(autouse=True)
-def nothing_measured(monkeypatch, request):
-    """A run takes PyTorch's threads and the precision that devices.py selects, so that two runs do the same."""
-    if request.path.name != "test_tuning.py":
-        monkeypatch.setattr(tuning, "tune", lambda config, requested: config)
-
-
 @pytest.fixture
 def every_step(monkeypatch):
-    """Every step has all metrics and moves the targets, so that one step shows all; test_maddpg.py tests how often."""
+    """Every step computes all metrics and moves the targets. test_maddpg.py tests how often they do by default."""
     monkeypatch.setattr(maddpg, "MEASURE_EVERY", 1)
     monkeypatch.setattr(maddpg, "TARGETS_EVERY", 1)
 
 
-def overhear(agent):
-    """A list that fills with what the agent's critic learns from, step by step."""
-    heard, update_critic = [], agent.update_critic
+def overhear(agent, critic="critic"):
+    """A list that fills with the arguments of `agent.update_critic` for the network `critic`, step by step."""
+    calls, update_critic = [], agent.update_critic
 
-    def note(features, actions, reward, next_value, *others, **named):
-        heard.append({"features": features, "actions": actions, "reward": reward, "next_value": next_value})
-        return update_critic(features, actions, reward, next_value, *others, **named)
+    def note(features, actions, reward, next_value, key="critic", *others, **named):
+        if key == critic:
+            calls.append({"features": features, "actions": actions, "reward": reward, "next_value": next_value})
+        return update_critic(features, actions, reward, next_value, key, *others, **named)
 
     agent.update_critic = note
-    return heard
+    return calls
 
 
 def saved(trainer):

@@ -1,4 +1,4 @@
-"""Lets a program die by SIGKILL within one of its own file operations, which random seconds hardly ever hit."""
+"""Kills a program by SIGKILL within one of its own file operations, which a random time hardly ever hits."""
 
 import builtins
 import io
@@ -8,14 +8,14 @@ import signal
 import sys
 
 DEATH = getattr(signal, "SIGKILL", signal.SIGTERM)  # on Windows SIGTERM ends a process as abruptly
-CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir")  # Python's audit events; of os.replace os.rename too
+CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir")  # Python's audit events; os.replace raises os.rename
 
 
 def die_in_operation(n: int, part: str) -> None:
     """Ends this process in its `n`-th operation from now on a file below the working folder with `part` in its path.
 
-    Operations: to open it for writing, rename or delete it, and likewise of folders; they do not happen. And each write
-    to it, if it is opened with `open` in binary: its first half is written.
+    Operations on files and folders are to open for writing, to rename and to delete; the last one does not happen. A
+    write to a file opened with `open` in binary mode is one too; its first half is written.
     """
     folder, operations = os.getcwd() + os.sep, itertools.count(1)
 

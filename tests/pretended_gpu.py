@@ -1,28 +1,28 @@
-"""A pretended GPU for machines without one: what would go wrong on CUDA goes wrong here, and what it costs is counted.
+"""A pretended GPU for machines without one. It raises CUDA's errors, and counts operations and waits.
 
     with PretendedGPU() as gpu:
-        train.main(["--device", "cuda", ...])          # or a trainer of one's own, with torch.device("cuda")
+        train.main(["--device", "cuda", ...])          # or a trainer with torch.device("cuda")
     gpu.launches.total(), gpu.waits                     # operations launched, places where the CPU waited for the GPU
 
-A pretended tensor says that it lies on cuda:0, to PyTorch's C++ as well: autocast, the fused LSTM cell, cuDNN's
-BatchNorm and the CUDA branches of Python code are chosen as on a GPU. Its numbers lie on the CPU and are computed
-there, so what depends on them (`.item()`, masks, checkpoints, pictures) works. Held to the rules of a GPU are:
+A pretended tensor claims to lie on cuda:0, to PyTorch's C++ as well. So PyTorch chooses autocast, the fused LSTM cell,
+cuDNN's BatchNorm and the CUDA branches of Python code as on a GPU. Its numbers lie on the CPU and are computed there,
+so all that depends on them works (`.item()`, masks, checkpoints, pictures). These rules of a GPU are enforced:
 
-* tensors that meet lie on one device (0-dimensional CPU tensors may join pointwise operations, CPU indices index)
-* random generators lie where the numbers are drawn, and have CUDA's state of 16 bytes
-* fused Adam: parameters, gradients, moments and step counters on the GPU, alike in dtype and in strides
-* Python's `numpy()` on a CUDA tensor raises
+* The tensors of an operation lie on one device. Exceptions: 0-dimensional CPU tensors in pointwise operations, indices.
+* Random generators lie on the device of their numbers, and have CUDA's state of 16 bytes.
+* Fused Adam: parameters, gradients, moments and step counters lie on the GPU, alike in dtype and in strides.
+* Python's `numpy()` on a CUDA tensor raises.
 * CUDA graphs (pretended_graphs.py)
-* with referee=True each operation runs under FakeTensorMode as well, which has PyTorch's own rules for devices, shapes
-  and dtypes
+* With referee=True each operation also runs under FakeTensorMode, which has PyTorch's own rules for devices, shapes and
+  dtypes.
 
-Not seen: whether memory is pinned, what kernels compute (TF32, their choice, determinism), how much memory and time
-they take, streams, several GPUs.
+It cannot show whether memory is pinned, what kernels compute (TF32, their choice, determinism), their memory and time,
+streams, or several GPUs.
 
-Shims: torch.cuda's queries and lazy start, torch.Generator, nn.Module.to (parameters are swapped, for `param.data =`
-does not know subclasses), pinned memory, the list of types that foreach takes. And one in C++: autograd asks a CUDA
-build without a GPU for its primary context and fails; `quiet_hooks` makes the answer "none". It needs a C++
-compiler (3 seconds): `needs_compiler` skips tests where there is none.
+It replaces torch.cuda's queries and lazy start, torch.Generator, nn.Module.to (`param.data =` does not support
+subclasses, so parameters are swapped), pinned memory, and the list of types that foreach takes. One replacement is in
+C++: autograd asks a CUDA build without a GPU for its primary context and fails; `quiet_hooks` makes the answer "none".
+It needs a C++ compiler (3 seconds). `needs_compiler` skips tests where there is none.
 """
 
 import contextlib
@@ -43,15 +43,9 @@ from unittest import mock
 import pytest
 import torch
 from pretended_graphs import Graph, recording
-from pretended_tensors import (
-    CUDA,
-    EMULATED,
-    Pretended,
-    check_fused,
-    kernels,
-    module_to,
-)
+from pretended_tensors import CUDA, EMULATED, Pretended, check_fused, module_to
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
@@ -59,7 +53,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 
-# Operations that launch nothing, beside views.
+# Operations that launch nothing. Views launch nothing either.
 NO_LAUNCH = {
     "empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "detach", "alias", "lift_fresh",
     "_unsafe_view", "_reshape_alias", "is_same_size", "set_", "resize_", "is_pinned",
@@ -67,6 +61,8 @@ NO_LAUNCH = {
 DRAWS = {"randn", "rand", "randint", "randperm", "normal_", "uniform_", "random_", "bernoulli", "bernoulli_", "normal"}
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal", "bincount"}
 MOVES = {"copy_", "_to_copy", "_copy_from", "clone", "to"}
+INDEXING = {"index", "index_put_", "index_put", "_index_put_impl_"}
+FILLS = {"fill", "fill_", "masked_fill", "masked_fill_", "where", "lerp", "lerp_"}
 
 QUIET = r"""
 #include <ATen/detail/CUDAHooksInterface.h>
@@ -88,7 +84,7 @@ extern "C" int quiet() {
 
 
 def quiet_hooks() -> None:
-    """Lets autograd run on tensors that say they lie on a GPU, in this process. Raises RuntimeError if that fails."""
+    """Lets autograd run on pretended tensors in this process. Raises RuntimeError if that fails."""
     if torch.cuda.device_count():
         raise RuntimeError("this machine has a GPU: use it")
     torch._C._ensureCUDADeviceGuardSet()  # FakeTensorMode does the same
@@ -108,9 +104,9 @@ def quiet_hooks() -> None:
 
 
 class Generator(torch.Generator):
-    """torch.Generator, on the CPU or on the pretended GPU: there its state is seed and offset, 16 bytes."""
+    """torch.Generator, on the CPU or on the pretended GPU, where its state is seed and offset, 16 bytes."""
 
-    known = weakref.WeakValueDictionary()  # by what operations are given: they see another Python object
+    known = weakref.WeakValueDictionary()  # by C++ object, since operations receive another Python object
 
     def __new__(cls, device="cpu"):
         self = super().__new__(cls)
@@ -122,27 +118,24 @@ class Generator(torch.Generator):
 
     @property
     def device(self):
-        """Where it draws."""
+        """The device of its numbers."""
         return self.where
 
     def manual_seed(self, seed: int):
-        """As torch.Generator."""
         super().manual_seed(seed)
         self.seed_now, self.offset = seed % 2**64, 0
         return self
 
     def initial_seed(self) -> int:
-        """As torch.Generator."""
         return self.seed_now if self.where.type == "cuda" else super().initial_seed()
 
     def get_state(self) -> Tensor:
-        """As torch.Generator: on the CPU, wherever it draws."""
+        """As torch.Generator: the state always lies on the CPU."""
         if self.where.type == "cpu":
             return super().get_state()
         return torch.frombuffer(bytearray(struct.pack("<QQ", self.seed_now, self.offset)), dtype=torch.uint8)
 
     def set_state(self, state: Tensor):
-        """As torch.Generator."""
         if isinstance(state, Pretended) or state.dtype != torch.uint8:
             raise TypeError("RNG state must be a torch.ByteTensor")
         if self.where.type == "cpu":
@@ -156,13 +149,12 @@ class Generator(torch.Generator):
         return self
 
     def clone_state(self):
-        """As torch.Generator."""
         other = Generator(self.where)
         other.set_state(self.get_state())
         return other
 
     def next_host(self) -> torch.Generator:
-        """A CPU generator for the next draw on the GPU."""
+        """A CPU generator for the next random numbers on the GPU."""
         digest = hashlib.blake2b(struct.pack("<QQ", self.seed_now, self.offset), digest_size=7).digest()
         self.offset += 4
         return REAL_GENERATOR().manual_seed(int.from_bytes(digest, "little"))
@@ -171,35 +163,37 @@ class Generator(torch.Generator):
 REAL_GENERATOR = torch.Generator
 
 
+@functools.cache  # each operation asks for every file on the stack
+def is_of_magnet(path: str) -> bool:
+    """Whether the file is a program or a module of the package."""
+    return Path(path).parent == ROOT or ROOT / "magnet" in Path(path).parents
+
+
 def program_line() -> str:
-    """The innermost line of the program that is being executed: "agent.py:106 update_critic"."""
+    """The innermost line of MAGNET on the stack: "agent.py:106 update_critic"."""
     frame = sys._getframe(2)
-    while frame:
-        path = Path(frame.f_code.co_filename)
-        if path.parent == ROOT or ROOT / "magnet" in path.parents:
-            return f"{path.name}:{frame.f_lineno} {frame.f_code.co_name}"
+    while frame and not is_of_magnet(frame.f_code.co_filename):
         frame = frame.f_back
-    return "elsewhere"
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}" if frame else "elsewhere"
 
 
 class Event:
-    """torch.cuda.Event: who waits for one while the GPU has nothing else to do leaves it idle."""
+    """torch.cuda.Event. A wait for it counts if the GPU has nothing else to do meanwhile."""
 
     def __init__(self, gpu):
         self.gpu, self.launched = gpu, None
 
     def record(self) -> None:
-        """As torch.cuda.Event."""
         self.launched = self.gpu.launches.total()
 
     def synchronize(self) -> None:
-        """As torch.cuda.Event; a wait if nothing was launched meanwhile."""
+        """As torch.cuda.Event; it counts as a wait if nothing was launched since `record`."""
         if self.gpu.launches.total() == self.launched:
             self.gpu.waits[f"event {program_line()}"] += 1
 
 
 class PretendedGPU(TorchDispatchMode):
-    """Within, torch sees one GPU. Counts what is launched there (`launches`), and where the CPU waits (`waits`)."""
+    """A context in which torch has one GPU. Counts `launches` of operations, and `waits` of the CPU by their place."""
 
     prepared = False
 
@@ -209,21 +203,17 @@ class PretendedGPU(TorchDispatchMode):
             quiet_hooks()
             PretendedGPU.prepared = True
         self.capability, self.free, self.total = capability, free, total
-        self.fakes = None
-        if referee:
-            from torch._subclasses import FakeTensorMode
-
-            self.fakes = FakeTensorMode()
-        self.known = set()
-        self.recording = None  # the graph that operations are recorded for
+        self.fakes = FakeTensorMode() if referee else None
+        self.checked = set()  # operations that the referee has allowed
+        self.recording = None  # the graph that records the operations
         self.stream = "default"  # the current one
         self.forget()
 
     def forget(self) -> None:
-        """Begins the counts anew."""
-        self.launches, self.waits, self.kernels, self.unseeded = Counter(), Counter(), Counter(), Counter()
+        """Resets the counts."""
+        self.launches, self.waits, self.unseeded = Counter(), Counter(), Counter()
 
-    # Being there
+    # The context
 
     def __enter__(self):
         Pretended.gpu = self
@@ -238,10 +228,10 @@ class PretendedGPU(TorchDispatchMode):
             "graph_pool_handle": (0, 1), "set_device": None, "max_memory_reserved": 0, "max_memory_allocated": 0,
             "memory_allocated": 0, "reset_peak_memory_stats": None, "is_bf16_supported": True, "empty_cache": None,
         }  # fmt: skip
-        self.owned = contextlib.ExitStack()
+        self.patches = contextlib.ExitStack()
         for name, answer in answers.items():
-            self.owned.enter_context(mock.patch.object(torch.cuda, name, lambda *_, answer=answer, **__: answer))
-        patches = [
+            self.patches.enter_context(mock.patch.object(torch.cuda, name, lambda *_, answer=answer, **__: answer))
+        replacements = [
             (torch, "Generator", Generator), (nn.Module, "to", module_to),
             (torch.utils._foreach_utils, "_foreach_supported_types", [Tensor, Pretended]),
             (torch.cuda, "is_current_stream_capturing", lambda: self.recording is not None),
@@ -250,17 +240,17 @@ class PretendedGPU(TorchDispatchMode):
             (torch.cuda, "CUDAGraph", Graph), (torch.cuda, "graph", recording(self)),
             (sys.modules["torch.optim.optimizer"], "_foreach_supported_types", [Tensor, nn.Parameter, Pretended]),
         ]  # fmt: skip
-        for owner, name, new in patches:
-            self.owned.enter_context(mock.patch.object(owner, name, new))
-        self.owned.enter_context(torch.autograd.set_multithreading_enabled(False))  # modes are of one thread
+        for owner, name, new in replacements:
+            self.patches.enter_context(mock.patch.object(owner, name, new))
+        self.patches.enter_context(torch.autograd.set_multithreading_enabled(False))  # a mode belongs to one thread
         before = torch._C._only_lift_cpu_tensors()  # new_tensor and torch.tensor make it on the CPU, then move it
         torch._C._set_only_lift_cpu_tensors(True)
-        self.owned.callback(torch._C._set_only_lift_cpu_tensors, before)
+        self.patches.callback(torch._C._set_only_lift_cpu_tensors, before)
         return super().__enter__()
 
     def __exit__(self, *failure):
         super().__exit__(*failure)
-        self.owned.close()
+        self.patches.close()
         Pretended.gpu = None
 
     @contextlib.contextmanager
@@ -278,39 +268,30 @@ class PretendedGPU(TorchDispatchMode):
     # One operation
 
     def dispatch(self, func, args, kwargs):
-        """Executes `func` on the CPU, if it would work on a GPU."""
-        flat, form = tree_flatten((args, kwargs))
-        ours = [x for x in flat if isinstance(x, Pretended)]
-        asked = kwargs.get("device")
-        name = func.overloadpacket.__name__
+        """Executes `func` on the CPU if a GPU would execute it."""
+        name, device = func.overloadpacket.__name__, kwargs.get("device")
         if kwargs.pop("pin_memory", None) or name == "_pin_memory":
             return args[0].clone() if name == "_pin_memory" else func(*args, **kwargs)
-        if not ours and (asked is None or asked.type != "cuda"):
+        flat, form = tree_flatten((args, kwargs))
+        on_gpu = [x for x in flat if isinstance(x, Pretended)]
+        if not on_gpu and (device is None or device.type != "cuda"):
             self.refuse_foreign(kwargs.get("generator"), "cpu")
             return func(*args, **kwargs)
-        lies_on_gpu = asked.type == "cuda" if asked is not None else True
-        others = [x for x in flat if isinstance(x, Tensor) and not isinstance(x, Pretended) and x.device.type == "cpu"]
-        if ours and others:
-            self.refuse_mixed(func, name, args, others)
+        result_on_gpu = device.type == "cuda" if device is not None else True
+        on_cpu = [x for x in flat if isinstance(x, Tensor) and not isinstance(x, Pretended) and x.device.type == "cpu"]
+        if on_gpu and on_cpu:
+            self.refuse_mixed(func, name, args, on_cpu)
         if self.fakes is not None:
-            self.referee(func, name, flat, form)
-        generator = self.refuse_foreign(kwargs.get("generator"), "cuda" if lies_on_gpu else "cpu")
-        if generator is not None and lies_on_gpu:
-            kwargs = kwargs | {"generator": generator.next_host()}
-        elif name in DRAWS and lies_on_gpu:
+            self.check_with_fakes(func, name, flat, form)
+        generator = self.refuse_foreign(kwargs.get("generator"), "cuda" if result_on_gpu else "cpu")
+        if generator is None and name in DRAWS and result_on_gpu:
             self.unseeded[f"{name} {program_line()}"] += 1
-        self.count(func, name, args, kwargs, ours, others, lies_on_gpu)
+        self.count(func, name, args, kwargs, on_gpu, on_cpu, result_on_gpu)
 
-        known = {}
-
-        def lent(x):
-            if isinstance(x, Pretended):
-                known[id(x.host)] = x
-                return x.host
-            return x
-
-        host_args, host_kwargs = tree_map(lent, (args, kwargs))
-        if asked is not None:
+        host_args, host_kwargs = tree_unflatten([x.host if isinstance(x, Pretended) else x for x in flat], form)
+        if generator is not None and result_on_gpu:
+            host_kwargs["generator"] = generator.next_host()
+        if device is not None:
             host_kwargs["device"] = torch.device("cpu")
         work = functools.partial(EMULATED[name], func) if name in EMULATED else func
         if self.recording is not None:
@@ -318,15 +299,14 @@ class PretendedGPU(TorchDispatchMode):
         out = work(*host_args, **host_kwargs)
         if self.recording is not None and name not in NO_LAUNCH and not func.is_view:
             self.recording.note(work, host_args, host_kwargs, generator, out)
-        if name == "_to_copy" and not lies_on_gpu and not ours:
+        if not result_on_gpu:
             return out
-        if not lies_on_gpu:
-            return out
+        known = {id(x.host): x for x in on_gpu}  # an operation in place returns its argument, the same tensor
         return tree_map(lambda x: known.get(id(x), Pretended(x)) if isinstance(x, Tensor) else x, out)
 
     @staticmethod
     def refuse_foreign(generator: torch.Generator | None, kind: str) -> "torch.Generator | None":
-        """The generator as its maker knows it. Raises RuntimeError if it lies elsewhere than the numbers."""
+        """The Python object of the generator. Raises RuntimeError if it lies on another device than the numbers."""
         if generator is None:
             return None
         generator = Generator.known.get(generator._cdata, generator)
@@ -334,36 +314,31 @@ class PretendedGPU(TorchDispatchMode):
             raise RuntimeError(f"Expected a '{kind}' device type for generator but found '{generator.device.type}'")
         return generator
 
-    def refuse_mixed(self, func, name: str, args, others: list[Tensor]) -> None:
-        """Raises RuntimeError if tensors of the CPU must not join this operation on the GPU."""
-        if name in MOVES:
-            return
-        if name in ("index", "_unsafe_index", "index_put_", "index_put", "_index_put_impl_"):
+    def refuse_mixed(self, func, name: str, args, on_cpu: list[Tensor]) -> None:
+        """Raises RuntimeError if tensors on the CPU must not take part in this operation on the GPU."""
+        if name in INDEXING | {"_unsafe_index"}:  # indices may lie on the CPU, values may not
             values = [x for x in args[2:] if isinstance(x, Tensor) and not isinstance(x, Pretended) and x.dim()]
-            if isinstance(args[0], Pretended) and not values:
-                return
-        elif torch.Tag.pointwise in func.tags and all(x.dim() == 0 for x in others):
-            if not (func._schema.is_mutable and any(x is args[0] for x in others)):
-                return
-        elif name in ("fill", "fill_", "masked_fill", "masked_fill_", "where", "lerp", "lerp_"):
-            if all(x.dim() == 0 for x in others):
-                return
-        raise RuntimeError(
-            f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! "
-            f"({func}, {program_line()})"
-        )
+            allowed = isinstance(args[0], Pretended) and not values
+        else:
+            scalars = all(x.dim() == 0 for x in on_cpu)
+            overwritten = func._schema.is_mutable and any(x is args[0] for x in on_cpu)
+            takes_scalars = torch.Tag.pointwise in func.tags or name in FILLS
+            allowed = name in MOVES or takes_scalars and scalars and not overwritten
+        if not allowed:
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! "
+                f"({func}, {program_line()})"
+            )
 
-    def referee(self, func, name: str, flat: list, form) -> None:
-        """Runs the operation under FakeTensorMode: raises what that raises."""
+    def check_with_fakes(self, func, name: str, flat: list, form) -> None:
+        """Runs the operation under FakeTensorMode and raises its errors."""
         if name in WAITING or name in EMULATED or any(isinstance(x, Tensor) and x.dtype == torch.bool for x in flat):
             return
-        from torch._subclasses.fake_tensor import FakeTensor
-
-        asked = [(x.shape, x.stride(), x.dtype, isinstance(x, Pretended)) if isinstance(x, Tensor) else x for x in flat]
-        key = repr((func, asked, form))
-        if key in self.known:  # it was asked before
+        kinds = [(x.shape, x.stride(), x.dtype, isinstance(x, Pretended)) if isinstance(x, Tensor) else x for x in flat]
+        key = repr((func, kinds, form))
+        if key in self.checked:
             return
-        self.known.add(key)
+        self.checked.add(key)
 
         def fake(x):
             if isinstance(x, torch.Generator):
@@ -377,20 +352,20 @@ class PretendedGPU(TorchDispatchMode):
         with self.fakes:
             func(*args, **kwargs)
 
-    def count(self, func, name, args, kwargs, ours, others, lies_on_gpu) -> None:
-        """Notes what the operation launches, and whether the CPU waits."""
-        indices = args[1] if name in ("index", "index_put_", "index_put", "_index_put_impl_") else ()
+    def count(self, func, name, args, kwargs, on_gpu, on_cpu, result_on_gpu) -> None:
+        """Counts what the operation launches, and the wait of the CPU if there is one."""
+        indices = args[1] if name in INDEXING else ()
         masked = any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in indices)
         here = None
-        if name in WAITING and ours or masked:
+        if name in WAITING and on_gpu or masked:
             here = f"{name}{' by a mask' if masked else ''} {program_line()}"
-        elif name == "_to_copy" and ours and not lies_on_gpu:
+        elif name == "_to_copy" and on_gpu and not result_on_gpu:
             here = f"GPU to CPU {program_line()}"
-        elif name == "_to_copy" and not ours and lies_on_gpu and not kwargs.get("non_blocking"):
+        elif name == "_to_copy" and not on_gpu and result_on_gpu and not kwargs.get("non_blocking"):
             here = f"CPU to GPU {program_line()}"
-        elif name == "copy_" and others and not (len(args) > 2 and args[2] or kwargs.get("non_blocking")):
+        elif name == "copy_" and on_cpu and not (len(args) > 2 and args[2] or kwargs.get("non_blocking")):
             here = f"{'CPU to GPU' if isinstance(args[0], Pretended) else 'GPU to CPU'} {program_line()}"
-        elif indices and others:
+        elif indices and on_cpu:
             here = f"CPU to GPU, indices {program_line()}"
         if here:
             self.waits[here] += 1
@@ -398,8 +373,6 @@ class PretendedGPU(TorchDispatchMode):
                 raise RuntimeError(f"operation not permitted when stream is capturing: {here}")
         if name in NO_LAUNCH or func.is_view:
             return
-        where = program_line()
-        self.launches[name, where] += 1
-        self.kernels[name, where] += kernels(name, args)
+        self.launches[name, program_line()] += 1
         if name == "_fused_adam_":
             check_fused(args)

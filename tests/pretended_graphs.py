@@ -1,14 +1,14 @@
 """CUDA graphs on the pretended GPU: a recording of operations that is replayed on the same memory.
 
 As on a GPU, nothing is computed while a graph is recorded: what the operations wrote is put back, and random generators
-stay where they were. Refused while recording, with RuntimeError, is what CUDA refuses: waiting for the GPU, copies from
-the CPU, a generator that the graph does not know. What Python does beside the operations happens once, not again.
+stay where they were. While recording, what CUDA refuses raises RuntimeError: waiting for the GPU, copies from the CPU,
+a generator that the graph does not know. What Python does beside the operations happens once, not again.
 """
 
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-WRITES_UNSAID = ("native_batch_norm", "cudnn_batch_norm")  # running statistics, which their schemas do not tell
+HIDDEN_WRITES = ("native_batch_norm", "cudnn_batch_norm")  # to running statistics, which their schemas do not declare
 
 
 class Graph:
@@ -18,11 +18,10 @@ class Graph:
         self.tape, self.generators, self.before, self.replays = [], [], {}, 0
 
     def register_generator_state(self, generator) -> None:
-        """As torch.cuda.CUDAGraph."""
         self.generators.append(generator)
 
     def begin(self) -> None:
-        """From here on operations are recorded."""
+        """Operations are recorded from here on."""
         self.offsets = [generator.offset for generator in self.generators]
 
     def end(self) -> None:
@@ -34,8 +33,8 @@ class Graph:
         self.before = {}
 
     def keep(self, func, name: str, arguments) -> None:
-        """Before an operation: notes what it is going to write to."""
-        if func._schema.is_mutable or name in WRITES_UNSAID:
+        """Before an operation: copies what it is going to overwrite."""
+        if func._schema.is_mutable or name in HIDDEN_WRITES:
             for tensor in tree_flatten(arguments)[0]:
                 if isinstance(tensor, Tensor):
                     storage = tensor.untyped_storage()
@@ -43,13 +42,13 @@ class Graph:
                         self.before[storage.data_ptr()] = storage, storage.clone()
 
     def note(self, work, args, kwargs, generator, out) -> None:
-        """After an operation: records it. work: what computes it on the CPU; generator: where its numbers are from."""
+        """After an operation: records it. work: computes it on the CPU; generator: the source of its random numbers."""
         if generator is not None and generator not in self.generators:
             raise RuntimeError("a graph must know the generators that are used in it: register_generator_state")
         self.tape.append((work, args, kwargs, generator, out))
 
     def replay(self) -> None:
-        """Does the recorded operations again; each writes its results to where they were."""
+        """Executes the recorded operations again; each writes its results to the same memory."""
         self.replays += 1
         for work, args, kwargs, generator, out in self.tape:
             if generator is not None:
@@ -61,7 +60,7 @@ class Graph:
 
 
 def recording(gpu):
-    """What stands in for torch.cuda.graph on the GPU `gpu`."""
+    """The replacement of torch.cuda.graph on the GPU `gpu`."""
 
     class Recording:
         def __init__(self, graph, pool=None):
@@ -74,7 +73,7 @@ def recording(gpu):
         def __exit__(self, kind, *_):
             gpu.recording = None
             self.graph.end()
-            if kind:  # and torch.cuda.graph leaves its stream the current one
+            if kind:  # torch.cuda.graph leaves its own stream the current one
                 gpu.stream = "of the recording"
                 raise RuntimeError("operation failed due to a previous error during capture")
 

@@ -1,4 +1,4 @@
-"""The tensors of the pretended GPU (pretended_gpu.py), and what stands for cuDNN, CUDA's LSTM cell and its checks."""
+"""The tensors of the pretended GPU (pretended_gpu.py), and replacements of cuDNN, CUDA's LSTM cell and its checks."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ aten = torch.ops.aten
 class Pretended(Tensor):
     """A tensor on the pretended GPU; `host` has its numbers."""
 
-    gpu = None  # the PretendedGPU that is present
+    gpu = None  # the present PretendedGPU
 
     @staticmethod
     def __new__(cls, host: Tensor):
@@ -41,23 +41,8 @@ class Pretended(Tensor):
         return Pretended.gpu.dispatch(func, args, kwargs or {})
 
 
-def kernels(name: str, args) -> int:
-    """About how many kernels CUDA launches for an operation."""
-    if name == "convolution_backward":
-        return sum(bool(x) for x in args[-1])
-    if name in ("native_batch_norm", "cudnn_batch_norm", "native_batch_norm_backward", "cudnn_batch_norm_backward"):
-        return 2
-    if name in ("_foreach_norm", "_thnn_fused_lstm_cell_backward_impl"):
-        return 2
-    if name == "_fused_adam_":
-        return -(-len(args[0]) // 36)
-    if name.startswith("_foreach"):
-        return -(-len(args[0]) // 48)
-    return 1
-
-
 def check_fused(args) -> None:
-    """What CUDA's fused Adam asks of parameters, gradients, moments and step counters. Raises RuntimeError."""
+    """Raises RuntimeError unless CUDA's fused Adam takes these parameters, gradients, moments and step counters."""
     params, grads, averages, squares, _, counters = args[:6]
     for p, *others, counter in zip(params, grads, averages, squares, counters, strict=True):
         for one in (p, *others, counter):
@@ -72,15 +57,15 @@ def check_fused(args) -> None:
 
 
 def strides(tensor: Tensor) -> list[int]:
-    """Its strides, but for sides of 1, at which foreach does not look (ATen/native/ForeachUtils.h)."""
+    """Its strides without those of sides of 1, which foreach ignores (ATen/native/ForeachUtils.h)."""
     return [stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
 
 
-# What stands in for operations and methods
+# Replacements of operations and methods
 
 
 def module_to(module: nn.Module, *args, **kwargs) -> nn.Module:
-    """nn.Module.to, by swapping parameters: the objects stay the same, as by `param.data =`."""
+    """nn.Module.to, by swapping parameters: the objects stay the same, as with `param.data =`."""
     swaps = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
@@ -93,7 +78,7 @@ REAL_TO = nn.Module.to
 
 
 def lstm_cell(func, input_gates, hidden_gates, cx, input_bias, hidden_bias):
-    """aten._thnn_fused_lstm_cell, which CUDA has and the CPU has not: h, c, and the gates for the backward pass."""
+    """aten._thnn_fused_lstm_cell, which the CPU lacks: h, c, and the gates for the backward pass."""
     i, f, g, o = (input_gates + input_bias + hidden_gates + hidden_bias).chunk(4, dim=1)
     i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
     c = f * cx + i * g
@@ -101,17 +86,12 @@ def lstm_cell(func, input_gates, hidden_gates, cx, input_bias, hidden_bias):
 
 
 def lstm_cell_backward(func, h_gradient, c_gradient, cx, c, gates, has_bias):
-    """aten._thnn_fused_lstm_cell_backward_impl: the gradients at the gates' sums, at cx and at a bias."""
+    """aten._thnn_fused_lstm_cell_backward_impl: the gradients with respect to the gates' sums, cx and a bias."""
     i, f, g, o = gates.chunk(4, dim=1)
     h_gradient = torch.zeros_like(c) if h_gradient is None else h_gradient
     along = h_gradient * o * (1 - c.tanh().square()) + (0 if c_gradient is None else c_gradient)
-    parts = [
-        along * g * i * (1 - i),
-        along * cx * f * (1 - f),
-        along * i * (1 - g * g),
-        h_gradient * c.tanh() * o * (1 - o),
-    ]
-    gradient = torch.cat(parts, dim=1)
+    inner = [along * g * i * (1 - i), along * cx * f * (1 - f), along * i * (1 - g * g)]
+    gradient = torch.cat([*inner, h_gradient * c.tanh() * o * (1 - o)], dim=1)
     return gradient, along * f, gradient.sum(dim=0)
 
 

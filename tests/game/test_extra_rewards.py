@@ -1,11 +1,11 @@
-"""Extra rewards: those that are shipped, what a function of the user's may do wrong, and how their scale is kept."""
+"""Extra rewards: the shipped ones, the faults of a user's function, and the running mean and variance."""
 
 import io
 
 import numpy as np
 import pytest
 import torch
-from conftest import pictures
+from conftest import CPU, pictures
 from PIL import Image
 
 from magnet.data.image_dataset import to_uint8
@@ -54,9 +54,9 @@ def test_jpeg_and_incompressible_are_the_files_kilobytes():
 @pytest.mark.parametrize("name", EXTRA_REWARDS)
 def test_shipped_rewards_give_a_number_an_image_and_change_nothing(name):
     reward = load_extra_reward(name)
-    found = reward(STATES, IMAGES)
-    assert found.shape == (4,) and found.dtype == torch.float32 and found.unique().numel() == 4
-    assert torch.equal(found.flip(0), reward(STATES.flip(0), IMAGES.flip(0)))
+    values = reward(STATES, IMAGES)
+    assert values.shape == (4,) and values.dtype == torch.float32 and values.unique().numel() == 4
+    assert torch.equal(values.flip(0), reward(STATES.flip(0), IMAGES.flip(0)))
 
 
 class Silent(Exception):
@@ -70,11 +70,6 @@ def raise_silent(states, images):
     raise Silent
 
 
-def overwrite(states, images):
-    images[0] = 0
-    return np.zeros(len(images))
-
-
 FAULTS = {
     "one number for all": (lambda states, images: 1.0, r"gave an array \(\) for 4 images"),
     "a column": (lambda states, images: np.zeros((4, 1)), r"gave an array \(4, 1\)"),
@@ -85,12 +80,12 @@ FAULTS = {
     "raises": (lambda states, images: 1 / 0, r"raised ZeroDivisionError.*division by zero"),
     "exits": (lambda states, images: exit(3), "raised SystemExit"),
     "raises without a text": (raise_silent, "raised Silent"),
-    "writes": (overwrite, "changed the images"),
+    "writes": (lambda states, images: images.fill(7) or np.zeros(4), "changed the images"),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_function_that_does_wrong_is_named_in_one_sentence(name):
+def test_a_faulty_function_is_named_in_one_sentence(name):
     function, fault = FAULTS[name]
     with pytest.raises(UserError, match=fault) as caught:
         ExtraReward("my_reward.py", function, "")(STATES, IMAGES)
@@ -101,12 +96,25 @@ def test_a_file_is_executed_once_and_its_line_is_named(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("count = 0\n\n\ndef reward(states, images):\n    return images.mean((1, 2, 3)) / states.min()\n")
     reward = load_extra_reward(str(path))
-    assert torch.allclose(reward(STATES + 1 - STATES, IMAGES), IMAGES.float().mean((1, 2, 3)))
     path.write_text("def reward(states, images):\n    pass\n    raise ValueError('no\\nface')\n")
+    assert torch.allclose(reward(STATES + 1 - STATES, IMAGES), IMAGES.float().mean((1, 2, 3)))
     other = load_extra_reward(str(path))
     assert other.digest != reward.digest and other.digest == load_extra_reward(str(path)).digest
     with pytest.raises(UserError, match="raised ValueError in line 3"):
         other(STATES, IMAGES)
+
+
+def test_a_file_imports_its_neighbours_and_leaves_pytorch_as_it_was(tmp_path):
+    (tmp_path / "beside_my_reward.py").write_text("FACTOR = 3")
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import torch\nfrom beside_my_reward import FACTOR\n\ntorch.set_default_dtype(torch.float64)\n\n\n"
+        "def reward(states, images):\n    torch.set_grad_enabled(False)\n    torch.set_default_dtype(torch.float64)\n"
+        "    return FACTOR * images.mean((1, 2, 3))\n"
+    )
+    reward = load_extra_reward(str(path))
+    assert torch.allclose(reward(STATES, IMAGES), 3 * IMAGES.float().mean((1, 2, 3)))
+    assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -122,58 +130,44 @@ def test_a_file_without_a_reward_is_refused(text, fault, tmp_path):
         load_extra_reward(str(tmp_path / "mine.py"))
 
 
-def test_an_unknown_name_is_refused_with_those_that_there_are():
+def test_an_unknown_name_is_refused_with_the_shipped_ones():
     with pytest.raises(UserError, match="resemble, jpeg, incompressible, smile"):
         load_extra_reward("resembles")
 
 
+# The running mean and variance
+
+
 @pytest.mark.parametrize("offset", [0.0, 1e4])
 def test_rewards_are_standardised_by_all_before(offset):
-    random, scale, given = torch.Generator().manual_seed(0), RewardNormaliser(torch.device("cpu")), []
+    random, normaliser, history = torch.Generator().manual_seed(0), RewardNormaliser(CPU), []
     for _ in range(90):
-        given.append(offset + 3 * torch.randn(12, 2, generator=random))
-        scale.update(given[-1])
-    found, all_of_them = scale.standardise(given[-1]), torch.stack(given)
-    expected = (given[-1] - all_of_them.mean()) / all_of_them.std()
-    assert torch.allclose(found, expected, atol=0.05) and not torch.allclose(found, given[-1] - given[-1].mean())
+        history.append(offset + 3 * torch.randn(12, 2, generator=random))
+        normaliser.update(history[-1])
+    last, values = history[-1], torch.stack(history)
+    assert torch.allclose(normaliser.standardise(last), (last - values.mean()) / values.std(), atol=0.05)
 
 
-def test_older_rewards_are_forgotten_and_equal_ones_stay_finite():
-    scale = RewardNormaliser(torch.device("cpu"))
+def test_older_rewards_are_forgotten():
+    normaliser = RewardNormaliser(CPU)
     for value, count in ((0.0, 200), (5.0, 800)):
         for _ in range(count):
-            scale.update(torch.tensor([value - 1, value + 1]))
-    assert scale.standardise(torch.tensor([5.0, 6.0])).tolist() == pytest.approx([0, 1], abs=0.05)
-    same = RewardNormaliser(torch.device("cpu"))
+            normaliser.update(torch.tensor([value - 1, value + 1]))
+    assert normaliser.standardise(torch.tensor([5.0, 6.0])).tolist() == pytest.approx([0, 1], abs=0.05)
+
+
+@pytest.mark.parametrize("values", [[0.1] * 12, [1e15, -1e15, 0.0]])
+def test_equal_and_huge_rewards_stay_finite(values):
+    normaliser = RewardNormaliser(CPU)
     for _ in range(3):
-        same.update(torch.full((12, 1), 0.1))
-        assert same.standardise(torch.full((12, 1), 0.1)).isfinite().all()
+        normaliser.update(torch.tensor(values))
+        assert normaliser.standardise(torch.tensor(values)).isfinite().all()
 
 
-def test_a_scale_goes_on_where_another_stood():
-    scales = RewardNormaliser(torch.device("cpu")), RewardNormaliser(torch.device("cpu"))
-    scales[0].update(torch.tensor([1.0, 4.0]))
-    scales[1].load_state_dict(scales[0].state_dict())
-    for scale in scales:
-        scale.update(torch.tensor([2.0, 9.0]))
-    assert torch.equal(*(scale.standardise(torch.arange(5.0)) for scale in scales))
-
-
-def test_a_file_imports_what_lies_beside_it_and_leaves_pytorch_as_it_was(tmp_path):
-    (tmp_path / "beside_my_reward.py").write_text("FACTOR = 3")
-    path = tmp_path / "mine.py"
-    path.write_text(
-        "import torch\nfrom beside_my_reward import FACTOR\n\ntorch.set_default_dtype(torch.float64)\n\n\n"
-        "def reward(states, images):\n    torch.set_grad_enabled(False)\n    torch.set_default_dtype(torch.float64)\n"
-        "    return FACTOR * images.mean((1, 2, 3))\n"
-    )
-    reward = load_extra_reward(str(path))
-    assert torch.allclose(reward(STATES, IMAGES), 3 * IMAGES.float().mean((1, 2, 3)))
-    assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
-
-
-def test_the_largest_rewards_stay_finite():
-    normaliser, values = RewardNormaliser(torch.device("cpu")), torch.tensor([1e15, -1e15, 0.0])
-    for _ in range(3):
-        normaliser.update(values)
-    assert normaliser.standardise(values).isfinite().all()
+def test_a_normaliser_goes_on_from_a_saved_state():
+    normalisers = RewardNormaliser(CPU), RewardNormaliser(CPU)
+    normalisers[0].update(torch.tensor([1.0, 4.0]))
+    normalisers[1].load_state_dict(normalisers[0].state_dict())
+    for normaliser in normalisers:
+        normaliser.update(torch.tensor([2.0, 9.0]))
+    assert torch.equal(*(normaliser.standardise(torch.arange(5.0)) for normaliser in normalisers))

@@ -1,7 +1,5 @@
 """The reward `smile`: what it ranks, what it does not depend on, and what happens without its weights."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -14,7 +12,7 @@ from magnet.support.errors import UserError
 
 
 def draw_mouths(count: int, side: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Faces uint8 (N, 3, S, S) of any colour with a mouth, an arc, and bool (N,): do its ends point upwards?
+    """Faces uint8 (N, 3, S, S) of any colour with a mouth, an arc, and bool (N,): whether its ends point upwards.
 
     The same seed gives the same faces at each side.
     """
@@ -29,8 +27,8 @@ def draw_mouths(count: int, side: int, seed: int) -> tuple[np.ndarray, np.ndarra
 
 
 @pytest.fixture(scope="module")
-def learned(tmp_path_factory):
-    """The file of a classifier that has learned from drawn mouths."""
+def weights_file(tmp_path_factory):
+    """The file of a classifier that has learned from 600 such faces."""
     pixels, smiling = draw_mouths(600, 32, seed=0)
     classifier = train_classifier(torch.from_numpy(pixels), torch.from_numpy(smiling).float(), epochs=4, seed=0)
     path = tmp_path_factory.mktemp("smile") / "smile.pt"
@@ -39,103 +37,84 @@ def learned(tmp_path_factory):
 
 
 @pytest.fixture
-def drawn(learned, monkeypatch):
-    """Unseen drawn faces and their labels, where the reward has the weights of `learned`."""
-    monkeypatch.setattr(module, "WEIGHTS", learned)
+def faces(weights_file, monkeypatch):
+    """100 other faces and their labels; the reward has the weights of `weights_file`."""
+    monkeypatch.setattr(module, "WEIGHTS", weights_file)
     return draw_mouths(100, 32, seed=1)
 
 
-@pytest.fixture(scope="module")
-def generated():
-    """16 faces of the shipped generator, uint8 (16, 3, 64, 64)."""
-    return np.asarray(magnet.load(WEIGHTS.parents[1] / "models" / "celeba-64.pt").sample(16, seed=0))
-
-
-def test_smiles_earn_more_than_other_faces_and_have_logits_above_0(drawn):
-    pixels, smiling = drawn
+def test_smiles_earn_more_than_other_faces_and_have_logits_above_0(faces):
+    pixels, smiling = faces
     rewards = smile(pixels, pixels)
     assert rewards.shape == (100,) and rewards.dtype == np.float32
     assert ((rewards > 0) == smiling).mean() > 0.95
     assert (rewards[smiling][:, None] > rewards[~smiling]).mean() > 0.98  # the share of pairs in the right order
-
-
-def test_the_state_does_not_matter_and_neither_does_the_rest_of_the_batch(drawn):
-    pixels, _ = drawn
-    rewards = smile(pixels, pixels)
+    # Neither the state matters nor the rest of the batch.
     assert np.array_equal(smile(255 - pixels[::-1], pixels), rewards)
-    np.testing.assert_allclose(smile(pixels[:1], pixels[5:6]), rewards[5:6], atol=1e-4)  # no statistics of the batch
+    np.testing.assert_allclose(smile(pixels[:1], pixels[5:6]), rewards[5:6], atol=1e-4)
 
 
-def test_other_sizes_are_resized(drawn):
-    small, smiling = drawn
-    large, same = draw_mouths(100, 64, seed=1)
-    assert np.array_equal(smiling, same)
+def test_other_sizes_are_resized(faces):
+    small, _ = faces
+    large, _ = draw_mouths(100, 64, seed=1)
     rewards = smile(small, small)
     assert np.corrcoef(smile(large, large), rewards)[0, 1] > 0.95
     repeated = small.repeat(2, axis=2).repeat(2, axis=3)  # each pixel four times: nearly the same image
     assert np.corrcoef(smile(repeated, repeated), rewards)[0, 1] > 0.98
 
 
-def test_nothing_that_the_caller_owns_is_changed(drawn):
-    pixels, _ = drawn
-    expected = smile(pixels, pixels)
-    frozen, before = pixels.copy(), torch.random.get_rng_state()
+def test_it_reads_its_weights_once_and_changes_no_state_of_the_caller(faces, monkeypatch):
+    pixels, _ = faces
+    expected, frozen, before = smile(pixels, pixels), pixels.copy(), torch.random.get_rng_state()
     frozen.flags.writeable = False
-    load_classifier.cache_clear()  # reading the weights counts too
-    with torch.autocast("cpu", torch.bfloat16), torch.enable_grad():
-        rewards = smile(frozen, frozen)
-        assert torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
-    assert np.array_equal(frozen, pixels)
-    assert torch.equal(torch.random.get_rng_state(), before)
-    assert np.array_equal(rewards, expected)  # whatever the precision of the training
-
-
-def test_the_weights_are_read_once(drawn, monkeypatch):
-    pixels, _ = drawn
     load_classifier.cache_clear()
     loads, load = [], torch.load
     monkeypatch.setattr(torch, "load", lambda *args, **options: loads.append(options) or load(*args, **options))
-    assert np.array_equal(smile(pixels, pixels), smile(pixels, pixels))
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16), torch.enable_grad():
+            rewards = smile(frozen, frozen)
+            assert torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
+        assert np.array_equal(rewards, expected), "whatever the precision of the training"
+    assert np.array_equal(frozen, pixels) and torch.equal(torch.random.get_rng_state(), before)
     assert [options["weights_only"] for options in loads] == [True]
 
 
-def test_the_shipped_weights_judge_generated_faces_alike_at_both_sizes_and_mirrored(generated):
-    rewards = smile(generated, generated)
-    small = generated.reshape(16, 3, 32, 2, 32, 2).mean((3, 5)).round().astype(np.uint8)
+def test_the_shipped_weights_rank_generated_faces_alike_at_both_sizes_and_mirrored():
+    faces = np.asarray(magnet.load(WEIGHTS.parents[1] / "models" / "celeba-64.pt").sample(16, seed=0))
+    rewards = smile(faces, faces)
+    small = faces.reshape(16, 3, 32, 2, 32, 2).mean((3, 5)).round().astype(np.uint8)
     assert rewards.std() > 0.5 and min((rewards > 0).sum(), (rewards < 0).sum()) >= 3  # faces differ
     assert np.corrcoef(smile(small, small), rewards)[0, 1] > 0.95
-    assert np.corrcoef(smile(generated, generated[..., ::-1]), rewards)[0, 1] > 0.8
+    assert np.corrcoef(smile(faces, faces[..., ::-1]), rewards)[0, 1] > 0.8
 
 
-def test_the_shipped_file_is_small_and_says_its_accuracy():
+def test_the_shipped_file_is_small_and_states_its_accuracy():
     saved = torch.load(WEIGHTS, weights_only=True)
     assert WEIGHTS.stat().st_size < 150_000
     assert saved["held_out"] == 878 and saved["accuracy"] > 0.87
     assert saved["network"].keys() == SmileClassifier().state_dict().keys()
 
 
-@pytest.mark.parametrize("bad", ["missing", "cut short", "no weights", "other weights"])
-def test_without_its_weights_the_reward_names_file_and_command(drawn, learned, tmp_path, monkeypatch, bad):
-    pixels, _ = drawn
+@pytest.mark.parametrize("fault", ["missing", "cut short", "no weights", "other weights"])
+def test_without_its_weights_the_reward_names_file_and_command(faces, weights_file, tmp_path, monkeypatch, fault):
+    pixels, _ = faces
     path = tmp_path / "smile.pt"
-    if bad == "cut short":
-        path.write_bytes(learned.read_bytes()[:5000])
-    elif bad == "no weights":
+    if fault == "cut short":
+        path.write_bytes(weights_file.read_bytes()[:5000])
+    elif fault == "no weights":
         path.write_text("<html>\nQuota exceeded")
-    elif bad == "other weights":
+    elif fault == "other weights":
         torch.save({"network": torch.nn.Linear(2, 1).state_dict()}, path)
     monkeypatch.setattr(module, "WEIGHTS", path)
     with pytest.raises(UserError) as caught:
         smile(pixels, pixels)
     assert str(path) in str(caught.value) and "`python3 experiments/smile.py`" in str(caught.value)
-    assert ("is missing" in str(caught.value)) == (bad == "missing")
-    path.write_bytes(Path(learned).read_bytes())  # a failure is not remembered
+    assert ("is missing" in str(caught.value)) == (fault == "missing")
+    path.write_bytes(weights_file.read_bytes())  # a failure is not cached
     assert smile(pixels, pixels).shape == (100,)
 
 
-@pytest.mark.parametrize("wrong", [np.float32, "grey"])
-def test_other_arrays_are_refused(drawn, wrong):
-    pixels, _ = drawn
-    images = pixels[:, :1] if wrong == "grey" else pixels.astype(wrong)
+@pytest.mark.parametrize("images", [np.zeros((2, 3, 32, 32), np.float32), np.zeros((2, 1, 32, 32), np.uint8)])
+def test_other_arrays_are_refused(images):
     with pytest.raises(ValueError, match="uint8"):
-        smile(pixels, images)
+        smile(images, images)

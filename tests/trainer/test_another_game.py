@@ -1,4 +1,4 @@
-"""Another game is one new class: here the images that a generator makes are its next state."""
+"""Another game is one new class: in this one the generated images are the next state."""
 
 import torch
 from conftest import CPU, run, small_config, small_faces, step_and_batch
@@ -10,19 +10,20 @@ PIXELS = ((3, 32, 32), torch.float32)
 
 
 class OwnImages(Environment):
-    """Its states are real images at first, then what the generator answered to the state before."""
+    """The first state is real images; each later one is the images that the generator made of the state before."""
 
     fields = Environment.fields | {"state": PIXELS, "next_state": PIXELS}
 
     def step(self, actions):
-        before = self.seen
+        state = self.own_state
         observations, rewards, terminated, truncated, info = super().step(actions)
-        self.seen = actions["generator"]
-        return self._observations(), rewards, terminated, truncated, info | {"state": before, "next_state": self.seen}
+        self.own_state = actions["generator"]
+        info |= {"state": state, "next_state": self.own_state}
+        return self._observations(), rewards, terminated, truncated, info
 
     def reset(self, seed=None):
-        self.seen = None
-        self.seen = super().reset(seed)["generator"]
+        self.own_state = None
+        self.own_state = super().reset(seed)["generator"]
         return self._observations()
 
     def recall(self, transitions):
@@ -32,7 +33,7 @@ class OwnImages(Environment):
         return transitions["next_state"], self.dataset.batch(transitions["next_real"])
 
     def _observations(self):
-        return super()._observations() | ({} if self.seen is None else {"generator": self.seen})
+        return super()._observations() | ({} if self.own_state is None else {"generator": self.own_state})
 
 
 def test_a_game_whose_next_state_is_the_generators_action_is_played_and_learned():
@@ -42,14 +43,14 @@ def test_a_game_whose_next_state_is_the_generators_action_is_played_and_learned(
     trainer = MADDPG(config, game, CPU)
     run(trainer, 2)
     (generator,), new = trainer.generators, trainer.new_rows
-    answered = trainer.observations["generator"]
-    assert (trainer.dataset.batch(game.real) != answered).any()
-    shown = []  # of the next states to the target policy, for the TD target
-    generator.targets["actor"].stack.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[0].clone()))
+    state = trainer.observations["generator"]
+    assert (trainer.dataset.batch(game.real) != state).any()
+    target_inputs = []  # the next states of the TD target
+    generator.targets["actor"].stack.register_forward_pre_hook(lambda _, args: target_inputs.append(args[0].clone()))
     _, batch = step_and_batch(trainer)
-    assert torch.equal(batch.state[:new], answered)
+    assert torch.equal(batch.state[:new], state)
     assert torch.equal(batch.transitions["next_state"][:new], batch.played_images[0][:new])
-    assert torch.equal(shown[0], batch.transitions["next_state"])
+    assert torch.equal(target_inputs[0], batch.transitions["next_state"])
     buffer = trainer.replay.storage["state"][: len(trainer.replay)]
     assert all((buffer == old).flatten(1).all(dim=1).any() for old in batch.state[new:])
     run(trainer, 8)  # over the end of an episode
