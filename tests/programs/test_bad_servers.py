@@ -42,7 +42,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("body", "said"), WRONG.values(), ids=WRONG.keys())
+@pytest.mark.parametrize(("body", "output"), WRONG.values(), ids=WRONG.keys())
 def test_wrong_file_is_set_aside(mirror, run, data_dir, body, output):
     mirror.body = body
     code, error = run("--url", mirror.url)
@@ -52,7 +52,7 @@ def test_wrong_file_is_set_aside(mirror, run, data_dir, body, output):
     assert run("--url", mirror.url)[0] == 0
 
 
-@pytest.mark.parametrize(("mode", "said"), [("404", "404"), ("short", "byte range")])
+@pytest.mark.parametrize(("mode", "output"), [("404", "404"), ("short", "byte range")])
 def test_server_that_fails_every_time(mirror, run, monkeypatch, mode, output):
     monkeypatch.setattr(celeba, "RETRIES", 1)
     monkeypatch.setattr(random, "uniform", lambda low, _: low)  # gdown's pause before it tries again
@@ -110,7 +110,7 @@ def refused(code: int, output: str) -> str:
     return sentence
 
 
-@pytest.mark.parametrize(("reply", "said"), LIES.values(), ids=LIES.keys())
+@pytest.mark.parametrize(("reply", "output"), LIES.values(), ids=LIES.keys())
 def test_a_server_that_lies_is_seen_through_and_an_honest_one_ends_it(mirror, run, data_dir, reply, output):
     mirror.mode = lambda wire: wire.write(reply)
     code, text = run("--url", mirror.url)
