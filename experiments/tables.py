@@ -140,8 +140,8 @@ TABLES = {
     ),
     "32x32": Table(
         "docs/results.md", {"table": "32x32"},
-        [Column("minutes, computed", "minutes", 1), PRIOR_AND_POLICY[0], share("precision", **PRIOR), *PRIOR_AND_POLICY[1:],
-         SEEDS],
+        [Column("minutes, computed", "minutes", 1), PRIOR_AND_POLICY[0], share("precision", **PRIOR),
+         *PRIOR_AND_POLICY[1:], SEEDS],
         {"MAGNET": "MAGNET", "without critics": NO_CRITICS, "plain GAN": GAN}, by_images=True,
     ),
     "25 Gaussians": Table(
