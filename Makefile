@@ -35,12 +35,15 @@ test-long: .venv/tests
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv
-	@$(SEES_GPU) || $(PIP) -qq --timeout 10 --retries 0 --index-url $(FOR_CPUS) -c requirements.txt torch torchvision \
-	|| echo "No PyTorch from $(FOR_CPUS): the next command installs the one for GPUs, which takes 5.7 GB."
+	@$(SEES_GPU) || { $(PIP) -qq --timeout 10 --retries 0 --index-url $(FOR_CPUS) -c requirements.txt torch torchvision \
+	&& $(BIN)/python -c "import torchvision"; } || { $(BIN)/python -m pip uninstall --quiet --yes torch torchvision; \
+	echo "No PyTorch from $(FOR_CPUS): the next command installs the one for GPUs, which takes 5.7 GB."; }
 	$(PIP) -r requirements.txt
 	@$(BIN)/python -c "open('.venv/ready', 'w').close()"
 
-.venv/tests: .venv/ready requirements-dev.txt
+# Not after .venv/ready: the tests of CUDA code need the PyTorch for GPUs (they pretend one), and are skipped without it.
+.venv/tests: requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv .venv
 	$(PIP) -r requirements-dev.txt
 	@$(BIN)/python -c "open('.venv/tests', 'w').close()"
 

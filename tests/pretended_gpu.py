@@ -22,7 +22,7 @@ streams, or several GPUs.
 It replaces torch.cuda's queries and lazy start, torch.Generator, nn.Module.to (`param.data =` does not support
 subclasses, so parameters are swapped), pinned memory, and the list of types that foreach takes. One replacement is in
 C++: autograd asks a CUDA build without a GPU for its primary context and fails; `quiet_hooks` makes the answer "none".
-It needs a C++ compiler (3 seconds). `needs_compiler` skips tests where there is none.
+It needs a C++ compiler (3 seconds) and a PyTorch built for CUDA. `needs_both` skips tests where one is missing.
 """
 
 import contextlib
@@ -51,7 +51,9 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+needs_both = pytest.mark.skipif(
+    shutil.which("g++") is None or not torch.backends.cuda.is_built(), reason="no C++ compiler, or PyTorch for CPUs"
+)
 
 # Operations that launch nothing. Views launch nothing either.
 NO_LAUNCH = {

@@ -7,14 +7,14 @@ import pytest
 import torch
 from conftest import run, small_config
 from gpu_games import DEFAULT, TEAM, make_trainer, new_data, restore_on
-from pretended_gpu import CUDA, PretendedGPU, needs_compiler
+from pretended_gpu import CUDA, PretendedGPU, needs_both
 
 from magnet.evaluation.drawing import draw
 from magnet.evaluation.equilibrium import report_equilibrium
 from magnet.evaluation.sampling import FixedGrids, Guide, Sampler
 from magnet.evaluation.scores import Evaluation
 
-pytestmark = needs_compiler
+pytestmark = needs_both
 POINTS = {"precision": "fp32", "width": 8, "nz": 2}
 GAMES = {
     "default": {},

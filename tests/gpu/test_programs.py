@@ -2,14 +2,14 @@
 
 import pytest
 from conftest import TINY
-from pretended_gpu import PretendedGPU, needs_compiler
+from pretended_gpu import PretendedGPU, needs_both
 
 import evaluate
 import export
 import sample
 import train
 
-pytestmark = needs_compiler
+pytestmark = needs_both
 WORDS = (
     f"--data faces --device cuda --image-size 32 --width {TINY['width']} --nz {TINY['nz']} --batch-size 8 "
     "--replay-size 20 --sample-every 100 --evaluate-every 8"

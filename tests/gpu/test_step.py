@@ -5,12 +5,12 @@ import warnings
 import pytest
 from conftest import run, same, saved, small_config
 from gpu_games import DEFAULT, TEAM, make_trainer
-from pretended_gpu import PretendedGPU, needs_compiler
+from pretended_gpu import PretendedGPU, needs_both
 
 from magnet import maddpg
 from magnet.config import Config
 
-pytestmark = needs_compiler
+pytestmark = needs_both
 # Operations a step at the defaults, the mean over the 8 steps of which one has R1. A change that adds some raises this.
 BUDGET = {"magnet": 570, "gan": 320, "extra reward": 680}
 
