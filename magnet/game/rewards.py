@@ -40,7 +40,6 @@ class RewardFunction:
     generator: Reward  # what a generator earns by its image; the second argument may be None unless `paired`
     paired: bool = False  # whether `real` and `fake` are one reward for a pair, instead of two
     relative: bool = False  # whether only differences of logits count
-    probability: bool = False  # whether sigmoid(l) of the best D is the probability that the image is real
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         """What a discriminator earns by a real image and the generated one beside it: two (B,) -> (B,).
@@ -73,10 +72,8 @@ def _log_not(logits: Tensor, _) -> Tensor:
 
 
 REWARD_FUNCTIONS = {
-    "log": RewardFunction(real=_log, fake=_log_not, generator=_log, probability=True),
-    "minimax": RewardFunction(
-        real=_log, fake=_log_not, generator=lambda logits, _: -logsigmoid(-logits), probability=True
-    ),
+    "log": RewardFunction(real=_log, fake=_log_not, generator=_log),
+    "minimax": RewardFunction(real=_log, fake=_log_not, generator=lambda logits, _: -logsigmoid(-logits)),
     "hinge": RewardFunction(
         real=lambda logits, _: (logits - 1).clamp(max=0), fake=lambda logits, _: (-logits - 1).clamp(max=0),
         generator=lambda logits, _: logits,
