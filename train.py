@@ -44,7 +44,7 @@ def start(flags: dict, commands: argparse.Namespace, lock_stack: ExitStack) -> i
     config = prepare_cpu(config, requested, is_new=not contents)
     print(describe_settings(config), describe_networks(config), sep="\n")
     if commands.dry_run:
-        print(try_run(config, pixels, contents["trainer"]["steps"] if contents else 0, extra))
+        print(try_run(config, pixels, path, contents, extra))
         return 0
 
     # Trainer
