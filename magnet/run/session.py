@@ -24,6 +24,7 @@ from magnet.run.signals import Stop, should_continue
 from magnet.run.timing import StepClock, count_steps, describe_run, describe_time, estimate_seconds
 from magnet.support.distributed import all_reduce_max, first_on_machine
 from magnet.support.errors import UserError
+from magnet.support.paths import command_of
 
 # Steps of a trial: the first ones, in which libraries set themselves up, and all; the 16 between are two periods of R1.
 WARM_UP, TRIAL_STEPS = 4, 20
@@ -77,8 +78,8 @@ def find_run(run: Path, models_dir: str) -> tuple[Path, Path | None]:
             return file.parents[1], file
     if os.path.isfile(run):
         raise UserError(
-            f"{run} is no checkpoint in a run's folder checkpoints; `train.py --init {shlex.quote(str(run))}` begins a "
-            f"new run with its networks."
+            f"{run} is no checkpoint in a run's folder checkpoints; `{command_of('train')} --init "
+            f"{shlex.quote(str(run))}` begins a new run with the networks of a checkpoint or of exported weights."
         )
     raise UserError(f"{run} is no run of MAGNET: it has no folder checkpoints; `ls {models_dir}` shows the runs.")
 

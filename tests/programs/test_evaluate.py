@@ -247,7 +247,7 @@ def test_damaged_checkpoints_are_told_on_stderr(place, tmp_path, capsys):
     ("arguments", "words"),
     [
         (["nowhere", "--no-features"], "ls models"),
-        (["models/default", "--no-features", "--held-out"], "train.py --hold-out 0.1"),
+        (["models/default", "--no-features", "--held-out"], "`python3 train.py --hold-out 0.1`"),
         (["models/default", "--no-features", "--data", "gone"], "gone"),
         (["models/default", "--no-features", "--data", "few"], "too few"),
         (["models/apart", "--no-features", "--data", "few", "--held-out"], "--data"),

@@ -122,6 +122,7 @@ def test_every_preset_trains_and_flags_come_before_it(place, preset):
         (["--critics", "none"], ["--gamma 0.5", "give --gamma 0"]),
         (["--r1-every", "0"], ["--r1-every is 0", "from 1 to 1000"]),
         (["--resume", "models/none"], ["models/none", "no run"]),
+        (["--resume", "faces/00.png"], ["no checkpoint", "`python3 train.py --init faces/00.png`"]),
     ],
 )
 def test_a_mistake_is_one_sentence_and_status_2(place, capsys, arguments, words):
