@@ -102,6 +102,7 @@ def test_every_preset_trains_and_flags_come_before_it(place, preset):
     ("arguments", "words"),
     [
         (["--data", "nowhere"], ["nowhere", "download_celeba.py"]),
+        (["--data", ""], ["--data is empty", "download_celeba.py"]),
         (["--batch-size", "3"], ["--batch-size is 3", "from 4 to 65536"]),
         (["--lr", "nan"], ["--lr is nan"]),
         (["--gamma", "1"], ["--gamma is 1.0"]),
