@@ -20,7 +20,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from magnet.data.cache import add_cache_flag
-from magnet.support.errors import UserError, one_line
+from magnet.support.errors import UserError, as_sentence, one_line
 from magnet.support.output import as_program
 from magnet.support.paths import command_of, expand, user_path
 
@@ -250,7 +250,7 @@ def main(arguments: list[str] | None = None) -> int:
         with redirect_stdout(sys.stderr):  # stdout is for the scores
             report = evaluate(options)
     except (UserError, OSError) as error:
-        print(f"evaluate.py: {error}", file=sys.stderr)
+        print(f"evaluate.py: {as_sentence(error)}", file=sys.stderr)
         return 2
     if options.json:
         print(json.dumps(report))
