@@ -33,7 +33,8 @@ class Model:
         try:
             generators, _, self.config = load_agents(path, contents, device)
         except UserError as error:  # which names the flag --device
-            raise UserError(re.sub(r"--device (\w+)(?=[:`])", r"device='\1'", str(error))) from error
+            advice = re.sub(r"--device ([\w:]+)(?=[:`])", r"device='\1'", str(error))
+            raise UserError(advice.replace("--device is", "device is")) from error
         refuse_points(run, self.config)
         self._run, self._fingerprint, self._data = run, contents["faces"], None if data is None else str(data)
         self._generators, self._samplers = generators, [Sampler(agent, None) for agent in generators]

@@ -14,6 +14,7 @@ import export
 import magnet
 import sample
 from magnet.run.saved_runs import load_checkpoint
+from magnet.support.errors import UserError
 
 
 @pytest.fixture
@@ -133,11 +134,16 @@ def test_from_python_a_run_from_another_folder_says_what_works_in_python(place, 
     assert (magnet.load("faces.pt").answer("place/photos/01.png").int() - expected.int()).abs().max() <= 2
 
 
-def test_from_python_a_device_that_is_not_there_is_named_as_in_python(place):
-    with pytest.raises(magnet.run.model.UserError, match="device='cuda': PyTorch sees 0 GPUs; try `device='cpu'`"):
-        if torch.cuda.is_available():
-            pytest.skip("there is a GPU")
-        magnet.load("w.pt", device="cuda")
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [("cuda", "device='cuda': PyTorch sees 0 GPUs; try `device='cpu'`"), ("cuda:1", "device='cuda:1': PyTorch"),
+     ("tpu", "^device is 'tpu'")],
+)  # fmt: skip
+def test_from_python_a_device_that_is_not_there_is_named_as_in_python(place, device, words):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UserError, match=words):
+        magnet.load("w.pt", device=device)
 
 
 @pytest.mark.parametrize("program", ["evaluate", "export", "sample"])
