@@ -18,6 +18,7 @@ takes no more memory than a small one. Exit status 2: a mistake in the settings 
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,7 +96,7 @@ def sample(options: argparse.Namespace) -> None:
     photos = find_photos(options, config) if options.has_photos else None
     faces = None
     if options.has_photos and contents["format"] != WEIGHTS:
-        export = f"`{command_of('export')} {options.run} --data FOLDER --out faces.pt`"
+        export = f"`{command_of('export')} {shlex.quote(str(options.run))} --data FOLDER --out faces.pt`"
         faces = load_training_images(config, contents["faces"], options.data, f"write {export} and sample faces.pt.")
     elif options.kind == "policy" and not options.has_photos:
         faces = load_states(config, None)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -85,7 +86,7 @@ class Model:
         if not self._samplers[0].actor:
             advice = (
                 f"give their folder, `magnet.load({str(self._run)!r}, data=FOLDER)`, or load weights that "
-                f"`{command_of('export')} {self._run} --data FOLDER --out faces.pt` wrote."
+                f"`{command_of('export')} {shlex.quote(str(self._run))} --data FOLDER --out faces.pt` wrote."
             )
             self._samplers[0] = Sampler(agent, load_training_images(self.config, self._fingerprint, self._data, advice))
         return self._samplers[0].answer(images)
