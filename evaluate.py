@@ -20,9 +20,9 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from magnet.data.cache import add_cache_flag
-from magnet.support.errors import UserError, one_line
+from magnet.support.errors import UserError, as_sentence, one_line
 from magnet.support.output import as_program
-from magnet.support.paths import expand, user_path
+from magnet.support.paths import command_of, expand, user_path
 
 # What imports torch is imported where it is needed: --help and a mistyped option are immediate.
 
@@ -151,7 +151,8 @@ def load_images(options: argparse.Namespace, config, fingerprint: str) -> tuple:
     from magnet.run.saved_runs import load_states
 
     if options.held_out and not config.hold_out:
-        raise UserError(f"{options.run} held no images out of its training; `train.py --hold-out 0.1` does.")
+        command = f"`{command_of('train')} --hold-out 0.1`"
+        raise UserError(f"{options.run} held no images out of its training; {command} does.")
     faces = load_states(config, options.data, fingerprint=fingerprint)
     is_own = faces.fingerprint == fingerprint
     if (options.held_out or options.equilibrium) and not is_own:
@@ -249,7 +250,7 @@ def main(arguments: list[str] | None = None) -> int:
         with redirect_stdout(sys.stderr):  # stdout is for the scores
             report = evaluate(options)
     except (UserError, OSError) as error:
-        print(f"evaluate.py: {error}", file=sys.stderr)
+        print(f"evaluate.py: {as_sentence(error)}", file=sys.stderr)
         return 2
     if options.json:
         print(json.dumps(report))

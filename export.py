@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from magnet.data.cache import add_cache_flag
-from magnet.support.errors import Diverged, UserError
+from magnet.support.errors import Diverged, UserError, as_sentence
 from magnet.support.output import as_program
 from magnet.support.paths import expand, user_path
 
@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         export(options)
     except (UserError, Diverged, OSError) as error:
-        print(f"export.py: {error}", file=sys.stderr)
+        print(f"export.py: {as_sentence(error)}", file=sys.stderr)
         return 2
     for path in filter(None, (options.out, options.onnx)):
         print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")

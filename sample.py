@@ -18,12 +18,13 @@ takes no more memory than a small one. Exit status 2: a mistake in the settings 
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from magnet.data.cache import add_cache_flag
-from magnet.support.errors import UserError
+from magnet.support.errors import UserError, as_sentence
 from magnet.support.output import as_program
 from magnet.support.paths import CELEBA_64, command_of, expand, user_path
 
@@ -95,7 +96,7 @@ def sample(options: argparse.Namespace) -> None:
     photos = find_photos(options, config) if options.has_photos else None
     faces = None
     if options.has_photos and contents["format"] != WEIGHTS:
-        export = f"`{command_of('export')} {options.run} --data FOLDER --out faces.pt`"
+        export = f"`{command_of('export')} {shlex.quote(str(options.run))} --data FOLDER --out faces.pt`"
         faces = load_training_images(config, contents["faces"], options.data, f"write {export} and sample faces.pt.")
     elif options.kind == "policy" and not options.has_photos:
         faces = load_states(config, None)
@@ -117,11 +118,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         sample(options)
-    except KeyError as error:
-        print(f"sample.py: Pillow cannot write {error} files; end {options.out} in .png.", file=sys.stderr)
+    except (KeyError, ValueError) as error:  # an ending that Pillow cannot write or does not know
+        print(f"sample.py: Pillow cannot write {options.out} ({error}); end it in .png.", file=sys.stderr)
         return 2
-    except (UserError, OSError, ValueError) as error:  # ValueError: an ending that Pillow does not know
-        print(f"sample.py: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        print(f"sample.py: {as_sentence(error)}", file=sys.stderr)
         return 2
     print(", ".join(str(path) for path in (options.out, options.images, options.npz) if path))
     return 0

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from magnet.config import PRESETS, Config, check, complete
 from magnet.run.command_line import parse
-from magnet.support.errors import Diverged, MachineFailure, UserError, one_line
+from magnet.support.errors import Diverged, MachineFailure, UserError, as_sentence
 from magnet.support.output import as_program
 
 # What imports torch is imported where it is needed: --help and a mistyped option are immediate.
@@ -44,7 +44,7 @@ def start(flags: dict, commands: argparse.Namespace, lock_stack: ExitStack) -> i
     config = prepare_cpu(config, requested, is_new=not contents)
     print(describe_settings(config), describe_networks(config), sep="\n")
     if commands.dry_run:
-        print(try_run(config, pixels, contents["trainer"]["steps"] if contents else 0, extra))
+        print(try_run(config, pixels, path, contents, extra))
         return 0
 
     # Trainer
@@ -170,7 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
     except MachineFailure as error:
         status, sentence = 1, error
     except OSError as error:  # before the run began
-        status, sentence = 1, one_line(f"{error}; fix this and run the same command again.")
+        status, sentence = 1, as_sentence(error)
     except RuntimeError as error:
         if "memory" not in str(error):
             raise

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from magnet.support.errors import UserError
+from magnet.support.paths import command_of
 
 MAX_SHARE = 0.5  # of --hold-out
 
@@ -35,7 +36,8 @@ def select_part(source: str, images: list, get_name: Callable[[Any], str], share
     if count in (0, len(images)):
         better = math.ceil(min(map(_hash_name, names)) / 2**64 * 1000) / 1000  # it holds one image or a few out
         is_good = better <= MAX_SHARE and not all(is_held_out(name, better) for name in names)
-        raise UserError(f"{summary}: give " + f"`train.py --hold-out {better}`, or " * is_good + "more images")
+        command = f"`{command_of('train')} --hold-out {better}`, or " * is_good
+        raise UserError(f"{summary}: give {command}more images")
     if not held_out:
         print(summary, file=sys.stderr)
     return part

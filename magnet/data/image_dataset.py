@@ -51,6 +51,8 @@ def load_faces(
     The file's name is a digest of what it was made from: relative names, sizes and times of change (in an archive:
     CRCs) of the images, S and skip_bad_images.
     """
+    if not source:  # as Path it would be the working folder
+        raise BadSource("--data is empty")
     workers = workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) or 1
     if source == "synthetic":
         images = select_part(source, list(range(SYNTHETIC_FACES)), str, hold_out, held_out)

@@ -6,6 +6,7 @@ optional package torch-fidelity, which computes the scores.
 
 import hashlib
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,6 +73,9 @@ def load_exported_network(path: Path, device: torch.device) -> tuple[Embed, str]
     advice = "give `imagenet`, or a file that the repository's experiments/face_features.py wrote."
     try:
         with open(path, "rb") as file:  # PyTorch opens only files with UTF-8 names
+            if not any(name.endswith("archive_format") for name in zipfile.ZipFile(file).namelist()):
+                raise ValueError("it is no file of torch.export")  # whose reader would log a traceback
+            file.seek(0)
             exported = torch.export.load(file)
         network = move_to_device_pass(exported, device).module()
         shape = network(torch.zeros(3, 3, EXPORTED_SIDE, EXPORTED_SIDE, dtype=torch.uint8, device=device)).shape

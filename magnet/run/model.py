@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,7 +34,8 @@ class Model:
         try:
             generators, _, self.config = load_agents(path, contents, device)
         except UserError as error:  # which names the flag --device
-            raise UserError(re.sub(r"--device (\w+)(?=[:`])", r"device='\1'", str(error))) from error
+            advice = re.sub(r"--device ([\w:]+)(?=[:`])", r"device='\1'", str(error))
+            raise UserError(advice.replace("--device is", "device is")) from error
         refuse_points(run, self.config)
         self._run, self._fingerprint, self._data = run, contents["faces"], None if data is None else str(data)
         self._generators, self._samplers = generators, [Sampler(agent, None) for agent in generators]
@@ -84,7 +86,7 @@ class Model:
         if not self._samplers[0].actor:
             advice = (
                 f"give their folder, `magnet.load({str(self._run)!r}, data=FOLDER)`, or load weights that "
-                f"`{command_of('export')} {self._run} --data FOLDER --out faces.pt` wrote."
+                f"`{command_of('export')} {shlex.quote(str(self._run))} --data FOLDER --out faces.pt` wrote."
             )
             self._samplers[0] = Sampler(agent, load_training_images(self.config, self._fingerprint, self._data, advice))
         return self._samplers[0].answer(images)

@@ -24,6 +24,7 @@ from magnet.run.signals import Stop, should_continue
 from magnet.run.timing import StepClock, count_steps, describe_run, describe_time, estimate_seconds
 from magnet.support.distributed import all_reduce_max, first_on_machine
 from magnet.support.errors import UserError
+from magnet.support.paths import command_of
 
 # Steps of a trial: the first ones, in which libraries set themselves up, and all; the 16 between are two periods of R1.
 WARM_UP, TRIAL_STEPS = 4, 20
@@ -77,8 +78,8 @@ def find_run(run: Path, models_dir: str) -> tuple[Path, Path | None]:
             return file.parents[1], file
     if os.path.isfile(run):
         raise UserError(
-            f"{run} is no checkpoint in a run's folder checkpoints; `train.py --init {shlex.quote(str(run))}` begins a "
-            f"new run with its networks."
+            f"{run} is no checkpoint in a run's folder checkpoints; `{command_of('train')} --init "
+            f"{shlex.quote(str(run))}` begins a new run with the networks of a checkpoint or of exported weights."
         )
     raise UserError(f"{run} is no run of MAGNET: it has no folder checkpoints; `ls {models_dir}` shows the runs.")
 
@@ -160,14 +161,16 @@ def build(
     return trainer, evaluation
 
 
-def try_run(config: Config, pixels, first: int, extra: ExtraReward | None = None) -> str:
-    """Two lines: the steps and the time that a run would take from its step `first` on, and its memory.
+def try_run(
+    config: Config, pixels, path: Path | None = None, contents: dict | None = None, extra: ExtraReward | None = None
+) -> str:
+    """Two lines: the steps and the time that a run would take from here on, and its memory.
 
     It makes some steps, a grid and, if the run has scores, one of them, and throws them away. Images that stay in their
-    file are not in the memory; not every system tells it. pixels, extra: as in `build`. Raises UserError.
+    file are not in the memory; not every system tells it. All arguments are those of `build`. Raises UserError.
     """
-    trainer, evaluation = build(config, pixels, extra=extra)
-    clock, spent = StepClock(trainer.device), 0
+    trainer, evaluation = build(config, pixels, path, contents, extra)
+    first, clock, spent = trainer.steps, StepClock(trainer.device), 0
     times = [clock()]
     while len(times) <= TRIAL_STEPS and (len(times) <= WARM_UP + 1 or spent < TRIAL_SECONDS):
         trainer.step()
@@ -183,7 +186,7 @@ def try_run(config: Config, pixels, first: int, extra: ExtraReward | None = None
     lines = [f"{run}: {describe_time(config, seconds)}"]
     is_gpu = trainer.device.type == "cuda"
     if peak := torch.cuda.max_memory_reserved(trainer.device) if is_gpu else read_resident_peak():
-        lines.append(f"Memory in all, by {trainer.steps} steps and a grid: {peak / 2**20:,.0f} MiB")
+        lines.append(f"Memory in all, by {trainer.steps - first} steps and a grid: {peak / 2**20:,.0f} MiB")
     return "\n".join(lines)
 
 

@@ -50,7 +50,8 @@ def name_path_in_errors(path: Path, temporary: Path | None = None) -> Iterator[N
         yield
     except OSError as error:
         if error.errno and error.filename in (None, temporary, str(temporary)):
-            error.filename, error.filename2 = str(path), None
+            error.filename = str(path)
+            del error.filename2  # with None in it the message would end in "-> None"
         raise
 
 

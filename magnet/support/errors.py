@@ -17,6 +17,11 @@ class UserError(Exception):
         return one_line(super().__str__())
 
 
+def as_sentence(error: Exception) -> str:
+    """The sentence that a program prints of `error`. That of an OSError lacks what to do."""
+    return one_line(f"{error}; fix this and run the same command again.") if isinstance(error, OSError) else str(error)
+
+
 class MachineFailure(Exception):
     """What the disk refused, and how to go on, in one sentence. train.py exits with status 1."""
 

@@ -67,7 +67,7 @@ def test_the_advised_share_holds_images_out(tmp_path, capsys, count):
             load_faces(str(folder), SIDE, hold_out=chance.choice((1e-9, 0.01, 0.1, 0.5)), **options)
         except UserError as error:
             assert "more images" in str(error)
-            if share := re.search(r"give `train.py --hold-out (\S+)`", str(error)):
+            if share := re.search(r"give `python3 train.py --hold-out (\S+)`", str(error)):
                 advised += 1
                 parts = [load_faces(str(folder), SIDE, hold_out=float(share[1]), held_out=x, **options) for x in (0, 1)]
                 assert all(map(len, parts)) and float(share[1]) <= 0.5

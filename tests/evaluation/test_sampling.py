@@ -208,9 +208,9 @@ def test_a_bare_checkpoint_copied_elsewhere(run, tmp_path, monkeypatch):
         (["nowhere"], "ls models"),
         (["RUN", "--kind", "policy", "--data", "gone"], "gone"),
         (["RUN", "--device", "tpu"], "tpu"),
-        (["RUN", "--out", "nowhere/a.png"], "nowhere"),
-        (["RUN", "--out", "a.xyz"], "xyz"),
-        (["RUN", "--out", "faces.psd"], "end faces.psd in .png."),  # which Pillow reads but cannot write
+        (["RUN", "--out", "nowhere/a.png"], "'nowhere/a.png'; fix this and run the same command again."),
+        (["RUN", "--out", "a.xyz"], "cannot write a.xyz (unknown file extension: .xyz); end it in .png."),
+        (["RUN", "--out", "faces.psd"], "cannot write faces.psd ('PSD'); end it in .png."),  # Pillow reads it
     ],
 )
 def test_mistakes_are_a_sentence(run, tmp_path, monkeypatch, capsys, arguments, words):

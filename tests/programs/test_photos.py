@@ -14,6 +14,7 @@ import export
 import magnet
 import sample
 from magnet.run.saved_runs import load_checkpoint
+from magnet.support.errors import UserError
 
 
 @pytest.fixture
@@ -75,10 +76,11 @@ def test_images_of_the_run_that_moved_answer_themselves(place):
 @pytest.mark.parametrize("change", ["gone", "others"])
 def test_without_the_images_of_the_run_a_sentence_says_what_works(place, capsys, change):
     before = answers("models/run", "--data", "photos")
+    Path("models/run").rename("models/my run")
     Path("faces").rename("moved")
     if change == "others":
         shutil.copytree("photos", "faces")
-    assert sample.main(["models/run", "--kind", "policy", "--data", "photos"]) == 2
+    assert sample.main(["models/my run", "--kind", "policy", "--data", "photos"]) == 2
     output = capsys.readouterr().err.splitlines()[-1]
     assert "the run learned from" in output and "faces" in output
     command = re.search("`python3 export.py (.*?)`", output)[1].replace("FOLDER", "moved")
@@ -120,8 +122,9 @@ def test_from_python_wrong_arguments_are_a_sentence(place, call, words):
 
 def test_from_python_a_run_from_another_folder_says_what_works_in_python(place, tmp_path, monkeypatch):
     expected = magnet.load("models/run").answer("photos/01.png")
+    Path("models/run").rename("models/my run")
     monkeypatch.chdir(tmp_path)
-    model = magnet.load("place/models/run")
+    model = magnet.load("place/models/my run")
     with pytest.raises(magnet.run.model.UserError, match=r"there is no folder faces.*data=FOLDER") as error:
         model.answer("place/photos/01.png")
     advice = str(error.value)
@@ -133,11 +136,16 @@ def test_from_python_a_run_from_another_folder_says_what_works_in_python(place, 
     assert (magnet.load("faces.pt").answer("place/photos/01.png").int() - expected.int()).abs().max() <= 2
 
 
-def test_from_python_a_device_that_is_not_there_is_named_as_in_python(place):
-    with pytest.raises(magnet.run.model.UserError, match="device='cuda': PyTorch sees 0 GPUs; try `device='cpu'`"):
-        if torch.cuda.is_available():
-            pytest.skip("there is a GPU")
-        magnet.load("w.pt", device="cuda")
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [("cuda", "device='cuda': PyTorch sees 0 GPUs; try `device='cpu'`"), ("cuda:1", "device='cuda:1': PyTorch"),
+     ("tpu", "^device is 'tpu'")],
+)  # fmt: skip
+def test_from_python_a_device_that_is_not_there_is_named_as_in_python(place, device, words):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UserError, match=words):
+        magnet.load("w.pt", device=device)
 
 
 @pytest.mark.parametrize("program", ["evaluate", "export", "sample"])

@@ -102,6 +102,7 @@ def test_every_preset_trains_and_flags_come_before_it(place, preset):
     ("arguments", "words"),
     [
         (["--data", "nowhere"], ["nowhere", "download_celeba.py"]),
+        (["--data", ""], ["--data is empty", "download_celeba.py"]),
         (["--batch-size", "3"], ["--batch-size is 3", "from 4 to 65536"]),
         (["--lr", "nan"], ["--lr is nan"]),
         (["--gamma", "1"], ["--gamma is 1.0"]),
@@ -122,6 +123,7 @@ def test_every_preset_trains_and_flags_come_before_it(place, preset):
         (["--critics", "none"], ["--gamma 0.5", "give --gamma 0"]),
         (["--r1-every", "0"], ["--r1-every is 0", "from 1 to 1000"]),
         (["--resume", "models/none"], ["models/none", "no run"]),
+        (["--resume", "faces/00.png"], ["no checkpoint", "`python3 train.py --init faces/00.png`"]),
     ],
 )
 def test_a_mistake_is_one_sentence_and_status_2(place, capsys, arguments, words):

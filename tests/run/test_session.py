@@ -70,6 +70,20 @@ def test_on_a_cpu_nothing_changes(before, deterministic):
     assert switches() == before
 
 
+def test_a_dry_run_begins_as_the_run_that_it_tries(place, capsys):
+    assert train.main([*TINY, "--steps", "1", "--name", "first"]) == 0
+    assert train.main([*TINY, "--init", "models/first", "--steps", "2", "--name", "second"]) == 0
+    (place / "models" / "first").rename(place / "moved")
+    words = ["--resume", "models/second", "--steps", "4", "--dry-run"]
+    capsys.readouterr()
+    assert train.main(words) == 0
+    output = capsys.readouterr().out
+    assert "; 2 are made" in output and "models/first after" not in output
+    (place / "faces" / "00.png").unlink()
+    assert train.main(words) == 2
+    assert "not those that the run learned from" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [["--dry-run"], ["--steps", "1"]], ids=str)
 def test_the_choice_is_made_once_before_anything_is_on_the_device(place, monkeypatch, words):
     seen, images = [], session.ImageDataset
