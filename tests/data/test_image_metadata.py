@@ -13,7 +13,6 @@ from garbling import garble
 from PIL import Image
 from test_image_files import picture
 
-from magnet.data.image_dataset import load_faces
 from magnet.data.image_files import load_image
 
 SIDE = 32
@@ -120,17 +119,6 @@ def test_garbled_metadata_of_every_kind_leaves_the_pixels(tmp_path, count):
             assert any(same), path.read_bytes()
             turned += not same[0]
     assert turned > count / 50
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-@pytest.mark.parametrize("content", [b"broken!!", b"", b"II*\0", b"MM\0*\xff\xff\xff\xff", b"II*\0\x08\0\0\0\xff\xff"])
-def test_a_photo_whose_exif_is_broken_is_a_photo(tmp_path, kind, content):
-    plain, broken = tmp_path / "plain", tmp_path / "broken"
-    for folder, options in ((plain, {}), (broken, {"exif": b"Exif\0\0" + content, "dpi": (72, 72)})):
-        folder.mkdir()
-        picture(64, 64).save(folder / f"photo.{kind.lower()}", kind, **options)
-    arrays = [load_faces(str(folder), SIDE, cache_dir=tmp_path / "cache") for folder in (plain, broken)]
-    assert np.array_equal(*arrays)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])

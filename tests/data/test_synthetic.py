@@ -24,18 +24,14 @@ def test_shapes_types_and_ranges():
             assert 0 <= many[name].min() < 0.01 and 0.99 < many[name].max() <= 1, name
 
 
-def test_same_seed_same_faces_other_seed_others():
-    (images, factors), (again, same), (others, _) = (draw_faces(4, 32, seed) for seed in (3, 3, 4))
-    assert np.array_equal(images, again) and all(np.array_equal(factors[name], same[name]) for name in FACTORS)
-    assert all((image != other).any() for image, other in zip(images, others, strict=True))
-
-
-def test_a_face_does_not_depend_on_how_many_are_drawn_with_it():
+def test_a_face_depends_on_its_seed_and_not_on_how_many_are_drawn_with_it():
     count = CHUNK + 5
     whole, factors = draw_faces(count, 32, seed=1)
     parts = [draw_faces(size, 32, seed=1, start=start) for start, size in ((0, 3), (3, 1), (4, count - 4))]
     assert np.array_equal(whole, np.concatenate([images for images, _ in parts]))
     assert np.array_equal(factors["turn"], np.concatenate([part["turn"] for _, part in parts]))
+    others, _ = draw_faces(4, 32, seed=2)
+    assert all((image != other).any() for image, other in zip(whole, others, strict=False))
 
 
 def test_factors_are_independent():
@@ -56,17 +52,6 @@ def test_each_factor_alone_changes_the_picture(name, size):
             assert (difference > 8).sum() >= 3, f"{name} {values[i]} looks like {values[j]}"
 
 
-def test_factors_mean_what_they_say():
-    pale, dark = render_faces(_two("skin"), 64).astype(int)
-    assert (pale - dark)[:, 36:40, 20:44].mean() > 50
-    from_left, from_right = render_faces(_two("light"), 64).astype(int)
-    for rows in (slice(0, 10), slice(36, 40)):  # the background and the cheeks
-        assert (from_left - from_right)[:, rows, 20:30].mean() > 5
-        assert (from_right - from_left)[:, rows, 34:44].mean() > 5
-    bare, glasses = render_faces(_two("glasses"), 64).astype(int)
-    assert (bare - glasses)[:, 32, 31:33].mean() > 50  # the bridge, over the nose
-
-
 def test_an_upright_face_is_symmetric_and_has_eyes_where_celeba_has_them():
     """Aligned CelebA: eyes at (69, 111) and (109, 111) of 178 x 218: (25, 33) and (39, 33) of the 64 x 64 crop."""
     image = render_faces(PLAIN | {"skin": np.array([0.0], np.float32)}, 64)[0].astype(int)
@@ -76,7 +61,3 @@ def test_an_upright_face_is_symmetric_and_has_eyes_where_celeba_has_them():
     for x in (25, 39):  # the pupil, over a bright cheek
         assert abs(grey[32:34, x - 6 : x + 7].mean(axis=0).argmin() - 6) <= 1
         assert grey[32:34, x].min() < 90 < grey[42:44, x].min()
-
-
-def _two(name):
-    return {other: np.repeat(value, 2) for other, value in PLAIN.items()} | {name: np.array([0, 1])}

@@ -12,6 +12,7 @@ import pytest
 from conftest import SEED
 from garbling import garble
 from test_image_files import folder_of, picture
+from test_train import TINY
 
 import train
 from magnet.data import image_dataset
@@ -20,10 +21,6 @@ from magnet.data.image_files import BadImage, find_images, load_image
 from magnet.support.errors import UserError
 
 SIDE = 16
-TINY = [
-    *("--image-size", "32", "--width", "4", "--nz", "4", "--batch-size", "8", "--device", "cpu", "--steps", "1"),
-    *("--replay-size", "20"),
-]
 
 
 def zipped(path, files, packing=zipfile.ZIP_DEFLATED):
@@ -44,14 +41,12 @@ def pictures(count, folder="img_align_celeba/"):
     return files
 
 
-@pytest.mark.parametrize("packing", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-@pytest.mark.parametrize("hold_out", [0.0, 0.3])
+@pytest.mark.parametrize(("packing", "hold_out"), [(zipfile.ZIP_STORED, 0.3), (zipfile.ZIP_DEFLATED, 0.0)])
 def test_an_archive_gives_what_its_folder_gives(tmp_path, packing, hold_out):
     """In the same order, with the same ones held out; by several threads at once."""
     files = pictures(3 * image_dataset.CHUNK + 5) | pictures(3, "more/a/") | pictures(2, "")
-    archive = zipped(
-        tmp_path / "images.zip", dict(random.Random(SEED).sample(list(files.items()), len(files))), packing
-    )
+    shuffled = random.Random(SEED).sample(list(files.items()), len(files))
+    archive = zipped(tmp_path / "images.zip", dict(shuffled), packing)
     with zipfile.ZipFile(archive) as source:
         source.extractall(tmp_path / "images")
     options = {"cache_dir": tmp_path / "cache", "hold_out": hold_out, "workers": 8}
@@ -121,9 +116,7 @@ def test_a_bad_member_is_named_or_left_out(tmp_path, capsys, kind):
 
 def test_what_is_no_archive_is_named(tmp_path):
     (tmp_path / "a.zip").write_bytes(zipped(tmp_path / "b.zip", pictures(3)).read_bytes()[:-30])
-    with pytest.raises(
-        UserError, match=r"cannot read .*a.zip as a .zip archive \(File is not a zip file\): get CelebA"
-    ):
+    with pytest.raises(UserError, match=r"cannot read .*a.zip as a .zip archive \(File is not a zip file\): get"):
         find_images(tmp_path / "a.zip")
     with pytest.raises(UserError, match=r"no .jpg.* file in .*b.zip .*\(but 1 .txt\)"):
         find_images(zipped(tmp_path / "b.zip", {"a.txt": b""}))
@@ -150,7 +143,7 @@ def test_a_run_learns_from_an_archive_and_goes_on_from_its_folder(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     folder_of(Path("faces"), 40)
     zipped("photos.zip", {path.name: path.read_bytes() for path in Path("faces").iterdir()})
-    words = ["--data", "photos.zip", "--hold-out", "0.2", "--skip-bad-images", "--name", "a"]
+    words = ["--data", "photos.zip", "--hold-out", "0.2", "--skip-bad-images", "--steps", "1", "--name", "a"]
     assert train.main([*TINY, *words]) == 0
     assert "of 40 images in photos.zip from training" in capsys.readouterr().err
     assert train.main(["--resume", "a", "--data", "faces", "--steps", "2"]) == 0

@@ -29,17 +29,12 @@ def names(run):
     return sorted(path.name for path in (run / "checkpoints").iterdir() if path.is_file())
 
 
-@pytest.mark.parametrize("place_of", ["models/r", "r", "absolute", "inside"])
-def test_a_run_goes_back_to_a_checkpoint_and_plays_the_same_game(trained, capsys, monkeypatch, place_of):
+@pytest.mark.parametrize(("folder", "prefix"), [(".", "models/r/checkpoints/"), ("models/r/checkpoints", "")])
+def test_a_run_goes_back_to_a_checkpoint_and_plays_the_same_game(trained, capsys, monkeypatch, folder, prefix):
     whole, later = state(trained), (trained / "checkpoints" / "000018.pt").read_bytes()
-    file = f"{place_of}/checkpoints/000006.pt"
-    if place_of == "absolute":
-        file = str(trained / "checkpoints" / "000006.pt")
-    if place_of == "inside":
-        monkeypatch.chdir(trained / "checkpoints")
-        file = "000006.pt"
     faces = [f"--data={trained.parent.parent / 'faces'}"]
-    assert train.main(["--resume", file, "--steps", "8", *faces]) == 0
+    monkeypatch.chdir(folder)
+    assert train.main(["--resume", f"{prefix}000006.pt", "--steps", "8", *faces]) == 0
     output = capsys.readouterr().out
     assert "Going on from" in output and "000018.pt is set aside as 000018.later." in output
     assert names(trained) == ["000000.pt", "000006.pt", "000008.pt", "000012.later", "000018.later"]
@@ -103,7 +98,7 @@ def test_a_run_goes_on_from_its_best_checkpoint_also_when_it_is_killed_before_th
     assert "best.pt." in capsys.readouterr().out and state(folder.parent)["steps"] == 18
 
 
-@pytest.mark.parametrize("name", ["000006.later", "copy.pt", "../000006.pt", "../../../000006.pt"])
+@pytest.mark.parametrize("name", ["000006.later", "copy.pt", "../000006.pt"])
 def test_a_file_that_is_no_checkpoint_of_a_run_is_refused_with_what_works(trained, capsys, monkeypatch, name):
     path = trained / "checkpoints" / name
     path.write_bytes((trained / "checkpoints" / "000006.pt").read_bytes())

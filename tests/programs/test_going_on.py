@@ -4,26 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import (
-    FULL,
-    PRECISIONS,
-    differing,
-    leaves,
-    new_trainer,
-    run,
-    same,
-    saved,
-    weights,
-)
-
-
-@PRECISIONS
-def test_the_same_seed_gives_the_same_run_to_the_last_bit_and_another_seed_another(precision):
-    trainers = [new_trainer(seed=seed, precision=precision, **FULL) for seed in (1, 1, 2)]
-    metrics = [run(trainer, 4) for trainer in trainers]
-    assert metrics[0] == metrics[1]
-    assert same(saved(trainers[0]), saved(trainers[1]))
-    assert metrics[0] != metrics[2]
+from conftest import FULL, PRECISIONS, differing, leaves, new_trainer, run, same, saved, weights
 
 
 def test_weights_actions_and_episodes_all_come_from_the_seed():
@@ -46,39 +27,16 @@ N, M = 5, 4  # with episodes of 3 states: saved inside the second episode, which
 
 
 @PRECISIONS
-@pytest.mark.parametrize(
-    ("gamma", "fraction", "team"), [(0.0, 0.0, 1), (0.0, 0.25, 1), (0.9, 0.0, 1), (0.9, 0.25, 1), (0.9, 0.25, 2)]
-)
-def test_n_plus_m_steps_are_n_steps_a_restored_trainer_and_m_steps(gamma, fraction, team, precision):
-    config = FULL | {"gamma": gamma, "replay_fraction": fraction, "precision": precision}
-    whole, restored = new_trainer(team, team, **config), new_trainer(team, team, seed=7, **config)
-    run(whole, N)
+def test_n_plus_m_steps_are_n_steps_a_restored_trainer_and_m_steps(precision):
+    """tests/trainer/test_every_game.py has this test for all games. R1 counts steps since the run began."""
+    config = FULL | {"precision": precision, "r1": 1.0, "r1_every": 3}
+    whole, again, restored = (new_trainer(seed=seed, **config) for seed in (1, 1, 7))
+    assert run(whole, N) == run(again, N)
     restored.load_state_dict(saved(whole))
-    assert run(restored, M) == run(whole, M)
-    assert same(saved(restored), saved(whole))
-    assert restored.images_seen == whole.images_seen
-
-
-@pytest.mark.parametrize("n", [3, 4, 5])
-def test_r1_falls_on_the_same_steps_in_a_run_that_was_interrupted(n):
-    """It depends on the steps made since the run began, not since it was resumed."""
-    options = FULL | {"r1": 1.0, "r1_every": 3}
-    whole, restored = new_trainer(**options), new_trainer(seed=7, **options)
-    metrics = run(whole, n)
-    restored.load_state_dict(saved(whole))
-    after = run(restored, 4)
-    assert after == run(whole, 4)
-    assert [t for t, line in enumerate(metrics + after) if "discriminator/r1" in line] == [*range(0, n + 4, 3)]
-    assert same(saved(restored), saved(whole))
-
-
-def test_a_run_with_penalties_and_spectral_norm_is_restored_exactly():
-    options = FULL | {"spectral_norm": True, "r1": 1.0, "r2": 1.0, "gradient_penalty": 1.0}
-    whole, restored = new_trainer(**options), new_trainer(seed=7, **options)
-    run(whole, 2)
-    restored.load_state_dict(saved(whole))
-    assert run(restored, 2) == run(whole, 2)
-    assert same(saved(restored), saved(whole))
+    after = run(restored, M)
+    assert after == run(whole, M) == run(again, M)
+    assert [t for t, line in enumerate(after, N) if "discriminator/r1" in line] == [6]
+    assert same(saved(restored), saved(whole)) and restored.images_seen == whole.images_seen
 
 
 ITEMS = [
@@ -120,12 +78,3 @@ def test_a_trainer_restored_but_for_one_item_goes_on_otherwise(gone_on, item):
     restored = new_trainer(seed=7, **FULL)
     restored.load_state_dict(state)
     assert (run(restored, M), restored.steps) != expected
-
-
-@pytest.mark.parametrize("fraction", [0.0, 0.25])
-def test_a_plain_gan_is_restored_exactly(fraction):
-    whole, restored = (new_trainer(seed=seed, algorithm="gan", replay_fraction=fraction) for seed in (0, 7))
-    run(whole, N)
-    restored.load_state_dict(saved(whole))
-    assert run(restored, M) == run(whole, M)
-    assert same(saved(restored), saved(whole))

@@ -8,7 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator
 from tensorboard.summary.writer.record_writer import RecordWriter
 from test_kill import start
-from test_train import PER_EPOCH, TINY
+from test_train import TINY
 
 import train
 from magnet.run import checkpoint
@@ -65,18 +65,6 @@ def shown(run: Path, kind: str) -> list[int]:
     """The steps at which TensorBoard shows scalars or images of a run."""
     events = EventAccumulator(str(run), size_guidance={IMAGES: 0}).Reload()
     return [event.step for event in (events.Scalars("generator/reward") if kind == "return" else events.Images(kind))]
-
-
-def test_tensorboard_shows_each_step_once_after_five_resumes(place):
-    run = place / "models" / "often"
-    assert train.main([*TINY, "--steps", "9", "--name", "often"]) == 0
-    for part in range(1, 6):
-        (run / "checkpoints" / f"{PER_EPOCH * part + 3:06d}.pt").unlink()  # as if killed before it was written
-        assert train.main(["--resume", "models/often", "--steps", str(PER_EPOCH * (part + 1) + 3)]) == 0
-    assert len(list(run.glob("events*"))) == 6  # one of each start
-    lines = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert shown(run, "return") == lines == [6, 12, 18, 24, 30, 36, 39]
-    assert shown(run, "prior") == [0, 5, 10, 15, 20, 25, 30, 35, 39]
 
 
 def test_tensorboard_has_on_the_disk_what_comes_before_a_checkpoint(place, monkeypatch):

@@ -57,9 +57,11 @@ def test_they_sample_as_the_run_does_but_for_rounding(game, tmp_path):
 
 
 def test_they_hold_neither_what_trains_nor_paths(tmp_path):
-    trainer = new_trainer(device="cpu", data="/home/somebody/faces", models_dir="/home/somebody/models")
+    trainer = new_trainer(device="cpu", data="/home/somebody/faces", models_dir="/home/somebody/models", lr=1e-3)
     trainer.step()
-    export_and_load(trainer, tmp_path / "w.pt")
+    _, _, config = export_and_load(trainer, tmp_path / "w.pt")
+    without_machine = {"data": "", "models_dir": "models", "threads": "auto"}
+    assert dataclasses.replace(config, threads="auto") == dataclasses.replace(trainer.config, **without_machine)
     result = torch.load(tmp_path / "w.pt", weights_only=True)
     assert b"somebody" not in (tmp_path / "w.pt").read_bytes()
     assert set(result["trainer"]) == {"steps", "agents"}
@@ -157,17 +159,6 @@ def test_from_python(run, tmp_path, monkeypatch):
     assert not torch.equal(again, weights.answer(255 - pixels))  # G_a looks at the states
 
 
-def test_from_python_mistakes_are_a_sentence(run, tmp_path):
-    model = magnet.load(run)
-    with pytest.raises(ValueError, match="must be uint8"):
-        model.answer(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
-    (tmp_path / "bad.jpg").write_bytes(b"no image")
-    with pytest.raises(UserError, match="bad.jpg"):
-        model.answer([tmp_path / "bad.jpg"])
-    with pytest.raises(UserError, match="nothing"):
-        magnet.load("nothing")
-
-
 def test_onnx_gives_our_pictures(run):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -177,10 +168,3 @@ def test_onnx_gives_our_pictures(run):
     (result,) = runtime.InferenceSession("g.onnx").run(None, {"z": z.numpy()})
     assert result.shape == (5, 3, 32, 32)
     assert np.abs(result - Sampler(generators[0], None).generate(z).numpy()).max() < 1e-3
-
-
-def test_config_of_exported_weights_is_that_of_the_run(tmp_path):
-    trainer = new_trainer(device="cpu", lr=1e-3)
-    _, _, config = export_and_load(trainer, tmp_path / "w.pt")
-    without_machine = {"data": "", "models_dir": "models", "threads": "auto"}
-    assert dataclasses.replace(config, threads="auto") == dataclasses.replace(trainer.config, **without_machine)

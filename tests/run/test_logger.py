@@ -31,12 +31,6 @@ def lines(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_clash_of_names_gets_a_suffix_and_a_default_name_suits_windows(tmp_path):
-    names = [create_run(tmp_path, "a").name for _ in range(3)]
-    assert names == ["a", "a-2", "a-3"]
-    assert not set(create_run(tmp_path).name) & set('<>:"/\\|?*')
-
-
 def test_eight_runs_of_one_name_at_the_same_moment_get_eight_folders(tmp_path):
     together = Barrier(8)
 
@@ -47,6 +41,7 @@ def test_eight_runs_of_one_name_at_the_same_moment_get_eight_folders(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         names = sorted(pool.map(begin, range(8)))
     assert names == ["a", *(f"a-{i}" for i in range(2, 9))] == sorted(os.listdir(tmp_path / "models"))
+    assert not set(create_run(tmp_path).name) & set('<>:"/\\|?*'), "a default name suits Windows"
 
 
 def test_a_file_in_the_place_of_the_models_folder_is_named(tmp_path):
@@ -67,14 +62,11 @@ def test_a_run_has_one_owner_at_a_time(run):
 
 def test_a_line_holds_the_means_over_its_steps(run, new_book):
     book = new_book(step=0, every=3)
-    due = [book.add({"x": torch.tensor(v), "y": torch.tensor(2 * v)}) for v in [1.0, 2.0, 6.0]]
-    book.add({"x": torch.tensor(5.0), "y": torch.tensor(0.0)})
+    due = [book.add({"x": torch.tensor(v)}) for v in [1.0, 2.0, 6.0]]
+    book.add({"x": torch.tensor(5.0)})
     book.flush()
     assert due[:2] == [None, None]
-    assert [(x["step"], x["steps"], x["images"], x["x"], x["y"]) for x in lines(run)] == [
-        (3, 3, 24, 3, 6),
-        (4, 1, 32, 5, 0),
-    ]
+    assert [(x["step"], x["steps"], x["images"], x["x"]) for x in lines(run)] == [(3, 3, 24, 3), (4, 1, 32, 5)]
     assert book.flush() is None
 
 
@@ -90,17 +82,6 @@ def test_a_metric_that_not_every_step_has_is_averaged_over_those_that_have_it(ru
     book.add({"x": torch.tensor(1.0), "r1": torch.tensor(float("nan"))})
     with pytest.raises(Diverged, match="r1 was nan at step 16"):
         book.flush()
-
-
-def test_scores_are_written_at_once_beside_the_means(run, new_book):
-    book = new_book(step=0, every=3)
-    assert book.add({"x": torch.tensor(1.0)}) is None
-    assert book.add({"x": torch.tensor(3.0)}, {"swd": 7.5})["swd"] == 7.5
-    book.add({"x": torch.tensor(5.0)})
-    book.flush()
-    book.tensorboard.close()
-    assert [(x["step"], x["x"], x.get("swd")) for x in lines(run)] == [(2, 2, 7.5), (3, 5, None)]
-    assert [(e.step, e.value) for e in EventAccumulator(str(run)).Reload().Scalars("swd")] == [(2, 7.5)]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -134,16 +115,6 @@ def test_what_a_killed_process_wrote_past_its_checkpoint_is_taken_back(run, new_
     assert len(list((run / "samples").glob("*-policy.png"))) == 3 and not list(run.rglob("*.tmp"))
     shown = EventAccumulator(str(run)).Reload().Scalars("x")
     assert [(event.step, event.value) for event in shown] == [(1, 1), (2, 2), (3, 3), (4, 40)]
-
-
-def test_a_grid_is_eight_by_eight_row_by_row(run, new_book):
-    book = new_book(step=7, every=1)
-    images = torch.linspace(-1, 1, 64)[:, None, None, None].expand(64, 3, 4, 4)
-    book.save_grid("prior", images)
-    grid = Image.open(run / "samples" / "000007.png")
-    assert grid.size == (8 * 6 + 2, 8 * 6 + 2)
-    for i in range(64):
-        assert grid.getpixel((4 + 6 * (i % 8), 4 + 6 * (i // 8)))[0] == round((images[i, 0, 0, 0].item() + 1) * 127.5)
 
 
 def test_progress_shows_the_prior_grids_in_order(run, new_book):

@@ -9,10 +9,9 @@ import torch
 from conftest import small_config
 from test_train import TINY
 
-import sample
 import train
 from magnet.config import Config
-from magnet.run import checkpoint, session
+from magnet.run import session
 from magnet.run.checkpoint_validation import restore_config
 from magnet.run.session import prepare_device
 from magnet.support.errors import UserError
@@ -84,27 +83,12 @@ def test_a_dry_run_begins_as_the_run_that_it_tries(place, capsys):
     assert "not those that the run learned from" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["--dry-run"], ["--steps", "1"]], ids=str)
-def test_the_choice_is_made_once_before_anything_is_on_the_device(place, monkeypatch, words):
+def test_the_choice_is_made_once_before_anything_is_on_the_device(place, monkeypatch):
     seen, images = [], session.ImageDataset
     monkeypatch.setattr(session, "prepare_device", lambda config: seen.append(config.deterministic))
     monkeypatch.setattr(session, "ImageDataset", lambda *args: seen.append("images") or images(*args))
-    assert train.main([*TINY, *words, "--deterministic"]) == 0
+    assert train.main([*TINY, "--dry-run", "--deterministic"]) == 0
     assert seen == [True, "images"]
-
-
-def test_a_run_from_before_the_choice_goes_on_with_it_without_a_word(place, capsys):
-    assert train.main([*TINY, "--steps", "2", "--name", "older"]) == 0
-    path = place / "models" / "older" / "checkpoints" / "000002.pt"
-    saved = checkpoint.load(path)
-    del saved["config"]["deterministic"]
-    checkpoint.save(path, saved)
-    capsys.readouterr()
-    assert sample.main(["models/older"]) == 0 and "older than" not in capsys.readouterr().out
-    assert train.main(["--resume", "models/older", "--steps", "4", "--deterministic"]) == 0
-    output = capsys.readouterr().out
-    assert "older than" not in output and "Without effect in this game: --deterministic" in output
-    assert checkpoint.load(path.with_name("000004.pt"))["config"]["deterministic"]
 
 
 @pytest.mark.parametrize(
