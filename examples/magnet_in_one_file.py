@@ -27,8 +27,7 @@ FACES, EPISODE_LENGTH = 10_000, 25  # images in the data set, 32x32; states in a
 NEW, REPLAYED, REPLAY_SIZE = 12, 4, 8192  # B = 16 rows of a batch: new ones, and from the replay buffer; its capacity
 WIDTH, NZ, HIDDEN = 32, 64, 128  # W maps of the first convolution, Z numbers in an action, H units of LSTM and critics
 EXPLORATION, EPSILON = 0.1, 0.1  # sigma of the noise in z; the chance that an action z is noise alone
-LR, BETAS = 2e-4, (0.5, 0.999)  # of every Adam
-DIVERSITY_WEIGHT, COVARIANCE_SHARE = 2.0, 0.1  # of the objective for uncorrelated z; of a batch in its running mean
+LR, BETAS, DIVERSITY_WEIGHT = 2e-4, (0.5, 0.999), 1.0  # of every Adam; of the objective for uncorrelated z
 R1, R1_EVERY = 0.1, 8  # weight of the penalty on D_a's gradients; every 8th step has it, with 8 times the weight
 TAU, AVERAGE, TARGETS_EVERY = 0.003, 0.05, 8  # how far and how often the targets move (line 15)
 
@@ -108,6 +107,15 @@ def draw_states(images: int, rng: torch.Generator):
         yield order[end - NEW : end]
 
 
+def diversity_objective(z: Tensor) -> Tensor:
+    """Minus the summed squared correlations between coordinates of z (B, Z), divided by Z: 0 on average for noise."""
+    halves = torch.stack([z[::2], z[1::2]])  # (2, B / 2, Z)
+    centred = halves - halves.mean(dim=1, keepdim=True)
+    scaled = centred / centred.square().mean(dim=1, keepdim=True).add(1e-5).sqrt()
+    even, odd = scaled.mT @ scaled / halves.shape[1]  # two estimates (Z, Z) of the correlations, by B / 2 rows each
+    return -((even * odd).sum() - (even * odd).trace()) / NZ
+
+
 def descend(optimizer: torch.optim.Adam, loss: Tensor) -> None:
     """Takes one step on `loss`. Only the optimizer's parameters get a gradient."""
     optimizer.zero_grad()
@@ -140,8 +148,6 @@ def train(pixels: Tensor, steps: int, seed: int = 0) -> tuple[nn.ModuleDict, nn.
     s, x = next(states), next(states)  # line 3: the indices of s_t and x_t = s_{t+1}, (NEW,) each
     index = torch.zeros(REPLAY_SIZE, dtype=torch.int64)  # the buffer's fields: s_t, x_t, G_a's memory, image
     replay = (index, index.clone(), torch.zeros(REPLAY_SIZE, 4, HIDDEN), torch.zeros(REPLAY_SIZE, 3, 32, 32).byte())
-
-    covariance = torch.zeros(NZ, NZ)  # of z's coordinates, a running mean
 
     for step in range(steps):
         if step % EPISODE_LENGTH == 0:  # line 1: a new episode, for which G_a's memory is empty
@@ -190,10 +196,7 @@ def train(pixels: Tensor, steps: int, seed: int = 0) -> tuple[nn.ModuleDict, nn.
         reward = logsigmoid(played).squeeze(1)  # line 11
         descend(adam[G_c], mse_loss(G_c(embedding, played), reward))  # line 12
         value = G_c(embedding, D_a(image))  # by D_a after its step
-        now = policy.mT @ policy / len(policy)  # this batch's covariance of z; `covariance` is of earlier ones
-        diversity = -(covariance * now * (1 - torch.eye(NZ))).sum() / NZ  # minus the squares off the diagonal
-        descend(adam[actors], -value.mean() - DIVERSITY_WEIGHT * diversity)  # line 13
-        covariance.lerp_(now.detach(), COVARIANCE_SHARE)
+        descend(adam[actors], -value.mean() - DIVERSITY_WEIGHT * diversity_objective(policy))  # line 13
 
         # Line 15. The targets are running averages; their half-life grows to a share AVERAGE of all steps so far.
         if (step + 1) % TARGETS_EVERY == 0:

@@ -70,7 +70,7 @@ class Config:
     exploration: float = parameter(0.1, "sigma of the noise in z [M]", low=0, high=1)
     epsilon: float = parameter(0.1, "chance that an action z is random, N(0, I) [M]", low=0, high=1)
     diversity_weight: float = parameter(
-        2.0, "weight of the objective for uncorrelated z [D]; 0 in [M]", low=0, high=1e6
+        1.0, "weight of the objective for uncorrelated z [D]; 0 in [M]", low=0, high=1e6
     )
     init: str = parameter(
         "", "begin with the networks of a run, a checkpoint or exported weights, as models/celeba-64.pt, with their "

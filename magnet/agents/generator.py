@@ -13,8 +13,6 @@ from magnet.agents.networks import generator_networks
 from magnet.game.rewards import classification_reward, reward_function
 from magnet.support.distributed import all_gather_rows
 
-COVARIANCE_SHARE = 0.1  # of a batch in the running mean of z's covariance
-
 
 def image_logits(outputs: list[list[Discrimination]], index: int) -> Tensor:
     """G_c's action input: the logits (B, M) of all M discriminators on the images of generator `index`.
@@ -36,12 +34,6 @@ class GeneratorAgent(Agent):
     makers = staticmethod(generator_networks)
     # Recurrent states (R, 2, layers, hidden) from which sampling starts; only exported weights have them.
     mid_episode: Tensor | None = None
-
-    def __init__(self, name: str, config, device: torch.device, index: int = 0):
-        """As Agent's."""
-        super().__init__(name, config, device, index)
-        # The running mean of the covariance of the policy's z (nz, nz); a plain GAN has no policy.
-        self.covariance = torch.zeros(config.nz, config.nz, device=device) if "actor" in self.networks else None
 
     @property
     def reward_critic(self) -> nn.Module | None:
@@ -126,8 +118,8 @@ class GeneratorAgent(Agent):
         if self.reward_critic and config.extra_weight:
             loss = loss - config.extra_weight * self.extra_objective(batch)
         if policy is not None:
-            covariance = losses.covariance(all_gather_rows(policy))
-            diversity = losses.diversity_objective(covariance, self.covariance)
+            policy = all_gather_rows(policy)
+            diversity = losses.diversity_objective(policy)
             loss = loss - config.diversity_weight * diversity
         inputs = self.parameters(*(key for key in ("generator", "actor") if key in self.networks))
         inputs += [action] if self.critic and batch.with_metrics else []
@@ -135,7 +127,6 @@ class GeneratorAgent(Agent):
         metrics |= self.descend("generator", batch.with_metrics)
         if policy is not None:
             metrics |= self.descend("actor", batch.with_metrics) | {"diversity": diversity.detach()}
-            self.covariance.lerp_(covariance.detach(), COVARIANCE_SHARE)
         self.scaler.update()
         if not batch.with_metrics:
             return metrics
@@ -146,18 +137,9 @@ class GeneratorAgent(Agent):
             )
         if policy is None:
             return metrics
+        policy = policy.detach()
         return metrics | {
-            "z_covariance": losses.mean_covariance(self.covariance),
+            "z_correlation": losses.mean_correlation(policy),
             # The deviation before the normalisation, after which it is always 1, shows a collapse.
             "z_deviation": self.networks["actor"].normalise.running_var.sqrt().mean(),
         }
-
-    def state_dict(self) -> dict:
-        """As Agent's, and the running covariance."""
-        return super().state_dict() | ({} if self.covariance is None else {"covariance": self.covariance})
-
-    def load_state_dict(self, saved: dict) -> None:
-        """Restores what `state_dict` returned."""
-        super().load_state_dict(saved)
-        if self.covariance is not None:
-            self.covariance.copy_(saved["covariance"])

@@ -43,9 +43,11 @@ def explore(policy: Tensor, *, sigma: float, noise: Tensor) -> Tensor:
     return (1 - sigma**2) ** 0.5 * policy + sigma * noise
 
 
-def covariance(z: Tensor) -> Tensor:
-    """Covariance matrix (nz, nz) of actions z (B, nz) that have mean 0 over the batch, as BatchNorm leaves them."""
-    return z.mT @ z / len(z)
+def correlation(z: Tensor) -> Tensor:
+    """Correlation matrix (..., nz, nz) of the coordinates of z (..., B, nz) over the batch."""
+    centred = z - z.mean(dim=-2, keepdim=True)
+    scaled = centred / centred.square().mean(dim=-2, keepdim=True).add(1e-5).sqrt()
+    return scaled.mT @ scaled / z.shape[-2]
 
 
 def off_diagonal(matrix: Tensor) -> Tensor:
@@ -53,18 +55,20 @@ def off_diagonal(matrix: Tensor) -> Tensor:
     return matrix - torch.diag(matrix.diagonal())
 
 
-def diversity_objective(covariance: Tensor, earlier: Tensor) -> Tensor:
-    """Minus the sum of squared covariances of two coordinates of z, divided by nz: a scalar that G_a ascends.
+def diversity_objective(z: Tensor) -> Tensor:
+    """Minus the sum of squared off-diagonal correlations of z (B, nz), divided by nz: a scalar that G_a ascends.
 
-    Without it all coordinates of the policy's actions follow one factor, and its images are all alike.
-
-    covariance (nz, nz): of this batch, with its graph. earlier: the mean over earlier batches. Their product stands for
-    the square, because one batch's square has the bias 1 / B. Two halves of one batch do not help: BatchNorm makes the
-    rows of a batch depend on each other, and G_a learned halves with opposite covariances (docs/results.md).
+    Without it all coordinates of the policy's actions follow one factor, and its images are all alike. The square is
+    the product of the correlations over the even rows and over the odd rows. So it is 0 on average where coordinates
+    are independent; the square of one estimate over B rows would be 1 / (B - 1) there, a bias that the actor would
+    follow.
     """
-    return -off_diagonal(earlier * covariance).sum() / len(covariance)
+    halves = z[: len(z) // 2 * 2].unflatten(0, (-1, 2)).transpose(0, 1)  # (2, B / 2, nz): the even rows, the odd ones
+    even, odd = correlation(halves)
+    return -off_diagonal(even * odd).sum() / z.shape[1]
 
 
-def mean_covariance(covariance: Tensor) -> Tensor:
-    """Mean absolute covariance of two coordinates: (nz, nz) -> a scalar, for the log."""
-    return off_diagonal(covariance).abs().sum() / (covariance.numel() - len(covariance))
+def mean_correlation(z: Tensor) -> Tensor:
+    """Mean absolute off-diagonal correlation of z (B, nz): a scalar in [0, 1], for the log."""
+    nz = z.shape[1]
+    return off_diagonal(correlation(z)).abs().sum() / (nz * (nz - 1))

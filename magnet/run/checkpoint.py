@@ -17,7 +17,7 @@ from magnet.support.paths import command_of
 
 FORMAT = "magnet-checkpoint"
 WEIGHTS = "magnet-weights"  # the format of exported weights (exported.py), which no run goes on from
-VERSIONS = {FORMAT: 4, WEIGHTS: 2}  # raise one when networks in it change their names or shapes
+VERSIONS = {FORMAT: 3, WEIGHTS: 2}  # raise one when networks in it change their names or shapes
 OUTERMOST = {  # the example of a checkpoint's own items (checkpoint_validation.py)
     "format": str, "version": int, "config": dict, "faces": str,
     "trainer": lambda state: None if isinstance(state, dict) and type(state.get("steps")) is int else "has no steps",

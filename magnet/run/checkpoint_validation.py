@@ -165,7 +165,6 @@ def find_networks_fault(trainer_state, config, exported_states: int = 0) -> str 
             weights = {key: net.state_dict() for key, net in networks.items()}
             example = {"networks": weights, "targets": weights, "optimizers": dict, "random": Tensor}
             example |= {"scaler": dict} if config.precision == "fp16" else {}
-            example |= {"covariance": Tensor} if makers_by_key is makers[0] and "actor" in networks else {}
         agents |= dict.fromkeys(names, example)
     return find_fault(trainer_state.get("agents"), agents, "trainer.agents")
 

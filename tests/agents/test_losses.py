@@ -32,21 +32,47 @@ def test_exploration_keeps_zero_mean_and_unit_variance():
     torch.testing.assert_close(explored.var(dim=0), torch.ones(3), atol=0.04, rtol=0)
 
 
-def test_covariance_is_numpys():
-    z = noise(50, 4) @ noise(4, 4, seed=1)
-    z = z - z.mean(dim=0)
-    torch.testing.assert_close(
-        losses.covariance(z), torch.from_numpy(np.cov(z.numpy(), rowvar=False, bias=True)).float()
-    )
+def test_correlation_is_numpys():
+    z = noise(50, 4) * torch.tensor([1.0, 2.0, 0.5, 3.0]) + torch.tensor([0.0, -5.0, 1.0, 2.0])
+    z[:, 1] += z[:, 0]
+    expected = torch.from_numpy(np.corrcoef(z.numpy(), rowvar=False)).float()
+    torch.testing.assert_close(losses.correlation(z), expected, atol=1e-4, rtol=0)
 
 
-def test_diversity_and_mean_covariance_by_hand():
-    """The diagonal does not count. Each of the 3 covariances stands in two places."""
-    earlier, covariance = torch.eye(3), torch.full((3, 3), 7.0)
-    earlier[0, 1] = earlier[1, 0] = 0.5
-    earlier[0, 2] = earlier[2, 0] = -0.25
-    covariance[0, 1] = covariance[1, 0] = 0.4
-    covariance[0, 2] = covariance[2, 0] = 0.2
-    assert losses.diversity_objective(covariance, earlier).item() == pytest.approx(-2 * (0.5 * 0.4 - 0.25 * 0.2) / 3)
-    assert losses.diversity_objective(earlier, earlier).item() == pytest.approx(-2 * (0.5**2 + 0.25**2) / 3)
-    assert losses.mean_covariance(earlier).item() == pytest.approx((0.5 + 0.25) / 3)
+UNCORRELATED = torch.tensor([[1.0, 1.0, 1.0], [1.0, -1.0, -1.0], [-1.0, 1.0, -1.0], [-1.0, -1.0, 1.0]])
+EQUAL = torch.linspace(-1, 1, 8)[:, None] * torch.tensor([1.0, -3.0, 1.0, 1.0, 1.0])  # neither sign nor scale counts
+# Both columns have mean 0 and variance 1; the products 1, 1, -1, 1, -1, 1 have mean 1/3.
+THIRD = torch.tensor([[1.0, 1.0], [1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, -1.0], [-1.0, -1.0]])
+MOVED = THIRD - torch.tensor([5.0, -3.0])  # the mean does not count
+
+
+@pytest.mark.parametrize(
+    ("even", "odd", "expected"),
+    [
+        (UNCORRELATED, UNCORRELATED, 0),
+        (EQUAL, EQUAL, -4),  # 5 * 4 entries off the diagonal, each 1 or -1 squared, over 5
+        (MOVED, 4 * MOVED, -1 / 9),  # two entries, over 2: the product of the two correlations
+        (MOVED, -MOVED, -1 / 9),
+        (MOVED, THIRD * torch.tensor([1.0, -1.0]), 1 / 9),
+    ],
+)
+def test_diversity_by_hand_takes_correlations_over_even_and_over_odd_rows(even, odd, expected):
+    z = torch.stack([even, odd], dim=1).flatten(0, 1)
+    assert losses.diversity_objective(z).item() == pytest.approx(expected, rel=1e-3, abs=1e-8)
+
+
+@pytest.mark.parametrize(("z", "expected"), [(UNCORRELATED, 0), (EQUAL, 1), (THIRD, 1 / 3)])
+def test_mean_correlation_by_hand(z, expected):
+    assert losses.mean_correlation(z).item() == pytest.approx(expected, rel=1e-3, abs=1e-8)
+
+
+@pytest.mark.parametrize("rows", [4, 7])
+def test_diversity_of_independent_coordinates_is_0_on_average(rows):
+    """The square of one correlation over all rows is 1 / (rows - 1) on average."""
+    draws, nz = 20_000, 4
+    z = noise(draws * rows, nz).view(draws, rows, nz)
+    batched = torch.func.vmap(losses.diversity_objective)(z)
+    assert torch.allclose(batched[0], losses.diversity_objective(z[0]), atol=1e-6)
+    error = batched.std().item() / draws**0.5
+    assert abs(batched.mean().item()) < 4 * error
+    assert 10 * error < (nz - 1) / (rows - 1), "the test would notice a bias"

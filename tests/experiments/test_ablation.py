@@ -43,10 +43,7 @@ def test_the_controls_are_games_without_critics_or_without_what_is_asked_about()
 
 
 def gradients_of_a_generators_actor(diversity_weight):
-    """By which G_a makes its second step, with a critic of large gradients and with one that says the opposite.
-
-    In its first step it has no covariance of earlier batches.
-    """
+    """By which G_a makes its first step, with a critic of large gradients and with one that says the opposite."""
     gradients = []
     for scale in (1000, -1000):
         trainer = new_trainer(diversity_weight=diversity_weight, lr=1e-8)
@@ -54,7 +51,6 @@ def gradients_of_a_generators_actor(diversity_weight):
         with torch.no_grad():
             for p in agent.critic.head[-1].parameters():
                 p.mul_(scale)
-        trainer.step()
         seen = watch_steps(agent)
         trainer.step()
         gradients.append(seen["actor"])
@@ -63,7 +59,7 @@ def gradients_of_a_generators_actor(diversity_weight):
 
 def test_without_its_critics_gradient_g_a_cannot_learn_by_its_critic():
     first, second = gradients_of_a_generators_actor(ablation.SETTINGS["no-gradient-to-ga"][1]["diversity_weight"])
-    assert relative_error(first, second) < 1e-3
+    assert relative_error(first, second) < 1e-4
     first, second = gradients_of_a_generators_actor(Config().diversity_weight)
     assert relative_error(first, second) > 0.01, "else the test says nothing"
     first, second = gradients_of_a_generators_actor(0.0)

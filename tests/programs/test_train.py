@@ -177,7 +177,7 @@ def test_a_run_leaves_what_the_readme_says(place, monkeypatch):
     assert sum(line["steps"] for line in lines) == 13 and lines[-1]["images"] == 13 * 8
     for name in (
         "generator/reward", "generator/critic_loss", "generator/gradient_cosine", "generator/z_deviation",
-        "generator/z_covariance", "generator/actor_gradient", "generator/generator_gradient",
+        "generator/z_correlation", "generator/actor_gradient", "generator/generator_gradient",
         "discriminator/reward", "discriminator/critic_loss", "discriminator/gradient_cosine",
         "discriminator/accuracy_real", "discriminator/accuracy_fake", "discriminator/critic_gradient",
         "images_per_second",

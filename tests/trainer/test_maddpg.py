@@ -36,7 +36,7 @@ DISCRIMINATOR_METRICS = {
     "reward", "accuracy_real", "accuracy_fake", "critic_loss", "gradient_cosine", "critic_gradient", "actor_gradient",
 }  # fmt: skip
 GENERATOR_METRICS = {
-    "reward", "diversity", "z_covariance", "z_deviation",
+    "reward", "diversity", "z_correlation", "z_deviation",
     "critic_loss", "gradient_cosine", "critic_gradient", "actor_gradient", "generator_gradient",
 }  # fmt: skip
 
@@ -120,7 +120,7 @@ def test_metrics_that_take_time_are_of_every_fifth_step_and_change_no_weight(mon
     metrics = run(at_times, 7)
     costly = metrics[0].keys() - metrics[1].keys()
     assert {name.split("/")[1] for name in costly} == {
-        "gradient_cosine", "critic_gradient", "actor_gradient", "generator_gradient", "z_covariance", "z_deviation",
+        "gradient_cosine", "critic_gradient", "actor_gradient", "generator_gradient", "z_correlation", "z_deviation",
     }  # fmt: skip
     for t in range(7):
         cheap = {name: value for name, value in expected[t].items() if name not in costly}
