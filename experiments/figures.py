@@ -27,6 +27,7 @@ from experiments.tables import (  # noqa: E402
     FACE,
     HELD_OUT,
     IMAGENET,
+    PRIOR,
     TRAINING,
     markdown,
     mean_and_range,
@@ -72,7 +73,7 @@ FIGURES = {
         for over in AXES for title, key in ((DISTANCE, "fd"), (RECALL, "recall"))
     ]),
     "scores-long.png": ("long trainings", "on faces that training never saw", [
-        Panel(f"Frechet distance, network {network}", "images", "fd", where | TRAINING, where | HELD_OUT)
+        Panel(f"Frechet distance, network {network}", "images", "fd", where | PRIOR | TRAINING, where | PRIOR | HELD_OUT)
         for network, where in (("face", FACE), ("ImageNet", IMAGENET))
     ]),
 }  # fmt: skip

@@ -74,6 +74,7 @@ PRIOR_AND_POLICY += [distance("policy FD", **POLICY), share("recall", **POLICY)]
 GAN, NO_CRITICS = "plain GAN (`--algorithm gan`)", "MAGNET without critics (`--critics none`)"
 FOLLOWED = {
     "critic": "**Q_r, the reward critic** (the default)",
+    "critic, z kept uncorrelated": "tried: Q_r, and z kept uncorrelated (commit c8daa69)",
     "true gradient": "the true gradient of `resemble`, from step 500 on: a black box has none",
     "weight 0": "nothing: `--extra-weight 0`",
     "G_a without its critic's gradient": "Q_r, but G_a does not: `--diversity-weight 1e6`",
@@ -108,16 +109,25 @@ TABLES = {
         {"MAGNET": "MAGNET", "plain GAN": GAN},
     ),
     "long trainings": Table(
-        "docs/results.md", {"table": "long trainings"},
+        "docs/results.md", {"table": "long trainings", "kind": "prior"},
         [Column(title, key, digits, network | TRAINING, network | HELD_OUT) for title, key, digits, network in (
             ("FD, face (held out)", "fd", 2, FACE), ("recall", "recall", 3, FACE),
             ("FD, ImageNet (held out)", "fd", 0, IMAGENET), ("recall", "recall", 3, IMAGENET),
         )],
         by_images=True,
     ),
+    "the policy's z": Table(
+        "docs/results.md", {"table": ("long trainings", "the policy's z"), "setting": ("MAGNET, second run", "MAGNET, z kept uncorrelated")},
+        [Column("by halves of one batch", "one_batch", 2), Column("by halves of two batches", "two_batches", 2),
+         Column("directions", "directions", 0),
+         *(column for kind in (PRIOR, POLICY) for column in (
+             distance(f"{kind['kind']} FD", **kind | FACE | TRAINING), share("recall", **kind | FACE | TRAINING)))],
+        by_images=True,
+    ),
     "32x32, what G_c sees": Table(
         "docs/results.md", {"table": ("32x32", "32x32, what G_c sees"), "checkpoint": 120_000}, PRIOR_AND_POLICY,
-        {"MAGNET": "D_a's features (by tau alone)", "D_a's logit": "D_a's logit (`--average 0.05`)"},
+        {"MAGNET": "D_a's features (by tau alone)", "D_a's logit": "D_a's logit (`--average 0.05`)",
+         "D_a's logit, z kept uncorrelated": "tried: D_a's logit, and z kept uncorrelated (commit c8daa69)"},
         title="G_c sees",
     ),
     "64x64, what G_c sees": Table(
