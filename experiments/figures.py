@@ -73,8 +73,8 @@ FIGURES = {
         for over in AXES for title, key in ((DISTANCE, "fd"), (RECALL, "recall"))
     ]),
     "scores-long.png": ("long trainings", "on faces that training never saw", [
-        Panel(f"Frechet distance, network {network}", "images", "fd", where | PRIOR | TRAINING, where | PRIOR | HELD_OUT)
-        for network, where in (("face", FACE), ("ImageNet", IMAGENET))
+        Panel(f"Frechet distance, network {network}", "images", "fd", where | TRAINING, where | HELD_OUT)
+        for network, where in (("face", FACE | PRIOR), ("ImageNet", IMAGENET | PRIOR))
     ]),
 }  # fmt: skip
 

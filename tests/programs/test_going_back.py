@@ -104,5 +104,5 @@ def test_a_file_that_is_no_checkpoint_of_a_run_is_refused_with_what_works(traine
     path.write_bytes((trained / "checkpoints" / "000006.pt").read_bytes())
     assert train.main(["--resume", str(path)]) == 2
     sentence = capsys.readouterr().err.splitlines()[-1]
-    assert f"`train.py --init {path}`" in sentence
+    assert f"`python3 train.py --init {path}`" in sentence
     assert train.main(["--init", str(path), *TINY[:4], "--batch-size", "8", "--steps", "1"]) == 0
