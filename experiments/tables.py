@@ -122,7 +122,9 @@ TABLES = {
          Column("directions", "directions", 0),
          *(column for kind in (PRIOR, POLICY) for column in (
              distance(f"{kind['kind']} FD", **kind | FACE | TRAINING), share("recall", **kind | FACE | TRAINING)))],
-        {name: name for name in ("MAGNET, second run", "MAGNET, z kept uncorrelated")}, by_images=True,
+        {name: name for name in (
+            "MAGNET, second run", "MAGNET, z kept uncorrelated", "MAGNET, squared covariances"
+        )}, by_images=True,
     ),
     "32x32, what G_c sees": Table(
         "docs/results.md", {"table": ("32x32", "32x32, what G_c sees"), "checkpoint": 120_000}, PRIOR_AND_POLICY,
