@@ -150,7 +150,7 @@ def test_the_file_that_cannot_be_written_is_named_and_the_promised_command_goes_
         patch.setattr(os, "fsync", lambda descriptor: None)
         assert train.main([*TINY, "--steps", "9", "--name", "my-run"]) == 1
     sentence = capsys.readouterr().err.splitlines()[-1]
-    assert path in sentence and "No space left" in sentence and ".tmp" not in sentence
+    assert path in sentence and "No space left" in sentence and ".tmp" not in sentence and "None" not in sentence
     (command,) = re.findall(r"`python3 train.py (--resume \S+)`", sentence)
     assert command == "--resume models/my-run"
     assert train.main(command.split()) == 0 and state(place / "models" / "my-run")["steps"] == 9
