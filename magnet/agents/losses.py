@@ -60,8 +60,9 @@ def diversity_objective(z: Tensor) -> Tensor:
 
     Without it all coordinates of the policy's actions follow one factor, and its images are all alike. The square is
     the product of the correlations over the even rows and over the odd rows. So it is 0 on average where coordinates
-    are independent; the square of one estimate over B rows would be 1 / (B - 1) there, a bias that the actor would
-    follow.
+    are independent; the square of one estimate over B rows would be 1 / (B - 1) there.
+
+    In long trainings G_a games it: BatchNorm makes the two halves depend on each other (docs/results.md).
     """
     halves = z[: len(z) // 2 * 2].unflatten(0, (-1, 2)).transpose(0, 1)  # (2, B / 2, nz): the even rows, the odd ones
     even, odd = correlation(halves)
