@@ -56,17 +56,12 @@ def off_diagonal(matrix: Tensor) -> Tensor:
 
 
 def diversity_objective(z: Tensor) -> Tensor:
-    """Minus the sum of squared off-diagonal correlations of z (B, nz), divided by nz: a scalar that G_a ascends.
+    """Minus the sum of squared off-diagonal covariances of z (B, nz), divided by nz: a scalar that G_a ascends.
 
-    Without it all coordinates of the policy's actions follow one factor, and its images are all alike. The square is
-    the product of the correlations over the even rows and over the odd rows. So it is 0 on average where coordinates
-    are independent; the square of one estimate over B rows would be 1 / (B - 1) there.
-
-    In long trainings G_a games it: BatchNorm makes the two halves depend on each other (docs/results.md).
+    Without it all coordinates of the policy's actions follow one factor, and its images are all alike. It is the
+    covariance term of VICReg (Bardes et al. 2022, arXiv 2105.04906, eq. 4), by one batch.
     """
-    halves = z[: len(z) // 2 * 2].unflatten(0, (-1, 2)).transpose(0, 1)  # (2, B / 2, nz): the even rows, the odd ones
-    even, odd = correlation(halves)
-    return -off_diagonal(even * odd).sum() / z.shape[1]
+    return -off_diagonal(z.mT @ z / len(z)).square().sum() / z.shape[1]
 
 
 def mean_correlation(z: Tensor) -> Tensor:

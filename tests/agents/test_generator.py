@@ -101,8 +101,8 @@ def actor_gradients(agent, discriminators):
         values["classification"] = chances.log().mean()
         objective = objective + config.specialise * values["classification"]
     if actor:
-        product = torch.corrcoef(policy[::2].T) * torch.corrcoef(policy[1::2].T)
-        values["diversity"] = -(product.sum() - product.trace()) / NZ
+        squares = torch.cov(policy.T, correction=0).square()
+        values["diversity"] = -(squares.sum() - squares.trace()) / NZ
         objective = objective + config.diversity_weight * values["diversity"]
     keys = agent.networks.keys() & {"generator", "actor"}
     return {key: -gradient(objective, agent.networks[key]) for key in keys}, values
