@@ -26,7 +26,7 @@ from torch.nn.functional import logsigmoid, mse_loss
 FACES, EPISODE_LENGTH = 10_000, 25  # images in the data set, 32x32; states in an episode
 NEW, REPLAYED, REPLAY_SIZE = 12, 4, 8192  # B = 16 rows of a batch: new ones, and from the replay buffer; its capacity
 WIDTH, NZ, HIDDEN = 32, 64, 128  # W maps of the first convolution, Z numbers in an action, H units of LSTM and critics
-EXPLORATION, EPSILON = 0.1, 0.1  # sigma of the noise in z; the chance that an action z is noise alone
+EXPLORATION, EPSILON = 0.1, 0.5  # sigma of the noise in z; the chance that an action z is noise alone
 LR, BETAS, DIVERSITY_WEIGHT = 2e-4, (0.5, 0.999), 1.0  # of every Adam; of the objective for uncorrelated z
 R1, R1_EVERY = 0.1, 8  # weight of the penalty on D_a's gradients; every 8th step has it, with 8 times the weight
 TAU, AVERAGE, TARGETS_EVERY = 0.003, 0.05, 8  # how far and how often the targets move (line 15)

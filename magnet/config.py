@@ -40,9 +40,7 @@ class Config:
         "gaussians-25, points in the plane", group="data",
     )  # fmt: skip
     skip_bad_images: bool = parameter(False, "leave out files that are no images, up to 1 %% of them")
-    hold_out: float = parameter(
-        0.0, "share of the images that training never sees, chosen by their names [D]", low=0, high=0.5
-    )
+    hold_out: float = parameter(0.0, "share of images that training never sees, chosen by name [D]", low=0, high=0.5)
     image_size: int = parameter(64, "S, side of all images in pixels; points have none [M]", choices=(32, 64, 128))
     extra_reward: str = parameter(
         "", "what the generators earn beside log D_a: resemble, jpeg, incompressible, smile, or a file with a function "
@@ -68,7 +66,7 @@ class Config:
     gamma: float = parameter(0.0, "discount of later rewards [D]; 0.95 in [M]", low=0, high=0.999)
     episode_length: int = parameter(25, "T, states in an episode [L]", low=1)
     exploration: float = parameter(0.1, "sigma of the noise in z [M]", low=0, high=1)
-    epsilon: float = parameter(0.1, "chance that an action z is random, N(0, I) [M]", low=0, high=1)
+    epsilon: float = parameter(0.5, "chance of a random z [D]; 0.1 in [M] and with --extra-reward", low=0, high=1)
     diversity_weight: float = parameter(
         1.0, "weight of the objective for uncorrelated z [D]; 0 in [M]", low=0, high=1e6
     )
@@ -79,9 +77,7 @@ class Config:
     epochs: int = parameter(50, "passes over the images [M]", low=1)
     steps: int = parameter(0, "end after so many steps, even if epochs remain; 0: no limit", low=0)
     batch_size: int = parameter(16, "B, images a step [M]", low=4, high=65536)
-    width: int = parameter(
-        64, "feature maps of the first convolution [M]; for points, of every layer", low=4, high=4096
-    )
+    width: int = parameter(64, "maps of the first convolution [M]; for points, units of a layer", low=4, high=4096)
     nz: int = parameter(100, "size of the generator's action z [M]", low=2, high=65536)
     lr: float = parameter(2e-4, "learning rate of every Adam [M]", low=1e-8, high=1)
     beta1: float = parameter(0.5, "Adam's decay of the mean gradient [M]", low=0, high=0.9999)
@@ -174,6 +170,7 @@ PRESETS = {
     "default": {},
     "original": {  # the published hyperparameters, as far as they have a counterpart here
         "gamma": 0.95, "tau": 0.01, "average": 0.0, "diversity_weight": 0.0, "replay_fraction": 0.5, "r1": 0.0,
+        "epsilon": 0.1,
     },
     "cpu": {"image_size": 32, "width": 32, "nz": 64, "device": "cpu"},
     "gaussians": {
@@ -186,12 +183,15 @@ REWARD_FUNCTION_DEFAULTS = {  # the defaults that --reward-function changes; oth
     "wasserstein": {"gradient_penalty": 10.0, "r1": 0.0},
     "relativistic": {"r2": 0.1},
 }  # fmt: skip
+EXTRA_REWARD_DEFAULTS = {"epsilon": 0.1}  # and those that --extra-reward changes: only policy actions follow it
 PATHS = {"data", "init", "extra_reward", "models_dir"}
 
 
 def complete(flags: dict, base: dict | None = None) -> Config:
-    """The Config of `base`, then REWARD_FUNCTION_DEFAULTS for the one in `flags`, then `flags`; later values win."""
-    return Config(**convert((base or {}) | REWARD_FUNCTION_DEFAULTS.get(flags.get("reward_function"), {}) | flags))
+    """The Config of `base`, then the defaults of the rewards named in `flags`, then `flags`; later values win."""
+    defaults = REWARD_FUNCTION_DEFAULTS.get(flags.get("reward_function"), {})
+    defaults = defaults | (EXTRA_REWARD_DEFAULTS if flags.get("extra_reward") else {})
+    return Config(**convert((base or {}) | defaults | flags))
 
 
 def convert(values: dict) -> dict:

@@ -113,7 +113,7 @@ def test_a_policy_learns_a_reward_that_has_no_gradient():
     shades = torch.linspace(40, 215, 64)[:, None, None, None]
     faces._pixels = (faces._pixels.float() * 0.1 + shades).to(torch.uint8)
     for weight in (0.0, 5.0):
-        config = small_config(lr=2e-3, batch_size=16, extra_reward="darkness", extra_weight=weight)
+        config = small_config(lr=2e-3, batch_size=16, extra_reward="darkness", extra_weight=weight, epsilon=0.1)
         trainer = MADDPG(config, new_environment(config, faces, ExtraReward("darkness", darkness, "")), CPU)
         rewards[weight] = sum(metrics["generator/extra_reward"] for metrics in run(trainer, 150)[-30:]) / 30
     assert rewards[5.0] > rewards[0.0] + 10  # grey levels

@@ -75,3 +75,9 @@ def test_a_reward_function_brings_its_settings_unless_flags_say_otherwise():
         name, value = next(iter(settings.items()))
         assert getattr(complete({"reward_function": kind, name: value + 1}), name) == value + 1
     assert complete({}) == Config()
+
+
+def test_most_actions_are_the_policys_where_it_follows_an_extra_reward():
+    """Random actions ignore the state: with epsilon 0.5 answers to `resemble` had a smaller gap."""
+    assert complete({}).epsilon == 0.5 and complete({"extra_reward": "resemble"}).epsilon == 0.1
+    assert complete({"extra_reward": "resemble", "epsilon": 0.3}, {"epsilon": 0.2}).epsilon == 0.3
