@@ -25,8 +25,8 @@ from PIL import Image  # noqa: E402
 
 from experiments.tables import (  # noqa: E402
     FACE,
-    HELD_OUT,
     IMAGENET,
+    POLICY,
     PRIOR,
     TRAINING,
     markdown,
@@ -72,9 +72,9 @@ FIGURES = {
         Panel(title, over, key, {"kind": "prior"})
         for over in AXES for title, key in ((DISTANCE, "fd"), (RECALL, "recall"))
     ]),
-    "scores-long.png": ("long trainings", "on faces that training never saw", [
-        Panel(f"Frechet distance, network {network}", "images", "fd", where | TRAINING, where | HELD_OUT)
-        for network, where in (("face", FACE | PRIOR), ("ImageNet", IMAGENET | PRIOR))
+    "scores-long.png": ("long trainings", "policy samples", [
+        Panel(f"Frechet distance, network {network}", "images", "fd", where | PRIOR, where | POLICY)
+        for network, where in (("face", FACE | TRAINING), ("ImageNet", IMAGENET | TRAINING))
     ]),
 }  # fmt: skip
 
