@@ -164,7 +164,9 @@ TABLES = {
            for steps in (3000, 6000)
            for title, key, digits in (("modes", "modes", 1), ("high quality", "high_quality", 2))),
          Column("cosine of G_c in the point", "cosine_of_G_c_in_the_point", 3, {"steps": 6000})],
-        {"plain GAN": GAN, "MAGNET without critics": NO_CRITICS, "MAGNET": "MAGNET",
+        {"plain GAN": GAN, "MAGNET without critics": NO_CRITICS,
+         "MAGNET, half of the actions noise": "**MAGNET** (commit 07d009b)",
+         "MAGNET": "MAGNET with `--epsilon 0.1`",
          "MAGNET, epsilon 1": "MAGNET, `--epsilon 1`: all actions are noise",
          "four steps of G_c at a time, after D_a's step, on the actor's own rows":
              "tried: four steps of G_c after D_a's step, on the actor's own rows"},
