@@ -54,7 +54,7 @@ SETTINGS = {
     "r1-every-1": ("is R1 in every step better than in every eighth?", {"r1_every": 1}),
     "gamma-0.95": ("do later rewards help or harm?", {"gamma": 0.95}),
     "diversity-0": ("must z be kept uncorrelated?", {"diversity_weight": 0.0}),
-    "epsilon-0.5": ("do more random actions help?", {"epsilon": 0.5}),
+    "epsilon-0.1": ("do so many random actions help?", {"epsilon": 0.1}),
     "replay-0": ("do replayed images help?", {"replay_fraction": 0.0}),
     "replay-0.9": ("and if nearly all are replayed?", {"replay_fraction": 0.9}),
     "tau-0.01": ("may the targets follow faster?", {"tau": 0.01}),

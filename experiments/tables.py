@@ -25,14 +25,13 @@ from magnet.support.output import as_program  # noqa: E402
 class Column:
     """The numbers `key` of those lines of a row that have the values of `where`.
 
-    digits: after the point; None: text. beside: a second number in brackets, from the lines that have these values.
+    digits: after the point; None: text.
     """
 
     title: str
     key: str
     digits: int | None = None
     where: dict = field(default_factory=dict)
-    beside: dict | None = None
 
 
 @dataclass(frozen=True)
@@ -110,22 +109,21 @@ TABLES = {
     ),
     "long trainings": Table(
         "docs/results.md", {"table": "long trainings"},
-        [*(Column(title, key, digits, network | PRIOR | TRAINING) for title, key, digits, network in (
-            ("FD, face", "fd", 2, FACE), ("recall", "recall", 3, FACE),
-            ("FD, ImageNet", "fd", 0, IMAGENET), ("recall", "recall", 3, IMAGENET))),
-         *(distance(f"held out: {name}", digits, **network | PRIOR | HELD_OUT) for name, digits, network in (
-             ("face", 2, FACE), ("ImageNet", 0, IMAGENET))),
-         distance("policy FD, face", **FACE | POLICY | TRAINING), share("recall", **FACE | POLICY | TRAINING), SEEDS],
-        {"MAGNET": "MAGNET", "plain GAN": GAN, "MAGNET, epsilon 0.1": "MAGNET, `--epsilon 0.1`",
-         "MAGNET, halves of a batch": "MAGNET of commit 1bc344e"}, by_images=True,
+        [Column(f"{kind['kind']} {title}, {network['network']}", key, digits, network | kind | TRAINING)
+         for kind, network, digits in ((PRIOR, FACE, 2), (PRIOR, IMAGENET, 0), (POLICY, FACE, 2))
+         for title, key, digits in (("FD", "fd", digits), ("recall", "recall", 3))]
+        + [distance(f"held out: prior FD, {network['network']}", digits, **network | PRIOR | HELD_OUT)
+           for network, digits in ((FACE, 2), (IMAGENET, 0))] + [SEEDS],
+        {"MAGNET": "MAGNET", "plain GAN": GAN, "epsilon 0.1": "MAGNET, `--epsilon 0.1`",
+         "before 9ff5901": "MAGNET before commit 9ff5901"}, by_images=True, title="setting",
     ),
     "the policy's z": Table(
         "docs/results.md", {"table": "the policy's z"},
-        [Column("by halves of one batch", "one_batch", 2), Column("by halves of two batches", "two_batches", 2),
-         Column("directions", "directions", 0)],
-        {"MAGNET, halves of a batch": "MAGNET of commit 1bc344e", "MAGNET": "MAGNET",
-         "MAGNET, epsilon 0.1": "MAGNET, `--epsilon 0.1`",
-         "MAGNET, running mean": "tried: a running mean of the covariance"}, by_images=True,
+        [Column("old objective, one batch", "one_batch", 2), Column("old objective, two batches", "two_batches", 2),
+         Column("effective directions", "directions", 0)],
+        {"before 9ff5901": "MAGNET before commit 9ff5901", "MAGNET": "MAGNET",
+         "epsilon 0.1": "MAGNET, `--epsilon 0.1`", "running mean": "tried: a running mean of the covariance"},
+        by_images=True, title="setting",
     ),
     "32x32, what G_c sees": Table(
         "docs/results.md", {"table": ("32x32", "32x32, what G_c sees"), "checkpoint": 120_000}, PRIOR_AND_POLICY,
@@ -228,17 +226,13 @@ def mean_and_range(values: list[float], digits: int) -> str:
 
 def cell(lines: list[dict], column: Column) -> str:
     """The cell of a row that these lines make."""
-
-    def number(where: dict) -> str:
-        own = [line for line in select(lines, where) if column.key in line]
-        values = [line[column.key] for line in own]
-        if not values or column.digits is None:
-            return ", ".join(dict.fromkeys(map(str, values)))
-        digits = min([column.digits, *(line["digits"] for line in own if "digits" in line)])
-        alike = len({f"{value:.{digits}f}" for value in values}) == 1
-        return mean_and_range(values[:1] if alike else values, digits)
-
-    return number(column.where) if column.beside is None else f"{number(column.where)} ({number(column.beside)})"
+    own = [line for line in select(lines, column.where) if column.key in line]
+    values = [line[column.key] for line in own]
+    if not values or column.digits is None:
+        return ", ".join(dict.fromkeys(map(str, values)))
+    digits = min([column.digits, *(line["digits"] for line in own if "digits" in line)])
+    alike = len({f"{value:.{digits}f}" for value in values}) == 1
+    return mean_and_range(values[:1] if alike else values, digits)
 
 
 def markdown(rows: list[list[str]]) -> str:

@@ -183,7 +183,7 @@ REWARD_FUNCTION_DEFAULTS = {  # the defaults that --reward-function changes; oth
     "wasserstein": {"gradient_penalty": 10.0, "r1": 0.0},
     "relativistic": {"r2": 0.1},
 }  # fmt: skip
-EXTRA_REWARD_DEFAULTS = {"epsilon": 0.1}  # and those that --extra-reward changes: only policy actions follow it
+EXTRA_REWARD_DEFAULTS = {"epsilon": 0.1}  # the defaults that --extra-reward changes: random actions ignore it
 PATHS = {"data", "init", "extra_reward", "models_dir"}
 
 

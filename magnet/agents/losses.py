@@ -44,10 +44,10 @@ def explore(policy: Tensor, *, sigma: float, noise: Tensor) -> Tensor:
 
 
 def correlation(z: Tensor) -> Tensor:
-    """Correlation matrix (..., nz, nz) of the coordinates of z (..., B, nz) over the batch."""
-    centred = z - z.mean(dim=-2, keepdim=True)
-    scaled = centred / centred.square().mean(dim=-2, keepdim=True).add(1e-5).sqrt()
-    return scaled.mT @ scaled / z.shape[-2]
+    """Correlation matrix (nz, nz) of the coordinates of z (B, nz) over the batch."""
+    centred = z - z.mean(dim=0)
+    scaled = centred / centred.square().mean(dim=0).add(1e-5).sqrt()
+    return scaled.mT @ scaled / len(z)
 
 
 def off_diagonal(matrix: Tensor) -> Tensor:
@@ -58,8 +58,8 @@ def off_diagonal(matrix: Tensor) -> Tensor:
 def diversity_objective(z: Tensor) -> Tensor:
     """Minus the sum of squared off-diagonal covariances of z (B, nz), divided by nz: a scalar that G_a ascends.
 
-    Without it all coordinates of the policy's actions follow one factor, and its images are all alike. It is the
-    covariance term of VICReg (Bardes et al. 2022, arXiv 2105.04906, eq. 4), by one batch.
+    Without it all coordinates of the policy's actions follow one factor, and its images are all alike. It is minus the
+    covariance term of VICReg (Bardes et al. 2022, arXiv 2105.04906, eq. 4), for z with mean 0 over the batch.
     """
     return -off_diagonal(z.mT @ z / len(z)).square().sum() / z.shape[1]
 

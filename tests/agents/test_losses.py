@@ -50,7 +50,7 @@ THIRD = torch.tensor([[1.0, 1.0], [1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, -
     [
         (UNCORRELATED, 0),
         (THIRD, -1 / 9),  # two entries off the diagonal, over 2
-        (THIRD * torch.tensor([1.0, -2.0]), -4 / 9),
+        (THIRD * torch.tensor([1.0, -2.0]), -4 / 9),  # covariances, not correlations
         (THIRD[:, [0, 1, 1]], -(4 / 9 + 2) / 3),
     ],
 )
@@ -64,7 +64,7 @@ def test_mean_correlation_by_hand(z, expected):
 
 
 def test_noise_is_near_the_best_z_that_a_batch_can_have():
-    """16 rows of 64 coordinates: a matrix of rank 15 at most, whose trace is 64."""
+    """A covariance of trace nz and rank rows - 1 has squares of at least nz^2 / (rows - 1), nz on the diagonal."""
     rows, nz, scores = 16, 64, []
     for seed in range(20):
         z = noise(rows, nz, seed)

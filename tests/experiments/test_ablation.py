@@ -37,6 +37,7 @@ def test_the_controls_are_games_without_critics_or_without_what_is_asked_about()
     without = {"no-generator-critic": ["D"], "no-discriminator-critic": ["G"]}
     without |= dict.fromkeys(("no-critics", "gan", "gan-plain"), [])
     assert critics == dict.fromkeys(games, ["G", "D"]) | without
+    assert all(game != games["default"] for name, game in games.items() if name != "default")
     same = {"r1", "r1_every", "replay_fraction", "batch_size", "tau"}
     assert all(getattr(games["gan"], name) == getattr(games["default"], name) for name in same)
     assert games["gan-plain"].r1 == games["gan-plain"].replay_fraction == 0

@@ -77,7 +77,7 @@ def test_a_reward_function_brings_its_settings_unless_flags_say_otherwise():
     assert complete({}) == Config()
 
 
-def test_most_actions_are_the_policys_where_it_follows_an_extra_reward():
+def test_an_extra_reward_lowers_epsilon_unless_a_flag_sets_it():
     """Random actions ignore the state: with epsilon 0.5 answers to `resemble` had a smaller gap."""
-    assert complete({}).epsilon == 0.5 and complete({"extra_reward": "resemble"}).epsilon == 0.1
-    assert complete({"extra_reward": "resemble", "epsilon": 0.3}, {"epsilon": 0.2}).epsilon == 0.3
+    assert complete({}).epsilon == 0.5 and complete({"extra_reward": "resemble"}, {"epsilon": 0.2}).epsilon == 0.1
+    assert complete({"extra_reward": "resemble", "epsilon": 0.3}).epsilon == 0.3
