@@ -73,12 +73,13 @@ PRIOR_AND_POLICY += [distance("policy FD", **POLICY), share("recall", **POLICY)]
 GAN, NO_CRITICS = "plain GAN (`--algorithm gan`)", "MAGNET without critics (`--critics none`)"
 FOLLOWED = {
     "critic": "**Q_r, the reward critic** (the default)",
-    "critic, z kept uncorrelated": "tried: Q_r, and z kept uncorrelated (commit c8daa69)",
+    "critic, epsilon 0.5": "Q_r, and half of the actions are noise: `--epsilon 0.5`",
+    "critic, epsilon 0.5, weight 2": "the same with `--extra-weight 2`",
     "true gradient": "the true gradient of `resemble`, from step 500 on: a black box has none",
     "weight 0": "nothing: `--extra-weight 0`",
     "G_a without its critic's gradient": "Q_r, but G_a does not: `--diversity-weight 1e6`",
-    "policy": "Q_r, but G does not: `--extra-to policy`",
-    "score function": "no critic: REINFORCE on z, with as many calls",
+    "policy": "Q_r, but G does not: `--extra-to policy` (commit 545ed0c)",
+    "score function": "no critic: REINFORCE on z, with as many calls of the reward (commit 545ed0c)",
     "best of 4": "nothing, best of 4 prior samples",
     "best of 16": "nothing, best of 16 prior samples",
     "best of 64": "nothing, best of 64 prior samples",
@@ -97,7 +98,7 @@ TABLES = {
     ),
     "faces": Table(
         "README.md", {"table": ("64x64 at equal CPU time", "weights")} | TRAINING, FACES_64,
-        {"MAGNET": "MAGNET", "plain GAN": GAN,
+        {"MAGNET": "MAGNET of commit cffcd40", "plain GAN": GAN,
          "celeba-64.pt of commit ee5bb3f": "the weights that were shipped before",
          "celeba-64.pt": "**the shipped weights** (`models/celeba-64.pt`, seed 0, bfloat16)",
          "real faces": "real faces against others, 2,000 each"},
@@ -105,7 +106,7 @@ TABLES = {
     "64x64 at equal CPU time": Table(
         "docs/results.md", {"table": "64x64 at equal CPU time"},
         [*FACES_64[:2], share("precision", **FACE), *FACES_64[2:], *SPECTRUM],
-        {"MAGNET": "MAGNET", "plain GAN": GAN},
+        {"MAGNET": "MAGNET of commit cffcd40", "plain GAN": GAN},
     ),
     "long trainings": Table(
         "docs/results.md", {"table": "long trainings"},

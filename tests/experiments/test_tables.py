@@ -42,7 +42,7 @@ def test_a_changed_line_changes_the_documents(tmp_path):
     before = path.read_text(encoding="utf-8")
     path.write_text(before.replace('"fd": 4.84,', '"fd": 4.99,'), encoding="utf-8")
     assert tables.write_tables(tmp_path) == ["README.md", "docs/results.md"]
-    assert "| MAGNET | 198,384 | 4.99 | 0.736 |" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "| MAGNET of commit cffcd40 | 198,384 | 4.99 |" in (tmp_path / "README.md").read_text(encoding="utf-8")
     path.write_text(before, encoding="utf-8")
     tables.write_tables(tmp_path)
     for document in DOCUMENTS:
