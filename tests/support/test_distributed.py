@@ -114,7 +114,9 @@ def assert_same_but_for_rounding(found, expected):
         if isinstance(value, str):
             assert found[path] == value
             continue
-        torch.testing.assert_close(found[path], value, rtol=1e-9, atol=1e-7, msg=lambda m, path=path: f"{path}: {m}")
+        # BatchNorm subtracts G_a's last bias as a part of the mean. So its gradient is rounding, which Adam scales up.
+        atol = 1e-4 if path[-1] in ("action.bias", "normalise.running_mean") else 1e-7
+        torch.testing.assert_close(found[path], value, rtol=1e-9, atol=atol, msg=lambda m, path=path: f"{path}: {m}")
 
 
 @pytest.mark.parametrize("game", GAMES)
