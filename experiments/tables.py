@@ -79,7 +79,7 @@ FOLLOWED = {
     "weight 0": "nothing: `--extra-weight 0`",
     "G_a without its critic's gradient": "Q_r, but G_a does not: `--diversity-weight 1e6`",
     "policy": "Q_r, but G does not: `--extra-to policy` (commit 545ed0c)",
-    "score function": "no critic: REINFORCE on z, with as many calls of the reward (commit 545ed0c)",
+    "score function": "no critic: REINFORCE on z, with as many calls of the reward",
     "best of 4": "nothing, best of 4 prior samples",
     "best of 16": "nothing, best of 16 prior samples",
     "best of 64": "nothing, best of 64 prior samples",
