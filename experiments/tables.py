@@ -151,6 +151,11 @@ TABLES = {
          "--lr 4e-4": "`--lr 4e-4` (stopped after 150 seconds)"},
         title="tried",
     ),
+    "kernels of G": Table(
+        "docs/results.md", {"table": "kernels of G"},
+        [Column("CPU seconds", "cpu_seconds", 0), *FACES_64[:2], share("precision", **FACE), *FACES_64[2:], SEEDS],
+        title="setting",
+    ),
     "32x32": Table(
         "docs/results.md", {"table": "32x32"},
         [Column("minutes, computed", "minutes", 1), PRIOR_AND_POLICY[0], share("precision", **PRIOR),
