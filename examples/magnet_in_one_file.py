@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid, mse_loss
+from torch.nn.functional import avg_pool2d, conv_transpose2d, logsigmoid, mse_loss
 
 FACES, EPISODE_LENGTH = 10_000, 25  # images in the data set, 32x32; states in an episode
 NEW, REPLAYED, REPLAY_SIZE = 12, 4, 8192  # B = 16 rows of a batch: new ones, and from the replay buffer; its capacity
@@ -60,13 +60,20 @@ class GeneratorActor(nn.Module):
         return self.normalise(self.action(h2)), torch.stack([h1, c1, h2, c2], dim=1), embedding.detach()
 
 
+class ResizeConvolution(nn.ConvTranspose2d):
+    def forward(self, x: Tensor) -> Tensor:
+        """Nearest-neighbour upsampling and a 3x3 convolution: the kernel is the sum of the weights at four shifts."""
+        shifted = avg_pool2d(torch.eye(9).view(9, 1, 3, 3), 2, 1, 1, divisor_override=1).flatten(1)  # (9, 16)
+        return conv_transpose2d(x, (self.weight.flatten(2) @ shifted).unflatten(2, (4, 4)), self.bias, 2, 1)
+
+
 def new_generator(w: int) -> nn.Sequential:
     """G: z (B, Z) -> images (B, 3, 32, 32) in [-1, 1]."""
     return nn.Sequential(
         nn.Unflatten(1, (NZ, 1, 1)), nn.ConvTranspose2d(NZ, 4 * w, 4, bias=False),  # (B, 4 w, 4, 4)
-        nn.BatchNorm2d(4 * w), nn.ReLU(True), nn.ConvTranspose2d(4 * w, 2 * w, 4, 2, 1, bias=False),  # (B, 2 w, 8, 8)
-        nn.BatchNorm2d(2 * w), nn.ReLU(True), nn.ConvTranspose2d(2 * w, w, 4, 2, 1, bias=False),  # (B, w, 16, 16)
-        nn.BatchNorm2d(w), nn.ReLU(True), nn.ConvTranspose2d(w, 3, 4, 2, 1), nn.Tanh(),
+        nn.BatchNorm2d(4 * w), nn.ReLU(True), ResizeConvolution(4 * w, 2 * w, 3, bias=False),  # (B, 2 w, 8, 8)
+        nn.BatchNorm2d(2 * w), nn.ReLU(True), ResizeConvolution(2 * w, w, 3, bias=False),  # (B, w, 16, 16)
+        nn.BatchNorm2d(w), nn.ReLU(True), ResizeConvolution(w, 3, 3), nn.Tanh(),
     )  # fmt: skip
 
 
@@ -149,10 +156,8 @@ def train(pixels: Tensor, steps: int, seed: int = 0) -> tuple[nn.ModuleDict, nn.
     for step in range(steps):
         if step % EPISODE_LENGTH == 0:  # line 1: a new episode, for which G_a's memory is empty
             memory = torch.zeros(NEW, 4, HIDDEN)
-
         # Line 10: the batch is the new state and rows from the replay buffer, which is empty at first.
-        filled = min(step * NEW, REPLAY_SIZE)
-        rows = torch.randint(max(filled, 1), (REPLAYED if filled else 0,), generator=rng["replay"])
+        rows = torch.randint(max(min(step * NEW, REPLAY_SIZE), 1), (REPLAYED if step else 0,), generator=rng["replay"])
         old_s, old_x, old_memory, old_fake = (part[rows] for part in replay)
         state, real = images[torch.cat([s, old_s, x, old_x])].div(127.5).sub(1).chunk(2)  # (B, 3, 32, 32) each
 
@@ -169,8 +174,7 @@ def train(pixels: Tensor, steps: int, seed: int = 0) -> tuple[nn.ModuleDict, nn.
 
         # Lines 6 to 8: store the transitions. The next state does not depend on the actions, therefore gamma is 0.
         places = torch.arange(step * NEW, (step + 1) * NEW) % REPLAY_SIZE
-        stored = fake[:NEW].add(1).mul(127.5).round().clamp(0, 255).byte()
-        for part, new in zip(replay, (s, x, memory, stored), strict=True):
+        for part, new in zip(replay, (s, x, memory, fake[:NEW].add(1).mul(127.5).round().byte()), strict=True):
             part[places] = new
         s, x, memory = x, next(states), next_memory[:NEW].detach()
 
@@ -189,9 +193,8 @@ def train(pixels: Tensor, steps: int, seed: int = 0) -> tuple[nn.ModuleDict, nn.
         descend(adam[D_a], loss)  # line 13
 
         # The generator. Its reward is log sigmoid(l), and its critic knows the other agent's action, the logit l.
-        played = fake_logit.detach()
-        reward = logsigmoid(played).squeeze(1)  # line 11
-        descend(adam[G_c], mse_loss(G_c(embedding, played), reward))  # line 12
+        reward = logsigmoid(fake_logit.detach()).squeeze(1)  # line 11
+        descend(adam[G_c], mse_loss(G_c(embedding, fake_logit.detach()), reward))  # line 12
         value = G_c(embedding, D_a(image))  # by D_a after its step
         descend(adam[actors], -value.mean() - DIVERSITY_WEIGHT * diversity_objective(policy))  # line 13
 

@@ -58,7 +58,7 @@ class Config:
         "log", "the players' rewards (magnet/game/rewards.py)",
         choices=("log", "minimax", "hinge", "least-squares", "wasserstein", "relativistic"),
     )  # fmt: skip
-    architecture: str = parameter("dcgan", "G and D_a: entries in networks.py", choices=("dcgan",), old="dcgan")
+    architecture: str = parameter("resize", "G's layers [D]; dcgan in [M]", choices=("resize", "dcgan"), old="dcgan")
     critics: str = parameter(
         "both", "which agents' actors follow a critic [M]; the others follow the gradient of the reward itself",
         choices=("both", "generator", "discriminator", "none"),
@@ -170,7 +170,7 @@ PRESETS = {
     "default": {},
     "original": {  # the published hyperparameters, as far as they have a counterpart here
         "gamma": 0.95, "tau": 0.01, "average": 0.0, "diversity_weight": 0.0, "replay_fraction": 0.5, "r1": 0.0,
-        "epsilon": 0.1,
+        "epsilon": 0.1, "architecture": "dcgan",
     },
     "cpu": {"image_size": 32, "width": 32, "nz": 64, "device": "cpu"},
     "gaussians": {

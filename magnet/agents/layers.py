@@ -34,6 +34,32 @@ class Convolutions(nn.Sequential):
             return super().forward(x).float()
 
 
+def strided_transpose(inputs: int, outputs: int, bias: bool = False) -> nn.ConvTranspose2d:
+    """DCGAN's transposed convolution of 4x4, which doubles the side: (B, inputs, S, S) -> (B, outputs, 2 S, 2 S)."""
+    return nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=bias)
+
+
+class ResizeConvolution(nn.ConvTranspose2d):
+    """A transposed convolution that equals nearest-neighbour upsampling and a 3x3 convolution (Odena et al. 2016).
+
+    Its kernel of 4x4 is the sum of the 3x3 weights at four shifts. Free 4x4 weights leave a checkerboard in the images.
+    """
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = False):
+        """From (B, inputs, S, S) to (B, outputs, 2 S, 2 S)."""
+        super().__init__(inputs, outputs, 3, stride=2, padding=1, bias=bias)
+        # Each 3x3 kernel that has one weight of 1. It needs values even in a network whose parameters are only counted.
+        units = torch.eye(9, device="cpu").view(9, 1, 3, 3)
+        shifted = F.avg_pool2d(units, 2, stride=1, padding=1, divisor_override=1).flatten(1)
+        self.register_buffer("shifted", shifted, persistent=False)  # (9, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (B, inputs, S, S) -> (B, outputs, 2 S, 2 S)."""
+        # One product, because sums of padded or pooled weights take 6 times as long on a CPU.
+        kernel = (self.weight.flatten(2) @ self.shifted).unflatten(2, (4, 4))
+        return F.conv_transpose2d(x, kernel, self.bias, self.stride, self.padding)
+
+
 class Normalise(torch.autograd.Function):
     """Mean 0 and variance 1 of each channel over all processes' rows (Ioffe and Szegedy 2015, arXiv 1502.03167).
 

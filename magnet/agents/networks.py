@@ -23,10 +23,12 @@ from magnet.agents.layers import (
     BatchNorm1d,
     BatchNorm2d,
     Convolutions,
+    ResizeConvolution,
     WideLinear,
     feature_maps,
     image_stack,
     point_stack,
+    strided_transpose,
 )
 
 
@@ -81,15 +83,19 @@ class GeneratorActor(nn.Module):
 class Generator(nn.Module):
     """G, from the latent vector to the image: transposed convolutions, nz -> 512x4x4 -> ... -> 3xSxS."""
 
-    def __init__(self, image_size: int, width: int, nz: int, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self, image_size: int, width: int, nz: int, dtype: torch.dtype = torch.float32,
+        new_layer: Callable[..., nn.Module] = ResizeConvolution,
+    ):  # fmt: skip
+        """new_layer: (inputs, outputs, bias) -> a layer that doubles the side."""
         super().__init__()
         maps = feature_maps(image_size, width)[::-1]
         layers = [nn.ConvTranspose2d(nz, maps[0], 4, stride=1, padding=0, bias=False)]  # (B, 8 width, 4, 4)
         for channels, wider in zip(maps[1:], maps[:-1], strict=True):  # each doubles the side
             layers += [BatchNorm2d(wider), nn.ReLU(inplace=True)]
-            layers.append(nn.ConvTranspose2d(wider, channels, 4, stride=2, padding=1, bias=False))
+            layers.append(new_layer(wider, channels, bias=False))
         layers += [BatchNorm2d(maps[-1]), nn.ReLU(inplace=True)]
-        layers += [nn.ConvTranspose2d(maps[-1], 3, 4, stride=2, padding=1), nn.Tanh()]  # (B, 3, S, S)
+        layers += [new_layer(maps[-1], 3, bias=True), nn.Tanh()]  # (B, 3, S, S)
         self.layers = Convolutions(*layers, dtype=dtype)
         self.apply(initialise)
 
@@ -181,15 +187,18 @@ class RewardCritic(nn.Module):
 
 
 # A new architecture needs an entry of one name in both tables, and the name among the choices of Config.architecture.
-# One that changes G or D_a alone repeats DCGAN's entry in the other table.
+# One that changes G or D_a alone repeats an entry in the other table. `dcgan` is the published one.
 #
 # GENERATORS: (image_size, width, nz, dtype) -> nn.Module, z (B, nz) -> images (B, 3, S, S) in [-1, 1].
 # DISCRIMINATORS: (image_size, width, dtype, batch_norm) -> an nn.Module, images -> features (B, F), and F, which must
 # be Config.features. D_a's logit and D_c stand on these features. G_a has the same stack with half of the width.
 # Both compute in `dtype`, but take and return float32, as layers.Convolutions does. They use layers.BatchNorm2d, whose
 # statistics include the rows of all processes. Checkpoints need no change: they hold the networks' state dicts.
-GENERATORS: dict[str, Callable[..., nn.Module]] = {"dcgan": Generator}
-DISCRIMINATORS: dict[str, Callable[..., tuple[nn.Module, int]]] = {"dcgan": image_stack}
+GENERATORS: dict[str, Callable[..., nn.Module]] = {
+    "resize": Generator,
+    "dcgan": functools.partial(Generator, new_layer=strided_transpose),
+}
+DISCRIMINATORS: dict[str, Callable[..., tuple[nn.Module, int]]] = {"resize": image_stack, "dcgan": image_stack}
 
 
 def convolution_dtype(config) -> torch.dtype:

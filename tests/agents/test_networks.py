@@ -10,9 +10,18 @@ import pytest
 import torch
 from conftest import new_trainer, pictures, run, same, saved, small_config
 from torch import nn
+from torch.nn import functional as F
 
 from magnet.agents import networks as modules
-from magnet.agents.layers import BatchNorm1d, BatchNorm2d, Convolutions, WideLinear, feature_maps, image_stack
+from magnet.agents.layers import (
+    BatchNorm1d,
+    BatchNorm2d,
+    Convolutions,
+    ResizeConvolution,
+    WideLinear,
+    feature_maps,
+    image_stack,
+)
 from magnet.agents.networks import DiscriminatorActor
 from magnet.config import Config
 
@@ -62,13 +71,13 @@ def test_only_the_convolutions_compute_in_half_precision(precision, dtype):
     def note(layer, inputs, out):
         dtypes.add((type(layer), (out[0] if isinstance(out, tuple) else out).dtype))
 
-    kinds = nn.Conv2d, nn.ConvTranspose2d, nn.Linear, WideLinear, nn.LSTMCell, BatchNorm1d
+    kinds = nn.Conv2d, nn.ConvTranspose2d, ResizeConvolution, nn.Linear, WideLinear, nn.LSTMCell, BatchNorm1d
     for network in five.values():
         for layer in network.modules():
             if isinstance(layer, kinds):
                 layer.register_forward_hook(note)
     assert {tensor.dtype for tensor in compute_outputs(five)} == {torch.float32}
-    assert dtypes == {(kind, dtype) for kind in kinds[:2]} | {(kind, torch.float32) for kind in kinds[2:]}
+    assert dtypes == {(kind, dtype) for kind in kinds[:3]} | {(kind, torch.float32) for kind in kinds[3:]}
 
 
 @pytest.mark.parametrize(
@@ -85,6 +94,23 @@ def test_feature_maps_double_with_each_halving_up_to_eight_widths(size, maps):
     assert channels == {"G_a": [count // 2 for count in maps], "D_a": maps}
     rising = [layer.in_channels for layer in five["G"].modules() if isinstance(layer, nn.ConvTranspose2d)]
     assert rising == [NZ, *maps[::-1]]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_resize_convolution_is_upsampling_and_a_convolution_and_learns_as_they_do(bias):
+    layer, x = ResizeConvolution(5, 3, bias), torch.randn(B, 5, 4, 4, requires_grad=True)
+    weight = layer.weight.flip(2, 3).transpose(0, 1)
+    expected = F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), weight, layer.bias, padding=1)
+    torch.testing.assert_close(layer(x), expected)
+    inputs, cotangent = [x, *layer.parameters()], torch.randn_like(expected)
+    gradients = [torch.autograd.grad(out, inputs, cotangent, retain_graph=True) for out in (layer(x), expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+
+
+def test_the_published_generator_has_free_kernels_of_4x4():
+    for architecture, side in (("resize", 3), ("dcgan", 4)):
+        layers = [one for one in networks(architecture=architecture)["G"].modules() if hasattr(one, "stride")]
+        assert [one.weight.shape[-1] for one in layers] == [4, side, side, side]
 
 
 def nested_actor():

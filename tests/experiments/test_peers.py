@@ -56,12 +56,16 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_programs_are_trained_for_the_time_and_scored_once(place, capsys):
+def test_programs_are_trained_for_the_time_and_scored_once(place, capsys, monkeypatch):
     pytest.importorskip("torchvision")
+    scored, compute = [], peers.metrics.compute_features
+    monkeypatch.setattr(peers.metrics, "compute_features", lambda *a: scored.append(len(a[1])) or compute(*a))
+    monkeypatch.setitem(peers.MOST, "ImageNet", 6)
     words = [*TINY, *FEW, "--only", "magnet", "gan", "dcgan", "--dcgan", "dcgan"]
     assert peers.main(words) == 0
     found = lines(place / "peers.jsonl")
     assert [line["program"] for line in found] == ["magnet", "gan", "dcgan"]
+    assert scored == [8, 6] * 4  # of the real pictures and of each program
     for line in found:
         assert line["images"] > 0 and line["seed"] == 3 and line["seconds"] == 2
         assert all(np.isfinite(line[score]) for score in SCORES) and SCORES < line.keys()
