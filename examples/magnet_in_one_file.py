@@ -60,11 +60,11 @@ class GeneratorActor(nn.Module):
         return self.normalise(self.action(h2)), torch.stack([h1, c1, h2, c2], dim=1), embedding.detach()
 
 
-class ResizeConvolution(nn.ConvTranspose2d):
+class ResizeConvolution(nn.ConvTranspose2d):  # nearest-neighbour upsampling and a 3x3 convolution, in one
     def forward(self, x: Tensor) -> Tensor:
-        """Nearest-neighbour upsampling and a 3x3 convolution: the kernel is the sum of the weights at four shifts."""
-        shifted = avg_pool2d(torch.eye(9).view(9, 1, 3, 3), 2, 1, 1, divisor_override=1).flatten(1)  # (9, 16)
-        return conv_transpose2d(x, (self.weight.flatten(2) @ shifted).unflatten(2, (4, 4)), self.bias, 2, 1)
+        shifted = avg_pool2d(torch.eye(9).view(9, 1, 3, 3), 2, 1, 1, divisor_override=1).flatten(1).t()  # (16, 9)
+        kernel = (shifted @ self.weight.permute(0, 2, 3, 1).flatten(1, 2)).unflatten(1, (4, 4))  # sums of four shifts
+        return conv_transpose2d(x, kernel.permute(0, 3, 1, 2), self.bias, 2, 1)
 
 
 def new_generator(w: int) -> nn.Sequential:

@@ -51,12 +51,13 @@ class ResizeConvolution(nn.ConvTranspose2d):
         # Each 3x3 kernel that has one weight of 1. It needs values even in a network whose parameters are only counted.
         units = torch.eye(9, device="cpu").view(9, 1, 3, 3)
         shifted = F.avg_pool2d(units, 2, stride=1, padding=1, divisor_override=1).flatten(1)
-        self.register_buffer("shifted", shifted, persistent=False)  # (9, 16)
+        self.register_buffer("shifted", shifted.t().contiguous(), persistent=False)  # (16, 9)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (B, inputs, S, S) -> (B, outputs, 2 S, 2 S)."""
-        # One product, because sums of padded or pooled weights take 6 times as long on a CPU.
-        kernel = (self.weight.flatten(2) @ self.shifted).unflatten(2, (4, 4))
+        # A product is 6 times as fast on a CPU as a sum of padded weights, and this one keeps channels_last.
+        kernel = self.shifted @ self.weight.permute(0, 2, 3, 1).flatten(1, 2)  # (inputs, 16, outputs)
+        kernel = kernel.unflatten(1, (4, 4)).permute(0, 3, 1, 2)
         return F.conv_transpose2d(x, kernel, self.bias, self.stride, self.padding)
 
 
