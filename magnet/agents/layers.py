@@ -34,7 +34,7 @@ class Convolutions(nn.Sequential):
             return super().forward(x).float()
 
 
-def strided_transpose(inputs: int, outputs: int, bias: bool = False) -> nn.ConvTranspose2d:
+def new_transposed_convolution(inputs: int, outputs: int, bias: bool = False) -> nn.ConvTranspose2d:
     """DCGAN's transposed convolution of 4x4, which doubles the side: (B, inputs, S, S) -> (B, outputs, 2 S, 2 S)."""
     return nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=bias)
 

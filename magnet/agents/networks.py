@@ -27,8 +27,8 @@ from magnet.agents.layers import (
     WideLinear,
     feature_maps,
     image_stack,
+    new_transposed_convolution,
     point_stack,
-    strided_transpose,
 )
 
 
@@ -196,7 +196,7 @@ class RewardCritic(nn.Module):
 # statistics include the rows of all processes. Checkpoints need no change: they hold the networks' state dicts.
 GENERATORS: dict[str, Callable[..., nn.Module]] = {
     "resize": Generator,
-    "dcgan": functools.partial(Generator, new_layer=strided_transpose),
+    "dcgan": functools.partial(Generator, new_layer=new_transposed_convolution),
 }
 DISCRIMINATORS: dict[str, Callable[..., tuple[nn.Module, int]]] = {"resize": image_stack, "dcgan": image_stack}
 
