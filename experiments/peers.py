@@ -183,6 +183,8 @@ def measure(options: argparse.Namespace, base: dict) -> None:
     base = base | ONE_THREAD
     config = devices.settle(complete(base))
     check(config)
+    if config.init:
+        raise UserError("All programs here begin with new networks: leave out --init.")
     if config.points or config.image_size != 64:
         raise UserError("All programs here learn pictures of 64x64: give --data FOLDER, and no other --image-size.")
     checkouts = {"dcgan": options.dcgan, "mimicry": options.mimicry}

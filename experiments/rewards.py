@@ -33,6 +33,7 @@ from magnet.evaluation import answers, comparison, drawing, feature_networks, me
 from magnet.game.extra_rewards import CELLS  # noqa: E402
 from magnet.maddpg import MADDPG  # noqa: E402
 from magnet.run import checkpoint, session  # noqa: E402
+from magnet.run.initial_networks import adopt_architecture  # noqa: E402
 from magnet.support import devices, random_streams  # noqa: E402
 from magnet.support.errors import UserError  # noqa: E402
 from magnet.support.output import as_program  # noqa: E402
@@ -204,7 +205,7 @@ def train_and_score(trainer: MADDPG, scorer: Scorer, steps: int) -> dict:
 def run_setting(options: argparse.Namespace, base: dict, setting: str, seed: int) -> Iterator[tuple[str, dict]]:
     """Trains; yields the name and scores of the setting, with "weight 0" also of its references. Raises UserError."""
     _, changes, change = SETTINGS[setting]
-    config = complete(base | changes | {"seed": seed})
+    config = adopt_architecture(complete(base | changes | {"seed": seed}), base)
     check(config)
     if change is follow_truth and config.extra_reward != "resemble":
         raise UserError("The true gradient is known for resemble alone: leave it out with --only.")

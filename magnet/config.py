@@ -72,7 +72,7 @@ class Config:
     )
     init: str = parameter(
         "", "begin with the networks of a run, a checkpoint or exported weights, as models/celeba-64.pt, with their "
-        "image size, width and nz; all else is new", old="", group="learning",
+        "image size, width, nz and layers; all else is new", old="", group="learning",
     )  # fmt: skip
     epochs: int = parameter(50, "passes over the images [M]", low=1)
     steps: int = parameter(0, "end after so many steps, even if epochs remain; 0: no limit", low=0)

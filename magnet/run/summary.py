@@ -28,7 +28,7 @@ def find_idle_flags(config: Config) -> set[str]:
         (not config.r1, {"r1_every"}),
         (not config.replay_fraction and not config.extra_reward, {"replay_size"}),
         (not config.extra_reward, {"extra_weight", "extra_to"}),
-        (config.points, {"image_size"}),
+        (config.points, {"image_size", "architecture"}),
         (config.gamma, {"average"}),
         (config.data == "synthetic", {"skip_bad_images"}),
         (config.device == "cpu", {"cuda_graphs", "deterministic"}),

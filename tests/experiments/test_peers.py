@@ -115,6 +115,7 @@ def test_failures_are_told_and_tried_again(place, capsys):
         (["--only", "dcgan"], "dcgan is missing"),
         (["--only", "gan", "mimicry", "--mimicry", "faces"], "mimicry is missing"),
         (["--image-size", "32"], "pictures of 64x64"),
+        (["--init", "models/celeba-64.pt"], "leave out --init"),
         (["--threads", "2"], "in one thread: leave out --threads"),
         (["--device", "cuda"], "leave out --threads and --device"),
         (["--table", "faces/00.png"], "other lines"),

@@ -93,3 +93,13 @@ def test_lines_are_made_once_and_more_tries_earn_more(place, thumbnail, capsys, 
     (place / "lines.jsonl").write_text("{}\n")
     assert rewards.main(words) == 2
     assert "lines.jsonl holds other lines" in capsys.readouterr().err
+
+
+def test_runs_begin_with_trained_networks_of_their_own_architecture(place, thumbnail, capsys):
+    pytest.importorskip("torch_fidelity")
+    words = [*TINY, "--features", str(thumbnail), "--only", "critic"]
+    (place / "kept").mkdir()
+    assert rewards.main([*words, "--out", "first.jsonl", "--keep", "kept", "--architecture", "dcgan"]) == 0
+    (kept,) = (place / "kept").glob("*.pt")
+    assert rewards.main([*words, "--out", "second.jsonl", "--init", str(kept)]) == 0
+    assert "New: nothing." in capsys.readouterr().out

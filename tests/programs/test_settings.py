@@ -147,7 +147,7 @@ def test_any_parameters_together_are_refused_or_train_and_go_on(count):
 @pytest.mark.parametrize(
     ("changes", "idle"),
     [({}, set()), ({"r1": 0.0}, {"r1_every"}), ({"replay_fraction": 0.0}, {"replay_size"}),
-     ({"data": "gaussians-8"}, {"image_size"}), ({"data": "synthetic"}, {"skip_bad_images"}),
+     ({"data": "gaussians-8"}, {"image_size", "architecture"}), ({"data": "synthetic"}, {"skip_bad_images"}),
      ({"device": "cpu"}, {"cuda_graphs", "deterministic"}), ({"device": "cuda"}, set()),
      ({"extra_reward": "jpeg", "replay_fraction": 0.0}, set()), ({"gamma": 0.5}, {"average"}),
      ({"algorithm": "gan"}, {"critics", "exploration", "epsilon", "diversity_weight", "episode_length"})],
