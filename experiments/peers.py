@@ -47,7 +47,7 @@ from magnet.support.paths import user_path  # noqa: E402
 BASE = ["--preset", "cpu", "--image-size", "64", "--nz", "100", "--precision", "fp32"]
 ONE_THREAD = {"device": "cpu", "threads": "1"}
 CPU, TIME_UP = torch.device("cpu"), "The time is up."
-MOST = {"face": None, "ImageNet": 2000}  # samples that a network scores
+MAX_SAMPLES = {"face": None, "ImageNet": 2000}  # samples that a network scores
 COLUMNS = {"images": 0, "face frechet": 2, "face recall": 3}  # of the table: keys of a line, and digits
 COLUMNS |= {"ImageNet frechet": 1, "ImageNet precision": 3, "ImageNet recall": 3}
 
@@ -201,13 +201,17 @@ def measure(options: argparse.Namespace, base: dict) -> None:
 
     def embed(images: np.ndarray) -> dict:
         return {
-            key: metrics.compute_features(network, torch.from_numpy(images[: MOST[key]]))
+            key: metrics.compute_features(network, torch.from_numpy(images[: MAX_SAMPLES[key]]))
             for key, (network, _) in networks.items()
         }
 
     chosen = torch.randperm(len(pixels), generator=random_streams.stream(0, "reference"))[: options.count].numpy()
-    protocol = {"data": fingerprint(pixels), "count": len(chosen), **{key: name for key, (_, name) in networks.items()}}
-    protocol["most"] = MOST
+    protocol = {
+        "data": fingerprint(pixels),
+        "count": len(chosen),
+        "most": MAX_SAMPLES,
+        **{key: name for key, (_, name) in networks.items()},
+    }
     protocol["flags"] = {key: value for key, value in base.items() if key not in ("data", "models_dir")}
     there = read_lines(options.out) if options.out.exists() else {}
     if any(line.get("protocol") != protocol for line in there.values()):

@@ -34,7 +34,7 @@ class Convolutions(nn.Sequential):
             return super().forward(x).float()
 
 
-def new_transposed_convolution(inputs: int, outputs: int, bias: bool = False) -> nn.ConvTranspose2d:
+def new_transposed_convolution(inputs: int, outputs: int, bias: bool) -> nn.ConvTranspose2d:
     """DCGAN's transposed convolution of 4x4, which doubles the side: (B, inputs, S, S) -> (B, outputs, 2 S, 2 S)."""
     return nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=bias)
 
@@ -45,18 +45,18 @@ class ResizeConvolution(nn.ConvTranspose2d):
     Its kernel of 4x4 is the sum of the 3x3 weights at four shifts. Free 4x4 weights leave a checkerboard in the images.
     """
 
-    def __init__(self, inputs: int, outputs: int, bias: bool = False):
+    def __init__(self, inputs: int, outputs: int, bias: bool):
         """From (B, inputs, S, S) to (B, outputs, 2 S, 2 S)."""
         super().__init__(inputs, outputs, 3, stride=2, padding=1, bias=bias)
-        # Each 3x3 kernel that has one weight of 1. It needs values even in a network whose parameters are only counted.
-        units = torch.eye(9, device="cpu").view(9, 1, 3, 3)
-        shifted = F.avg_pool2d(units, 2, stride=1, padding=1, divisor_override=1).flatten(1)
-        self.register_buffer("shifted", shifted.t().contiguous(), persistent=False)  # (16, 9)
+        # On the meta device, where parameters are only counted, torch.eye would import PyTorch's compiler.
+        one_hot_kernels = torch.eye(9, device="cpu").view(9, 1, 3, 3)
+        sums = F.avg_pool2d(one_hot_kernels, 2, stride=1, padding=1, divisor_override=1).flatten(1)
+        self.register_buffer("shift_matrix", sums.t().contiguous(), persistent=False)  # (16, 9)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (B, inputs, S, S) -> (B, outputs, 2 S, 2 S)."""
         # A product is 6 times as fast on a CPU as a sum of padded weights, and this one keeps channels_last.
-        kernel = self.shifted @ self.weight.permute(0, 2, 3, 1).flatten(1, 2)  # (inputs, 16, outputs)
+        kernel = self.shift_matrix @ self.weight.permute(0, 2, 3, 1).flatten(1, 2)  # (inputs, 16, outputs)
         kernel = kernel.unflatten(1, (4, 4)).permute(0, 3, 1, 2)
         return F.conv_transpose2d(x, kernel, self.bias, self.stride, self.padding)
 

@@ -84,9 +84,8 @@ class Generator(nn.Module):
     """G, from the latent vector to the image: transposed convolutions, nz -> 512x4x4 -> ... -> 3xSxS."""
 
     def __init__(
-        self, image_size: int, width: int, nz: int, dtype: torch.dtype = torch.float32,
-        new_layer: Callable[..., nn.Module] = ResizeConvolution,
-    ):  # fmt: skip
+        self, image_size: int, width: int, nz: int, dtype: torch.dtype, *, new_layer: Callable[..., nn.Module]
+    ):
         """new_layer: (inputs, outputs, bias) -> a layer that doubles the side."""
         super().__init__()
         maps = feature_maps(image_size, width)[::-1]
@@ -187,7 +186,7 @@ class RewardCritic(nn.Module):
 
 
 # A new architecture needs an entry of one name in both tables, and the name among the choices of Config.architecture.
-# One that changes G or D_a alone repeats an entry in the other table. `dcgan` is the published one.
+# If only G or only D_a is new, repeat an existing entry in the other table. `dcgan` is the published one.
 #
 # GENERATORS: (image_size, width, nz, dtype) -> nn.Module, z (B, nz) -> images (B, 3, S, S) in [-1, 1].
 # DISCRIMINATORS: (image_size, width, dtype, batch_norm) -> an nn.Module, images -> features (B, F), and F, which must
@@ -195,7 +194,7 @@ class RewardCritic(nn.Module):
 # Both compute in `dtype`, but take and return float32, as layers.Convolutions does. They use layers.BatchNorm2d, whose
 # statistics include the rows of all processes. Checkpoints need no change: they hold the networks' state dicts.
 GENERATORS: dict[str, Callable[..., nn.Module]] = {
-    "resize": Generator,
+    "resize": functools.partial(Generator, new_layer=ResizeConvolution),
     "dcgan": functools.partial(Generator, new_layer=new_transposed_convolution),
 }
 DISCRIMINATORS: dict[str, Callable[..., tuple[nn.Module, int]]] = {"resize": image_stack, "dcgan": image_stack}

@@ -60,7 +60,7 @@ def test_programs_are_trained_for_the_time_and_scored_once(place, capsys, monkey
     pytest.importorskip("torchvision")
     scored, compute = [], peers.metrics.compute_features
     monkeypatch.setattr(peers.metrics, "compute_features", lambda *a: scored.append(len(a[1])) or compute(*a))
-    monkeypatch.setitem(peers.MOST, "ImageNet", 6)
+    monkeypatch.setitem(peers.MAX_SAMPLES, "ImageNet", 6)
     words = [*TINY, *FEW, "--only", "magnet", "gan", "dcgan", "--dcgan", "dcgan"]
     assert peers.main(words) == 0
     found = lines(place / "peers.jsonl")
