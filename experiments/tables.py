@@ -98,15 +98,16 @@ TABLES = {
     ),
     "faces": Table(
         "README.md", {"table": ("64x64 at equal CPU time", "weights")} | TRAINING, FACES_64,
-        {"MAGNET": "MAGNET of commit cffcd40", "plain GAN": GAN,
-         "celeba-64.pt of commit ee5bb3f": "the weights that were shipped before",
+        {"MAGNET": "MAGNET", "plain GAN": GAN, "plain GAN, dcgan": "plain GAN, `--architecture dcgan`",
+         "celeba-64.pt of commit cffcd40": "the weights shipped before, with `--architecture dcgan`",
          "celeba-64.pt": "**the shipped weights** (`models/celeba-64.pt`, seed 0, bfloat16)",
          "real faces": "real faces against others, 2,000 each"},
     ),
     "64x64 at equal CPU time": Table(
         "docs/results.md", {"table": "64x64 at equal CPU time"},
-        [*FACES_64[:2], share("precision", **FACE), *FACES_64[2:], *SPECTRUM],
-        {"MAGNET": "MAGNET of commit cffcd40", "plain GAN": GAN},
+        [*FACES_64[:2], share("precision", **FACE), *FACES_64[2:], SEEDS],
+        {"MAGNET": "**MAGNET**", "plain GAN": GAN, "MAGNET, dcgan": "MAGNET of commit cffcd40, `--architecture dcgan`",
+         "plain GAN, dcgan": "plain GAN, `--architecture dcgan`"},
     ),
     "long trainings": Table(
         "docs/results.md", {"table": "long trainings"},
@@ -115,8 +116,10 @@ TABLES = {
          for title, key, digits in (("FD", "fd", digits), ("recall", "recall", 3))]
         + [distance(f"held out: prior FD, {network['network']}", digits, **network | PRIOR | HELD_OUT)
            for network, digits in ((FACE, 2), (IMAGENET, 0))] + [SEEDS],
-        {"MAGNET": "MAGNET", "plain GAN": GAN, "epsilon 0.1": "MAGNET, `--epsilon 0.1`",
-         "before 9ff5901": "MAGNET before commit 9ff5901"}, by_images=True, title="setting",
+        {"MAGNET": "**MAGNET**", "plain GAN": GAN, "MAGNET, dcgan": "MAGNET, `--architecture dcgan`",
+         "plain GAN, dcgan": "plain GAN, `--architecture dcgan`",
+         "MAGNET, dcgan, epsilon 0.1": "MAGNET, `--architecture dcgan --epsilon 0.1`",
+         "MAGNET before 9ff5901": "MAGNET before commit 9ff5901"}, by_images=True, title="setting",
     ),
     "the policy's z": Table(
         "docs/results.md", {"table": "the policy's z"},
