@@ -10,7 +10,8 @@ import sample
 import train
 from magnet.run import checkpoint
 
-SCORED = ["--evaluate-every", "2", "--hold-out", "0.1"]
+# With these layers a run of 18 steps gets better.
+SCORED = ["--evaluate-every", "2", "--hold-out", "0.1", "--architecture", "dcgan"]
 
 
 def log(run):
