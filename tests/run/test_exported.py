@@ -28,7 +28,8 @@ from magnet.support.errors import UserError
 ROOT = Path(train.__file__).parent
 GAMES = {
     "magnet": {}, "no critics": {"critics": "none"}, "gan": {"algorithm": "gan"},
-    "a team": {"generators": 2, "discriminators": 2, "specialise": 1.0}, "spectral": {"spectral_norm": True},
+    "a team": {"generators": 2, "discriminators": 2, "specialise": 1.0, "architecture": "dcgan"},
+    "spectral": {"spectral_norm": True},
 }  # fmt: skip
 
 
@@ -50,7 +51,7 @@ def test_they_sample_as_the_run_does_but_for_rounding(game, tmp_path):
         pairs = zip(trainer.generators, generators, strict=True)
         ours, theirs = zip(*[(Sampler(a, faces, seed=3), Sampler(b, faces, seed=3)) for a, b in pairs], strict=True)
         first, second = draw(list(ours), kind, 40)[0].float(), draw(list(theirs), kind, 40)[0].float()
-        assert first.std() > 1 and (first - second).abs().max() <= 3  # grey levels
+        assert first.std() > 1 and (first - second).abs().max() <= 2  # grey levels
     images = trainer.dataset.batch(torch.arange(8))
     for ours, theirs in zip(trainer.discriminators, discriminators, strict=True):
         assert torch.allclose(ours.targets["actor"](images), theirs.targets["actor"](images), atol=0.02)
