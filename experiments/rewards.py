@@ -27,7 +27,7 @@ from torch import Tensor  # noqa: E402
 from torch.nn.functional import adaptive_avg_pool2d, cosine_similarity  # noqa: E402
 
 from experiments import ablation  # noqa: E402
-from magnet.config import check, complete  # noqa: E402
+from magnet.config import Config, check, complete  # noqa: E402
 from magnet.data.image_dataset import ImageDataset, to_uint8  # noqa: E402
 from magnet.evaluation import answers, comparison, drawing, feature_networks, metrics, sampling  # noqa: E402
 from magnet.game.extra_rewards import CELLS  # noqa: E402
@@ -202,14 +202,19 @@ def train_and_score(trainer: MADDPG, scorer: Scorer, steps: int) -> dict:
     return scores | {"reward_critic_r2": sum(explained) / len(explained)} | scorer.score(trainer)
 
 
-def run_setting(options: argparse.Namespace, base: dict, setting: str, seed: int) -> Iterator[tuple[str, dict]]:
-    """Trains; yields the name and scores of the setting, with "weight 0" also of its references. Raises UserError."""
+def new_config(base: dict, setting: str, seed: int) -> Config:
+    """The config of a run. Raises UserError."""
     _, changes, change = SETTINGS[setting]
     config = adopt_architecture(complete(base | changes | {"seed": seed}), base)
     check(config)
     if change is follow_truth and config.extra_reward != "resemble":
         raise UserError("The true gradient is known for resemble alone: leave it out with --only.")
-    config = devices.settle(config)
+    return config
+
+
+def run_setting(options: argparse.Namespace, base: dict, setting: str, config: Config) -> Iterator[tuple[str, dict]]:
+    """Trains; yields the name and scores of the setting, with "weight 0" also of its references. Raises UserError."""
+    config, change = devices.settle(config), SETTINGS[setting][2]
     torch.set_num_threads(int(config.threads))
     pixels, extra = session.load_pixels(config), session.load_reward(config, base)
     trainer, _ = session.build(config, pixels, extra=extra)
@@ -224,7 +229,7 @@ def run_setting(options: argparse.Namespace, base: dict, setting: str, seed: int
         yield "nearest real face", scorer.nearest_real()
     if options.keep:
         state = {"config": vars(config), "faces": trainer.dataset.fingerprint, "best": None}
-        name = f"{setting}-{config.extra_reward}-{config.extra_weight}-{seed}.pt".replace(" ", "-")
+        name = f"{setting}-{config.extra_reward}-{config.extra_weight}-{config.seed}.pt".replace(" ", "-")
         checkpoint.save(options.keep / name, state | {"trainer": trainer.state_dict()})
 
 
@@ -233,14 +238,15 @@ def measure(options: argparse.Namespace, base: dict) -> None:
     network = f"{options.features.name} {feature_networks.digest(options.features)}"
     lines = ablation.read_lines(options.out, "setting", "seed", "flags") if options.out.exists() else []
     there = [(line["setting"], line["seed"], line.get("steps"), line["flags"]) for line in lines]
-    for seed in options.seeds:
-        for setting in options.only:
-            flags = {key: v for key, v in (base | SETTINGS[setting][1]).items() if key not in ("data", "models_dir")}
-            if (setting, seed, options.steps, flags) in there:
-                continue
-            for name, scores in run_setting(options, base, setting, seed):
-                line = {"setting": name, "seed": seed, "flags": flags} | scores
-                ablation.append_line(options.out, line | {"features": network, "torch": torch.__version__})
+    runs = [(setting, new_config(base, setting, seed)) for seed in options.seeds for setting in options.only]
+    for setting, config in runs:
+        # All defaults too, as in ablation.py: lines that were made with other defaults do not count.
+        flags = {key: value for key, value in vars(config).items() if key not in ("data", "models_dir")}
+        if (setting, config.seed, options.steps, flags) in there:
+            continue
+        for name, scores in run_setting(options, base, setting, config):
+            line = {"setting": name, "seed": config.seed, "flags": flags} | scores
+            ablation.append_line(options.out, line | {"features": network, "torch": torch.__version__})
 
 
 @as_program

@@ -86,6 +86,7 @@ def test_lines_are_made_once_and_more_tries_earn_more(place, thumbnail, capsys, 
     assert len((place / "lines.jsonl").read_text().splitlines()) == 6
     tries = [lines[f"best of {k}"]["extra_reward"] for k in (4, 16, 64)]
     assert tries == sorted(tries) and tries[0] > lines["weight 0"]["prior"]["extra_reward"]
+    assert lines["critic"]["flags"].items() >= {"width": 4, "architecture": "resize"}.items()  # the defaults too
     assert lines["critic"]["images"] == 24 and {"fd", "recall"} <= lines["critic"]["answers"].keys()
     assert len(list((place / "kept").glob("*.pt"))) == 2 and threads == [1, 1]
     assert rewards.main([*words, "--algorithm", "gan"]) == 2
@@ -103,3 +104,9 @@ def test_runs_begin_with_trained_networks_of_their_own_architecture(place, thumb
     (kept,) = (place / "kept").glob("*.pt")
     assert rewards.main([*words, "--out", "second.jsonl", "--init", str(kept)]) == 0
     assert "New: nothing." in capsys.readouterr().out
+
+
+def test_what_a_setting_cannot_do_is_said_before_any_training(place, thumbnail, capsys):
+    words = [*TINY, "--features", str(thumbnail), "--out", "lines.jsonl", "--extra-reward", "jpeg"]
+    assert rewards.main([*words, "--only", "critic", "true gradient"]) == 2
+    assert "known for resemble alone" in capsys.readouterr().err and not (place / "lines.jsonl").exists()
