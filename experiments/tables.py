@@ -110,16 +110,23 @@ TABLES = {
          "plain GAN, dcgan": "plain GAN, `--architecture dcgan`"},
     ),
     "long trainings": Table(
-        "docs/results.md", {"table": "long trainings"},
+        "docs/results.md",
+        {"table": "long trainings", "checkpoint": (270_000, 540_000, 1_080_000, 1_620_000, 2_160_000, 3_000_000)},
         [Column(f"{kind['kind']} {title}, {network['network']}", key, digits, network | kind | TRAINING)
          for kind, network, digits in ((PRIOR, FACE, 2), (PRIOR, IMAGENET, 0), (POLICY, FACE, 2))
          for title, key, digits in (("FD", "fd", digits), ("recall", "recall", 3))]
         + [distance(f"held out: prior FD, {network['network']}", digits, **network | PRIOR | HELD_OUT)
            for network, digits in ((FACE, 2), (IMAGENET, 0))] + [SEEDS],
         {"MAGNET": "**MAGNET**", "plain GAN": GAN, "MAGNET, dcgan": "MAGNET, `--architecture dcgan`",
-         "plain GAN, dcgan": "plain GAN, `--architecture dcgan`",
-         "MAGNET, dcgan, epsilon 0.1": "MAGNET, `--architecture dcgan --epsilon 0.1`",
-         "MAGNET before 9ff5901": "MAGNET before commit 9ff5901"}, by_images=True, title="setting",
+         "plain GAN, dcgan": "plain GAN, `--architecture dcgan`"}, by_images=True, title="setting",
+    ),
+    "noise in the actions": Table(
+        "docs/results.md",
+        {"table": ("long trainings", "noise in the actions"), "checkpoint": (270_000, 540_000, 1_080_000)} | TRAINING,
+        [distance("prior FD, face", **FACE, **PRIOR), distance("policy FD, face", **FACE, **POLICY),
+         share("recall", **FACE, **POLICY), distance("prior FD, ImageNet", 0, **IMAGENET, **PRIOR), SEEDS],
+        {"MAGNET, dcgan": "`--epsilon 0.5`", "MAGNET, dcgan, epsilon 0.1": "`--epsilon 0.1`",
+         "MAGNET before 9ff5901": "before commit 9ff5901, `--epsilon 0.1`"}, by_images=True, title="MAGNET",
     ),
     "the policy's z": Table(
         "docs/results.md", {"table": "the policy's z"},
