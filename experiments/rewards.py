@@ -202,10 +202,10 @@ def train_and_score(trainer: MADDPG, scorer: Scorer, steps: int) -> dict:
     return scores | {"reward_critic_r2": sum(explained) / len(explained)} | scorer.score(trainer)
 
 
-def new_config(base: dict, setting: str, seed: int) -> Config:
-    """The config of a run. Raises UserError."""
+def new_config(base: dict, setting: str, seed: int, steps: int) -> Config:
+    """The config of a run, checked. Raises UserError."""
     _, changes, change = SETTINGS[setting]
-    config = adopt_architecture(complete(base | changes | {"seed": seed}), base)
+    config = adopt_architecture(complete(base | changes | {"seed": seed, "steps": steps}), base)
     check(config)
     if change is follow_truth and config.extra_reward != "resemble":
         raise UserError("The true gradient is known for resemble alone: leave it out with --only.")
@@ -238,7 +238,7 @@ def measure(options: argparse.Namespace, base: dict) -> None:
     network = f"{options.features.name} {feature_networks.digest(options.features)}"
     lines = ablation.read_lines(options.out, "setting", "seed", "flags") if options.out.exists() else []
     there = [(line["setting"], line["seed"], line.get("steps"), line["flags"]) for line in lines]
-    runs = [(setting, new_config(base, setting, seed)) for seed in options.seeds for setting in options.only]
+    runs = [(name, new_config(base, name, seed, options.steps)) for seed in options.seeds for name in options.only]
     for setting, config in runs:
         # All defaults too, as in ablation.py: lines that were made with other defaults do not count.
         flags = {key: value for key, value in vars(config).items() if key not in ("data", "models_dir")}

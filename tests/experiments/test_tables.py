@@ -40,11 +40,12 @@ def test_a_changed_line_changes_the_documents(tmp_path):
     assert tables.write_tables(tmp_path) == []
     path = tmp_path / "docs" / "faces.jsonl"
     before = path.read_text(encoding="utf-8")
-    path.write_text(before.replace('"fd": 4.29,', '"fd": 4.99,'), encoding="utf-8")
+    changed = before.replace('"fd": 4.29,', '"fd": 4.99,').replace('"fd": 2.22,', '"fd": 2.99,')
+    path.write_text(changed, encoding="utf-8")
     assert tables.write_tables(tmp_path) == ["README.md", "docs/results.md"]
-    assert "| plain GAN, `--architecture dcgan` | 236,112 | 4.99 |" in (tmp_path / "README.md").read_text(
-        encoding="utf-8"
-    )
+    row = "| plain GAN, `--architecture dcgan` | 236,112 | 4.99 |"
+    assert row in (tmp_path / "docs" / "results.md").read_text(encoding="utf-8")
+    assert "| 560,000 | 2.99 |" in (tmp_path / "README.md").read_text(encoding="utf-8")
     path.write_text(before, encoding="utf-8")
     tables.write_tables(tmp_path)
     for document in DOCUMENTS:
