@@ -121,6 +121,13 @@ TABLES = {
         {"MAGNET": "**MAGNET**", "plain GAN": GAN, "MAGNET, dcgan": "MAGNET, `--architecture dcgan`",
          "plain GAN, dcgan": "plain GAN, `--architecture dcgan`"}, by_images=True, title="setting",
     ),
+    "batch size": Table(
+        "docs/performance.md",
+        {"table": ("long trainings", "batch size"), "checkpoint": (270_000, 384_000), "seed": (0, 1)} | TRAINING,
+        [IMAGES, distance("prior FD, face", **FACE, **PRIOR), distance("policy FD, face", **FACE, **POLICY),
+         distance("prior FD, ImageNet", 0, **IMAGENET, **PRIOR), share("recall", **IMAGENET, **PRIOR), SEEDS],
+        {"MAGNET": "16,875 steps at batch 16", "batch 32": "12,000 steps at batch 32"}, title="setting",
+    ),
     "noise in the actions": Table(
         "docs/results.md",
         {"table": ("long trainings", "noise in the actions"), "checkpoint": (270_000, 540_000, 1_080_000)} | TRAINING,
