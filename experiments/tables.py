@@ -141,7 +141,8 @@ TABLES = {
         [Column("old objective, one batch", "one_batch", 2), Column("old objective, two batches", "two_batches", 2),
          Column("effective directions", "directions", 0)],
         {"before 9ff5901": "MAGNET before commit 9ff5901", "MAGNET": "MAGNET, `--architecture dcgan`",
-         "epsilon 0.1": "MAGNET, `--architecture dcgan --epsilon 0.1`", "running mean": "tried: a running mean of the covariance"},
+         "epsilon 0.1": "MAGNET, `--architecture dcgan --epsilon 0.1`",
+         "running mean": "tried: a running mean of the covariance"},
         by_images=True, title="setting",
     ),
     "32x32, what G_c sees": Table(
