@@ -5,8 +5,8 @@
     python3 experiments/rewards.py --data FOLDER --out smile.jsonl --extra-reward smile --only critic --extra-weight 0.3
 
 All further words are train.py's flags, for every run; by default `--preset cpu --precision fp32 --hold-out 0.1
---extra-reward resemble`. A line of the output is a run: its setting, flags and scores. Lines that are there already
-are not made again.
+--extra-reward resemble`. A line of the output is a run: its setting, all its parameters and its scores. Lines that
+are there already are not made again.
 
 Scores: the mean extra reward of the policy's images beside their own states, which are held-out faces; the gap, by
 which it is higher than beside another state; how often an answer's own state scores best among 100; FD, precision and
